@@ -1,0 +1,51 @@
+# `make demo` and `make test` need Python >= 3.10 and a package index, nothing else.
+# Where the default index would bring a CUDA build of torch that you do not want, set PIP_EXTRA_INDEX_URL to the
+# index of the CPU builds: pip reads that variable by itself.
+
+PYTHON ?= python3
+VENV ?= .venv
+TEST_WORKERS ?= 2
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Nothing here may depend on a download, so a cache miss must fail at once instead of waiting for the network.
+export HF_HUB_OFFLINE := 1
+export HF_DATASETS_OFFLINE := 1
+export HF_EVALUATE_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test lint style clean
+
+help:
+	@echo "make demo     install into $(VENV), then forget digits and print the table"
+	@echo "make test     install into $(VENV), then lint, types and tests"
+	@echo "make lint     ruff and mypy only"
+	@echo "make style    format the code and fix what ruff can fix"
+	@echo "make clean    remove $(VENV) and every cache"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/hf-unlearn demo
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# One thread a worker: models this small lose time to threads, and workers that share cores lose more.
+test: export OMP_NUM_THREADS := 1
+test: lint
+	$(BIN)/pytest -n $(TEST_WORKERS) --doctest-modules tests hf_unlearn
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,168 @@
+"""LoRA adapters: the default of each architecture, adding one, and merging it into a plain model."""
+
+import copy
+from typing import Literal, TypeAlias
+
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+Layers: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
+
+# (attention, rest of the block): the layers that get adapters, by the ends of their names. A name that a model lacks
+# does no harm: T5 has wi, Flan-T5 wi_0 and wi_1; the largest DINOv2 has a gated MLP.
+_VIT: Layers = ("q_proj", "k_proj", "v_proj", "o_proj"), ("fc1", "fc2")
+_DINOV2: Layers = _VIT[0], ("fc1", "fc2", "gate_proj", "up_proj", "down_proj")
+_CONVNEXT: Layers = (), ("pwconv1", "pwconv2")  # PEFT needs a rank that is a multiple of dwconv's groups
+_RESNET: Layers = (), ("convolution",)
+_WHISPER: Layers = ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")
+_WAV2VEC2: Layers = _WHISPER[0], ("intermediate_dense", "output_dense")
+_BERT: Layers = ("query", "key", "value", "attention.output.dense"), ("intermediate.dense", "output.dense")
+_DISTILBERT: Layers = ("q_lin", "k_lin", "v_lin", "out_lin"), ("lin1", "lin2")
+_GPT2: Layers = ("c_attn", "attn.c_proj"), ("c_fc", "mlp.c_proj")
+_LLAMA: Layers = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+_PHI: Layers = ("q_proj", "k_proj", "v_proj", "self_attn.dense"), ("fc1", "fc2")
+_PHI3: Layers = ("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj")
+_T5: Layers = ("q", "k", "v", "o"), ("wi", "wi_0", "wi_1", "wo")
+
+TARGETS: dict[str, Layers] = {
+    "vit": _VIT,
+    "deit": _VIT,
+    "swin": _VIT,
+    "dinov2": _DINOV2,
+    "convnext": _CONVNEXT,
+    "resnet": _RESNET,
+    "clip": _WHISPER,
+    "whisper": _WHISPER,
+    "wav2vec2": _WAV2VEC2,
+    "hubert": _WAV2VEC2,
+    "bert": _BERT,
+    "roberta": _BERT,
+    "distilbert": _DISTILBERT,
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "phi": _PHI,
+    "phi3": _PHI3,
+    "t5": _T5,
+}
+
+# Classes with one of these in their name predict labels that are the task's own: their heads train with the adapter.
+_HEAD_TASKS = ("Classification", "QuestionAnswering", "MultipleChoice")
+
+
+def lora_config(model: PreTrainedModel) -> LoraConfig:
+    """The default adapter of a model: LoRA on every linear layer of its blocks (on ResNet's convolutions).
+
+    Rank 8, alpha 16, no dropout (forget and retain gradients must come from one network), no bias. Architectures that
+    are not in `TARGETS` get PEFT's "all-linear". A classification or question answering head trains too, as
+    `modules_to_save`; the head of a language model (causal, masked, seq2seq, CTC) stays as it is.
+
+    `task_type` is None: with one, PEFT passes Whisper arguments that it does not take.
+
+    Source: Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models.
+    """
+    heads = _outside_body(model)
+    trains_heads = any(task in cls.__name__ for task in _HEAD_TASKS for cls in type(model).__mro__)
+    attention, rest = TARGETS.get(model.config.model_type, ((), ()))
+    targets = [*attention, *rest] or "all-linear"
+    # PEFT's "all-linear" leaves out the output embeddings, which a CTC head, for one, is not.
+    excluded = rf"({'|'.join(heads)})(\..+)?" if heads and not trains_heads and targets == "all-linear" else None
+    return LoraConfig(
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        bias="none",
+        task_type=None,
+        target_modules=targets,
+        exclude_modules=excluded,
+        modules_to_save=_matched_alone(heads, model) if trains_heads else None,
+        # GPT-2's Conv1D stores its weight transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+
+
+def add_adapter(model: PreTrainedModel, peft_config: PeftConfig | Literal["auto"] = "auto") -> PeftModel:
+    """Put a fresh adapter on a model, and freeze everything else.
+
+    The layers of `model` are wrapped in place, as `peft.get_peft_model` does; `peft_config` is copied.
+
+    Args:
+        model: a model without an adapter.
+        peft_config: "auto" for `lora_config(model)`, or a configuration of any PEFT method.
+
+    Raises:
+        ValueError: the model has an adapter already, or PEFT cannot apply the configuration to it (its target modules
+            match nothing, for example).
+    """
+    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            f"model: this {type(model).__name__} has an adapter already; unlearn that one, or merge it first"
+        )
+    config = lora_config(model) if peft_config == "auto" else copy.deepcopy(peft_config)
+    targets = getattr(config, "target_modules", None)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(
+            f"peft_config: PEFT cannot apply target_modules={targets!r} to {type(model).__name__}, "
+            f"whose layers are named {', '.join(_layer_names(model))}: {error}"
+        ) from error
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """A plain model of the class that came in, with the active adapter in its weights; `model` stays as it is.
+
+    The sums are made in float32 and rounded once to the dtype of each weight; a change below half a step of that
+    dtype is lost then (bfloat16 keeps 8 bits: load the base in float32 to keep smaller ones). Heads that trained with
+    the adapter (`modules_to_save`) replace the original ones. Every weight requires gradients: PEFT froze them and kept
+    no record of how they were.
+
+    Takes the memory of a second model, plus float32 copies of the adapted layers while it merges.
+
+    Raises:
+        ValueError: a merged weight is not finite.
+    """
+    clone = copy.deepcopy(model)
+    adapted = [module for module in clone.modules() if isinstance(module, BaseTunerLayer)]
+    dtypes = {weight: weight.dtype for layer in adapted for weight in layer.get_base_layer().parameters()}
+    for layer in adapted:
+        layer.float()
+    plain = clone.merge_and_unload(safe_merge=True)
+    for weight, dtype in dtypes.items():
+        weight.data = weight.data.to(dtype)
+    return plain.requires_grad_(True)
+
+
+def _outside_body(model: PreTrainedModel) -> list[str]:
+    """The top-level modules with weights that are not the model's body; none if the model is a body itself."""
+    children = dict(model.named_children())
+    # T5ForQuestionAnswering and CLIPForImageClassification have nothing under their base_model_prefix.
+    bodies = {
+        name for name, child in children.items() if child is model.base_model or isinstance(child, PreTrainedModel)
+    }
+    if not bodies:
+        return []
+    return [
+        name
+        for name, child in children.items()
+        if name not in bodies and not isinstance(child, nn.Embedding) and any(True for _ in child.parameters())
+    ]
+
+
+def _matched_alone(heads: list[str], model: PreTrainedModel) -> list[str]:
+    """The heads that `modules_to_save` can name: PEFT compares ends, and "norm" would wrap every norm of the body."""
+    body = [name for name, _ in model.named_modules() if name.split(".")[0] not in heads]
+    return [head for head in heads if not any(name.endswith(head) for name in body)]
+
+
+def _layer_names(model: nn.Module) -> list[str]:
+    layers = nn.Linear | nn.Conv1d | nn.Conv2d | Conv1D
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, layers)}
+    return sorted(name for name in names if not name.isdigit())

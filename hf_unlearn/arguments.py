@@ -1,0 +1,146 @@
+"""Every setting, in one place, validated before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import Seq2SeqTrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from hf_unlearn.data import REQUESTS
+from hf_unlearn.methods import METHODS
+from hf_unlearn.methods.orthograd import FORGETTING_LOSSES
+from hf_unlearn.per_sample.projection import SCOPES
+from hf_unlearn.targets import FORGET_TARGETS, HINGES
+
+# Chosen by benchmarks/quality.py; benchmarks/README.md has what was tried.
+DEFAULT_STEPS = 240
+# Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
+STEPS_WITHOUT_TARGET = 30
+
+
+@dataclass
+class UnlearningArguments(Seq2SeqTrainingArguments):
+    """The arguments of [`UnlearningTrainer`]: those of `TrainingArguments`, and what unlearning adds.
+
+    > Parameters that control the method
+
+    Args:
+        method: a name in `hf_unlearn.methods.METHODS`: `"nabla_tau"` (default), `"orthograd"`, `"grad_ascent"`,
+            `"grad_diff"`, `"finetune"`.
+        forgetting_loss: for methods that bend gradients: which loss makes the forget gradient; `"nabla_tau"`
+            (default), `"grad_ascent"` (as OrthoGrad's paper).
+        retain_weight: weight of the retain loss in [0, 1], the forgetting loss gets the rest. Default: the method's.
+        retain_batch_size: retain rows a device in every batch; default: `per_device_train_batch_size`, which counts
+            the forget rows.
+        projection_scope: `"global"` (default, the paper's): one span of retain gradients over all tensors; `"tensor"`:
+            one for each tensor, which protects more.
+
+    > Parameters that control the target
+
+    Args:
+        request: `"rows"`, `"class"` or `"group"`; default: what `split_forget_retain` left on the datasets, else `"rows"`.
+        forget_target: `"auto"` (default: follows the request), `"distribution"`, `"masked_class"`, `"mean"` (as ∇τ was
+            published), `"none"`, a number (tau), or a sequence of losses of rows never trained on.
+        hinge: `"squared"` (as published) or `"linear"`, with `forget_target="mean"` or a number.
+        stop_at_target: stop when the forget loss (for a class: accuracy) on a fixed sample of the forget set reaches
+            the target, checked every few steps. Default: for methods that would not end by themselves.
+
+    > Parameters that control the gradient engine
+
+    Args:
+        per_sample_engine: `"auto"` (hooks where every trainable layer has a rule, else the loop, with a warning),
+            `"hooks"`, or `"loop"`.
+
+    > Defaults that differ from `TrainingArguments`
+
+    `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (240 unless
+    `num_train_epochs` or `max_steps` is given; one epoch is one pass over the larger of the two sets),
+    `per_device_train_batch_size` (64), `lr_scheduler_type` (cosine to a tenth), `logging_steps` (10), `save_strategy`
+    ("no"), `logging_nan_inf_filter` (False: divergence must show).
+    """
+
+    method: str = field(default="nabla_tau", metadata={"help": f"Unlearning method, one of {sorted(METHODS)}."})
+    forgetting_loss: str = field(default="nabla_tau", metadata={"help": "Loss whose gradient a surgery method bends."})
+    retain_weight: float | None = field(default=None, metadata={"help": "Weight of the retain loss in [0, 1]."})
+    retain_batch_size: int | None = field(default=None, metadata={"help": "Retain rows per device and batch."})
+    projection_scope: str = field(default="global", metadata={"help": f"Span of the projection, one of {SCOPES}."})
+    request: str | None = field(default=None, metadata={"help": f"Kind of forget request, one of {REQUESTS}."})
+    forget_target: str = field(default="auto", metadata={"help": f"One of {FORGET_TARGETS}, or a number."})
+    hinge: str = field(default="squared", metadata={"help": f"Hinge of the mean target, one of {HINGES}."})
+    stop_at_target: bool | None = field(default=None, metadata={"help": "Stop when the target is reached."})
+    per_sample_engine: str = field(default="auto", metadata={"help": "auto, hooks or loop."})
+
+    learning_rate: float | None = field(default=None, metadata={"help": "Default: the method's own."})  # type: ignore[assignment]
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the larger set."})  # type: ignore[assignment]
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Forget rows per device and batch."})
+    lr_scheduler_type: Any = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    save_strategy: Any = field(default="no", metadata={"help": "When to save checkpoints."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
+
+    def __post_init__(self):
+        """Resolve defaults and refuse what cannot work, one line each."""
+        self.default_steps = self.max_steps <= 0 and self.num_train_epochs is None
+        if self.default_steps:
+            self.max_steps = DEFAULT_STEPS
+        if self.num_train_epochs is None:
+            self.num_train_epochs = 3.0  # unused: max_steps overrides it
+        if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "cosine_with_min_lr":
+            self.lr_scheduler_kwargs = self.lr_scheduler_kwargs or {"min_lr_rate": 0.1}
+        super().__post_init__()
+        self.forget_target = _parse_target(self.forget_target)
+        _one_of("method", self.method, METHODS)
+        _one_of("forgetting_loss", self.forgetting_loss, FORGETTING_LOSSES)
+        _one_of("projection_scope", self.projection_scope, SCOPES)
+        _one_of("hinge", self.hinge, HINGES)
+        _one_of("per_sample_engine", self.per_sample_engine, ("auto", "hooks", "loop"))
+        if self.request is not None:
+            _one_of("request", self.request, REQUESTS)
+        if isinstance(self.forget_target, str):
+            _one_of("forget_target", self.forget_target, FORGET_TARGETS)
+        if self.retain_weight is not None and not 0 <= self.retain_weight <= 1:
+            raise ValueError(f"retain_weight: must lie in [0, 1], got {self.retain_weight}")
+        if self.retain_batch_size is not None and self.retain_batch_size < 1:
+            raise ValueError(f"retain_batch_size: must be at least 1, got {self.retain_batch_size}")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "label_smoothing_factor: must be 0 while unlearning, got "
+                f"{self.label_smoothing_factor}; smoothed losses cannot be compared with the target"
+            )
+        if self.fp16 and METHODS[self.method].surgery:
+            raise ValueError(
+                f"fp16: {self.method} writes gradients that the loss scaler does not see; use bf16=True or full precision"
+            )
+        if self.push_to_hub and self.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                f'hub_strategy: must be "end", got {self.hub_strategy.value!r}, which uploads checkpoints that still '
+                "hold the data"
+            )
+
+    @property
+    def retain_rows(self) -> int:
+        """Retain rows a device in every batch."""
+        return self.retain_batch_size or self.per_device_train_batch_size
+
+
+def _one_of(name: str, value: Any, known: Any) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: unknown value {value!r}, use one of {sorted(known)}")
+
+
+def _parse_target(value: Any) -> Any:
+    """A name, a number (also as a string, from the command line) or a list of floats."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, (int, float)):
+        return float(value)
+    losses = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+    if not losses:
+        raise ValueError("forget_target: an empty sample of losses says nothing; give at least one loss")
+    return losses

@@ -1,0 +1,71 @@
+"""The default collator: rows that are ready for the model become one padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+Collator = Callable[[list], Mapping[str, Any]]
+
+
+def default_collator(model: Any, processing_class: Any = None) -> Collator:
+    """A collator that pads every ragged column along its first axis, for text, images, audio and Whisper features.
+
+    Columns of equal shape are stacked. Ragged ones are padded at the end: `input_ids` with the pad id of
+    `processing_class` or of the model's configuration, anything named `labels` with -100, `attention_mask` and the rest
+    with 0. Padded `input_ids` get an attention mask when the rows bring none; padded `input_values` get one when the
+    model's feature encoder uses layer normalisation (those with group normalisation were trained without).
+    Rows of a causal language model that bring no labels are their own labels. `label` and `label_ids` become `labels`.
+
+    Args:
+        model: the model, for its configuration and its class (a `PeftModel` too).
+        processing_class: tokenizer, feature extractor or processor; only its pad id is read.
+
+    Examples:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, pad_token_id=0))
+        >>> batch = default_collator(model)([{"input_ids": [5, 6, 7]}, {"input_ids": [8]}])
+        >>> batch["input_ids"].tolist(), batch["labels"].tolist()
+        ([[5, 6, 7], [8, 0, 0]], [[5, 6, 7], [8, -100, -100]])
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = base.config
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    candidates = [getattr(source, "pad_token_id", None) for source in (tokenizer, config)]
+    pad_id = next((value for value in candidates if value is not None), 0)
+    own_labels = type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    masks_audio = getattr(config, "feat_extract_norm", None) == "layer"
+
+    def collate(rows: list) -> dict[str, Any]:
+        rows = [{("labels" if k in ("label", "label_ids") else k): v for k, v in row.items()} for row in rows]
+        if own_labels and "labels" not in rows[0]:
+            rows = [{**row, "labels": row["input_ids"]} for row in rows]
+        batch: dict[str, Any] = {}
+        for name in rows[0]:
+            values = [_tensor(row[name]) for row in rows]
+            fill = pad_id if name == "input_ids" else -100 if "labels" in name else 0
+            batch[name], lengths = _stack(values, fill)
+            wants_mask = name == "input_ids" or (name == "input_values" and masks_audio)
+            if lengths is not None and wants_mask and "attention_mask" not in rows[0]:
+                positions = torch.arange(batch[name].shape[1])
+                batch["attention_mask"] = (positions[None] < lengths[:, None]).long()
+        return batch
+
+    return collate
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, np.ndarray) and value.dtype == np.float64:
+        value = value.astype(np.float32)  # numpy's default, not the user's choice; a float64 tensor stays as it is
+    return torch.as_tensor(value)
+
+
+def _stack(values: list[torch.Tensor], fill: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if all(v.shape == values[0].shape for v in values):
+        return torch.stack(values), None
+    lengths = torch.tensor([len(v) for v in values])
+    return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fill), lengths

@@ -1,0 +1,169 @@
+"""The main job in two minutes: a real model forgets real handwritten digits, beside a model retrained without them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from rich.console import Console
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
+
+from hf_unlearn.arguments import UnlearningArguments
+from hf_unlearn.auditing.runner import gap, measure
+from hf_unlearn.collate import default_collator
+from hf_unlearn.data import split_forget_retain
+from hf_unlearn.report.plots import loss_curves
+from hf_unlearn.report.tables import print_figures
+from hf_unlearn.trainer import UnlearningTrainer
+
+METHODS_SHOWN = {"nabla_tau": "∇τ", "orthograd": "OrthoGrad + LoRA"}
+
+
+def digits_data(seed: int = 0) -> dict[str, datasets.Dataset]:
+    """scikit-learn's bundled handwritten digits (8x8, 10 classes): 997 `train`, 400 `unseen` and 400 `test` rows."""
+    digits = load_digits()
+    pixels, labels = (digits.images[:, None] / 8 - 1).astype(np.float32), digits.target
+    train, rest = train_test_split(np.arange(len(labels)), test_size=800, stratify=labels, random_state=seed)
+    unseen, test = train_test_split(rest, test_size=400, stratify=labels[rest], random_state=seed)
+    rows = datasets.Dataset.from_dict({"pixel_values": pixels, "label": labels}).with_format("torch")
+    return {name: rows.select(chosen) for name, chosen in (("train", train), ("unseen", unseen), ("test", test))}
+
+
+def digits_model(seed: int = 0) -> ViTForImageClassification:
+    """A ViT of about 100 thousand weights with fresh weights."""
+    set_seed(seed)
+    config = ViTConfig(
+        image_size=8, patch_size=2, num_channels=1, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=128, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def train_from_scratch(
+    model: PreTrainedModel,
+    rows: Any,
+    *,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    seed: int = 0,
+    output_dir: str = "unlearned",
+    description: str | None = None,
+) -> float:
+    """Train a model in place with a plain `transformers.Trainer`; returns the seconds it took."""
+    args = TrainingArguments(
+        output_dir=output_dir,
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        per_device_train_batch_size=batch_size,
+        seed=seed,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    started = time.perf_counter()
+    trainer = Trainer(model, args, train_dataset=rows, data_collator=default_collator(model))
+    trainer.pop_callback(PrinterCallback)
+    if description:
+        trainer.add_callback(Bar(description))
+    trainer.train()
+    return time.perf_counter() - started
+
+
+class Bar(TrainerCallback):
+    """One named progress bar for one training."""
+
+    def __init__(self, description: str):
+        self.description = description
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, desc=self.description, unit="step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def scenes(train: datasets.Dataset, seed: int) -> dict[str, tuple[Any, Any]]:
+    """What the demo forgets: one class, and a random 10 %."""
+    return {
+        "class 3": split_forget_retain(train, column="label", values=[3]),
+        "random 10 %": split_forget_retain(train, fraction=0.1, seed=seed),
+    }
+
+
+TRAINING: dict[str, Any] = {"epochs": 40, "learning_rate": 1e-3, "batch_size": 64}
+SHOWN = ("forget_accuracy", "retain_accuracy", "unseen_accuracy", "mia_accuracy", "forget_loss", "gap", "seconds")
+
+
+def run_demo(output_dir: str = "unlearn-demo", seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
+    """Train, forget, retrain for reference; print one table, draw the loss curves.
+
+    Args:
+        output_dir: where the pictures (`curves-*.png`) and the figures (`demo.json`) go.
+        seed: seed of everything.
+
+    Returns:
+        Scene to model to figures; the gap is in points, to the model retrained without the forget set.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = digits_data(seed)
+    work = {"seed": seed, "output_dir": str(folder), **TRAINING}
+    original = digits_model(seed)
+    train_from_scratch(original, data["train"], description="Training a ViT on handwritten digits", **work)
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    pictures = []
+    for scene, (forget, retain) in scenes(data["train"], seed).items():
+        sets = {"forget": forget, "retain": retain, "unseen": data["test"]}
+        retrained = digits_model(seed + 1)
+        seconds = train_from_scratch(retrained, retain, description=f"Retraining without {scene}", **work)
+        found = {"original": measure(original, sets), "retrained": {**measure(retrained, sets), "seconds": seconds}}
+        runs = {}
+        for method in METHODS_SHOWN:
+            model, seconds, history = forget_with(method, original, forget, retain, data["unseen"], folder, seed)
+            found[METHODS_SHOWN[method]] = {**measure(model, sets), "seconds": seconds}
+            runs[METHODS_SHOWN[method]] = history
+        for figures in found.values():
+            figures["gap"] = gap(figures, found["retrained"])
+        results[scene] = found
+        pictures.append(loss_curves(runs, found, scene, folder / f"curves-{scene.split()[0]}.png"))
+    for scene, found in results.items():
+        shown = {name: {k: figures[k] for k in SHOWN if k in figures} for name, figures in found.items()}
+        print_figures(shown, f"Forgetting {scene} (gap: mean distance to the retrained model, in points)")
+    (folder / "demo.json").write_text(json.dumps({"seed": seed, "scenes": results}, indent=1) + "\n")
+    Console().print(f"Loss curves: {', '.join(map(str, pictures))}; figures: {folder / 'demo.json'}")
+    return results
+
+
+def forget_with(
+    method: str, original: Any, forget: Any, retain: Any, unseen: Any, folder: Path, seed: int
+) -> tuple[Any, float, list[dict[str, float]]]:
+    """Unlearn a copy of the original with default settings: the model, the seconds and the log."""
+    args = UnlearningArguments(output_dir=str(folder), method=method, seed=seed, report_to="none", disable_tqdm=True)
+    trainer = UnlearningTrainer(copy.deepcopy(original), forget, retain, args, unseen_ds=unseen)
+    trainer.pop_callback(PrinterCallback)
+    trainer.add_callback(Bar(f"Forgetting with {METHODS_SHOWN[method]}"))
+    started = time.perf_counter()
+    trainer.train()
+    return trainer.model, time.perf_counter() - started, trainer.state.log_history

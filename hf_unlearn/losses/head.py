@@ -1,0 +1,201 @@
+"""What a model's output means: the inputs it needs, the loss and the right predictions of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_unlearn.losses import rows
+
+Batch = Mapping[str, Any]
+PerSampleLoss = Callable[[Any, Batch], Tensor]
+
+KIND_OF_PROBLEM_TYPE = {
+    "regression": "regression",
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+}
+
+
+def classification_kind(config: Any, labels: Tensor | None = None) -> str:
+    """The kind of a classifier, by the rule of transformers (ForSequenceClassificationLoss).
+
+    The config's `problem_type` decides; if it is not set, a single output means regression, integer labels (or no
+    labels at hand) mean a single label, and any other dtype several labels. Unlike transformers, this does not write
+    the answer into the config. The rule also holds for audio classifiers whose own loss ignores `problem_type`
+    (wav2vec2, Whisper).
+    """
+    if config.problem_type is not None:
+        return KIND_OF_PROBLEM_TYPE[config.problem_type]
+    if config.num_labels == 1:
+        return "regression"
+    return "single_label" if labels is None or labels.dtype in (torch.long, torch.int) else "multi_label"
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of one model; made by `head_of`.
+
+    Losses are those of the forward pass that they are given: call the model in eval mode if they are to be free of
+    dropout and SpecAugment.
+
+    Attributes:
+        kind: `"single_label"`, `"multi_label"`, `"regression"`, `"token"`, `"causal_lm"`, `"masked_lm"`,
+            `"seq2seq_lm"`, `"ctc"`, `"question_answering"` or `"custom"`. A classifier whose config leaves
+            `problem_type` open has kind `"single_label"`, and its labels decide batch by batch: see `kind_for`.
+        model: the model, without the wrapper of its adapters; only its config and its helper methods are used.
+        per_sample_loss: the user's own function, for kind `"custom"`.
+    """
+
+    kind: str
+    model: Any = field(repr=False)
+    per_sample_loss: PerSampleLoss | None = field(default=None, repr=False)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The entries of a batch that hold its labels; none for kind `"custom"`, which may use any entry."""
+        if self.kind == "custom":
+            return ()
+        return ("start_positions", "end_positions") if self.kind == "question_answering" else ("labels",)
+
+    def kind_for(self, batch: Batch) -> str:
+        """The kind that the labels of this batch ask for.
+
+        It is `kind`, except for a classifier whose config leaves `problem_type` open: see `classification_kind`.
+        """
+        if self.kind in KIND_OF_PROBLEM_TYPE.values():
+            return classification_kind(self.model.config, batch["labels"])
+        return self.kind
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The arguments of the model's forward for a collated batch, which is not changed.
+
+        Labels are left out, or the model would compute its own loss as well (over the whole vocabulary, for a
+        language model). A seq2seq model gets the `decoder_input_ids` that it would have made from the labels, unless
+        the batch brings decoder inputs. Kind `"custom"` gets the whole batch.
+
+        Raises:
+            ValueError: decoder inputs are needed and the config has no start token or no padding token.
+        """
+        inputs = {name: value for name, value in batch.items() if name not in self.label_names}
+        if self.kind == "seq2seq_lm" and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
+            inputs["decoder_input_ids"] = _decoder_input_ids(self.model, batch["labels"])
+        return inputs
+
+    def losses(self, outputs: Any, batch: Batch) -> Tensor:
+        """The loss of each row, in nats (in squared units of the target for regression).
+
+        Args:
+            outputs: what the model returned for `inputs(batch)`.
+            batch: the collated batch, labels included.
+
+        Returns:
+            Shape `[batch]`, differentiable; float64 where the model computes in float64, else float32.
+
+        Raises:
+            ValueError: labels and logits do not line up, or `per_sample_loss` did not return one number a row.
+        """
+        match self.kind_for(batch):
+            case "multi_label":
+                return rows.multi_label_losses(outputs.logits, batch["labels"])
+            case "regression":
+                return rows.regression_losses(outputs.logits, batch["labels"])
+            case "ctc":
+                return _ctc_losses(self.model, outputs, batch)
+            case "custom":
+                return _custom_losses(self.per_sample_loss, outputs, batch)
+            case kind:
+                return rows.token_losses(*_decisions(kind, outputs, batch))
+
+    def correct(self, outputs: Any, batch: Batch) -> Tensor:
+        """The share of right predictions in each row, in [0, 1]; NaN where nothing can be right or wrong.
+
+        Single label: 0 or 1. Multi-label: share of the labels whose probability is on the right side of one half.
+        Tokens and language models: share of the labelled tokens that the largest logit predicts. Question answering:
+        mean of start and end. NaN: regression, CTC, custom losses, and rows with no label.
+
+        Returns:
+            Shape `[batch]`, float32.
+        """
+        match self.kind_for(batch):
+            case "multi_label":
+                return rows.multi_label_accuracy(outputs.logits, batch["labels"])
+            case "regression" | "ctc" | "custom":
+                some = next(iter(batch.values()))
+                return torch.full((len(some),), torch.nan, device=some.device)
+            case kind:
+                return rows.token_accuracy(*_decisions(kind, outputs, batch))
+
+
+def _decisions(kind: str, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Every choice of one class out of many that a row is scored on: logits [batch, n, classes], labels [batch, n]."""
+    if kind == "question_answering":
+        logits = torch.stack((outputs.start_logits, outputs.end_logits), dim=1)
+        # transformers' rule: negative positions are the first token, positions past the text are left out
+        length = logits.shape[-1]
+        positions = torch.stack((batch["start_positions"].view(-1), batch["end_positions"].view(-1)), dim=1)
+        labels = positions.clamp(0, length)
+        labels = labels.masked_fill(labels == length, rows.IGNORED)
+    elif kind == "single_label":
+        logits, labels = outputs.logits.unsqueeze(1), batch["labels"].view(-1, 1)
+    elif kind == "causal_lm":
+        # the labels are shifted rather than the logits, which would be copied
+        logits, labels = outputs.logits, F.pad(batch["labels"], (0, 1), value=rows.IGNORED)[:, 1:]
+    else:
+        logits, labels = outputs.logits, batch["labels"]
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"labels: found {list(labels.shape)} labels for {list(logits.shape[:-1])} predictions of a {kind} head; "
+            "give each prediction its label (-100 for none), or pass per_sample_loss"
+        )
+    return logits, labels
+
+
+def _decoder_input_ids(model: Any, labels: Tensor) -> Tensor:
+    """The labels shifted to the right behind the start token, as the model does it. Shape [batch, tokens]."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        # cloned because FSMT writes into the labels that it is given
+        return model.prepare_decoder_input_ids_from_labels(labels=labels.clone())
+    start, padding = model.config.decoder_start_token_id, model.config.pad_token_id
+    if start is None or padding is None:
+        raise ValueError(
+            f"model: config.decoder_start_token_id is {start} and config.pad_token_id is {padding}; "
+            "set both, decoder_input_ids are made with them"
+        )
+    shifted = labels.roll(1, dims=1)
+    shifted[:, 0] = start
+    return shifted.masked_fill(shifted == rows.IGNORED, padding)
+
+
+def _ctc_losses(model: Any, outputs: Any, batch: Batch) -> Tensor:
+    config = model.config
+    if batch.get("attention_mask") is not None:
+        lengths = batch["attention_mask"].sum(-1)
+    else:
+        features = batch[model.main_input_name]
+        lengths = torch.full((len(features),), features.shape[1], device=features.device)
+    frames = model._get_feat_extract_output_lengths(lengths).long()
+    return rows.ctc_losses(
+        outputs.logits,
+        batch["labels"],
+        frames,
+        blank=config.pad_token_id,
+        reduction=config.ctc_loss_reduction,
+        zero_infinity=config.ctc_zero_infinity,
+    )
+
+
+def _custom_losses(per_sample_loss: Any, outputs: Any, batch: Batch) -> Tensor:
+    losses = per_sample_loss(outputs, batch)
+    size = len(next(iter(batch.values())))
+    if losses.shape != (size,):
+        raise ValueError(
+            f"per_sample_loss: found a result of shape {list(losses.shape)} for {size} rows; "
+            "return one loss a row, shape [batch]"
+        )
+    return rows.at_least_float32(losses)

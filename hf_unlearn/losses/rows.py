@@ -1,0 +1,119 @@
+"""From logits and labels to one loss, and one share of right predictions, per row: pure functions of tensors.
+
+Logits may be in half precision; the losses are then float32, as in transformers. float64 stays float64.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Float32 for half precision, the tensor itself otherwise."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, averaged over the labelled positions of each row; 0 for a row with none.
+
+    Args:
+        logits: `[batch, positions, classes]`.
+        labels: `[batch, positions]`, integer, -100 where there is no label.
+
+    Returns:
+        Shape `[batch]`.
+    """
+    labels = labels.to(logits.device)
+    flat = at_least_float32(logits).flatten(0, 1)
+    losses = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view(labels.shape).sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp_min(1)
+
+
+def token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of each row's labelled positions whose largest logit is the label's; NaN for a row with none.
+
+    Args:
+        logits: `[batch, positions, classes]`.
+        labels: `[batch, positions]`, integer, -100 where there is no label.
+
+    Returns:
+        Shape `[batch]`, float32.
+    """
+    labels = labels.to(logits.device)
+    labelled = labels != IGNORED
+    return ((logits.argmax(dim=-1) == labels) & labelled).sum(dim=1) / labelled.sum(dim=1)
+
+
+def multi_label_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy, averaged over the labels of each row.
+
+    Args:
+        logits: `[batch, num_labels]`.
+        labels: `[batch, num_labels]`, in [0, 1].
+
+    Returns:
+        Shape `[batch]`.
+    """
+    logits = at_least_float32(logits)
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none").mean(dim=1)
+
+
+def multi_label_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of each row's labels that the probability is on the right side of one half for.
+
+    Args:
+        logits: `[batch, num_labels]`.
+        labels: `[batch, num_labels]`, in [0, 1].
+
+    Returns:
+        Shape `[batch]`, float32.
+    """
+    return ((logits > 0) == (labels.to(logits) > 0.5)).float().mean(dim=1)
+
+
+def regression_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared error, averaged over the targets of each row.
+
+    Args:
+        logits: `[batch, num_labels]`.
+        labels: `[batch, num_labels]`, or `[batch]` for a single target.
+
+    Returns:
+        Shape `[batch]`.
+    """
+    logits = at_least_float32(logits)
+    return (logits - labels.to(logits).view(logits.shape)).square().mean(dim=1)
+
+
+def ctc_losses(
+    logits: Tensor, labels: Tensor, frames: Tensor, blank: int, reduction: str, zero_infinity: bool
+) -> Tensor:
+    """Connectionist temporal classification: the negative log-likelihood of each row's transcription.
+
+    The arithmetic of ForCTCLoss (transformers/loss/loss_ctc.py), but in float64 where the logits are.
+
+    Args:
+        logits: `[batch, max_frames, vocabulary]`.
+        labels: `[batch, length]`; -100 and the blank are padding.
+        frames: `[batch]`, integer, the number of valid frames of each row.
+        blank: the id of the blank token.
+        reduction: the config's `ctc_loss_reduction`; `"mean"` divides by the target length, `"sum"` does not.
+        zero_infinity: 0 instead of infinity (and no gradient) for a transcription too long for its frames.
+
+    Returns:
+        Shape `[batch]`.
+    """
+    labels = labels.to(logits.device)
+    labelled = (labels != IGNORED) & (labels != blank)
+    lengths = labelled.sum(dim=1)
+    log_probs = at_least_float32(logits).log_softmax(dim=-1).transpose(0, 1)
+    # cuDNN's CTC is switched off as in transformers: it takes other target layouts and is not deterministic
+    with torch.backends.cudnn.flags(enabled=False):
+        losses = F.ctc_loss(
+            log_probs, labels[labelled], frames, lengths, blank, reduction="none", zero_infinity=zero_infinity
+        )
+    return losses / lengths.clamp_min(1) if reduction == "mean" else losses

@@ -1,0 +1,75 @@
+"""What `UnlearningTrainer` measures: signals of its sets, their figures, and `evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+
+from hf_unlearn.auditing.figures import figures, transcribe, word_error_rate
+from hf_unlearn.auditing.signals import Signals, collect
+from hf_unlearn.data import sample_rows
+
+# Rows of the retain set that the figures look at: enough for half a point of accuracy.
+FIGURE_ROWS = 2000
+
+
+class Measuring:
+    """The part of [`UnlearningTrainer`] that measures; relies on a `Trainer` beside it."""
+
+    def collect(self, dataset: Any, description: str = "Measuring") -> Signals:
+        """Per-row signals of the model as it is now on a dataset of flat rows."""
+        return collect(
+            self._runner,
+            self._readable(dataset),
+            head=self.head,
+            collator=self.data_collator
+            if isinstance(dataset, datasets.Dataset)
+            else super()._get_collator_with_removed_columns(self.data_collator),
+            accelerator=self.accelerator,
+            batch_size=self.args.eval_batch_size,
+            description=description,
+        )
+
+    def signals(self) -> dict[str, Signals]:
+        """Signals of the forget set, of at most 2,000 rows of the retain set, and of the unseen set where given."""
+        return {name: self.collect(rows, f"Measuring {name} rows") for name, rows in self._sets().items()}
+
+    def unlearning_figures(self) -> dict[str, float]:
+        """Forget, retain and unseen loss and accuracy, membership inference, and word error rates of speech models."""
+        return self._figures(self.signals())
+
+    def _sets(self) -> dict[str, Any]:
+        sets = {"forget": self.forget_ds, "retain": sample_rows(self.retain_ds, FIGURE_ROWS)}
+        return sets | ({} if self.unseen_ds is None else {"unseen": self.unseen_ds})
+
+    def _figures(self, signals: dict[str, Signals]) -> dict[str, float]:
+        classes: list[int] = []
+        if self.request == "class" and signals["forget"].labels is not None:
+            classes = signals["forget"].labels.unique().tolist()
+        found = figures(signals, classes)
+        if self.args.predict_with_generate and self.processing_class is not None:
+            for name, rows in self._sets().items():
+                found[f"{name}_wer"] = word_error_rate(*zip(*self._transcripts(rows), strict=True))
+        return found
+
+    def _transcripts(self, dataset: Any) -> list[tuple[str, str]]:
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        limits = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
+        loader = self.get_test_dataloader(dataset)
+        pairs = transcribe(self.model.eval(), loader, tokenizer, {k: v for k, v in limits.items() if v is not None})
+        return self.accelerator.gather_for_metrics(pairs, use_gather_object=True)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval", **kwargs
+    ) -> dict[str, float]:
+        """Evaluate on `eval_dataset` as `Trainer` does; without one, the unlearning figures are added."""
+        metrics: dict[str, float] = {}
+        if eval_dataset is not None or self.eval_dataset:
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        if eval_dataset is None:
+            found = {f"{metric_key_prefix}_{name}": value for name, value in self.unlearning_figures().items()}
+            self.log(found)
+            metrics.update(found)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics

@@ -1,0 +1,51 @@
+"""The plain baselines: fine-tuning on the retain set, gradient ascent, gradient difference."""
+
+from __future__ import annotations
+
+from hf_unlearn.methods.base import Method
+from hf_unlearn.targets import Ascent, ForgetTarget
+
+
+class Finetune(Method):
+    """Descend the retain loss `L_r` and hope that the rest fades."""
+
+    name = "finetune"
+    title = "fine-tune"
+    paper = "-"
+    bounded = True
+
+    def retain_weight(self, progress: float) -> float:
+        """1: the forget set is not used."""
+        return 1.0
+
+
+class GradAscent(Method):
+    """Descend `-L_f`: gradient ascent on the forget set, nothing else (Golatkar et al. 2020, arXiv 1911.04933)."""
+
+    name = "grad_ascent"
+    title = "gradient ascent"
+    paper = "Golatkar et al. 2020, arXiv 1911.04933"
+    learning_rate = 1e-4
+
+    def objective(self, target: ForgetTarget) -> ForgetTarget:
+        """Minus the forget loss; the target only says when to stop."""
+        return Ascent()
+
+    def retain_weight(self, progress: float) -> float:
+        """0: the retain set is not used."""
+        return 0.0
+
+
+class GradDiff(Method):
+    """Descend `alpha L_r - (1 - alpha) L_f`, alpha the retain weight (Liu et al. 2022, arXiv 2203.12817).
+
+    The source writes `L_r - gamma L_f`, which is the same up to scale with `gamma = (1 - alpha) / alpha`.
+    """
+
+    name = "grad_diff"
+    title = "gradient difference"
+    paper = "Liu et al. 2022, arXiv 2203.12817"
+
+    def objective(self, target: ForgetTarget) -> ForgetTarget:
+        """Minus the forget loss; the target only says when to stop."""
+        return Ascent()

@@ -1,0 +1,82 @@
+"""What a method is: a small class that says which losses are descended, how they are weighed, or how gradients are bent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from hf_unlearn.targets import ForgetTarget
+
+if TYPE_CHECKING:
+    from hf_unlearn.arguments import UnlearningArguments
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method may derive its defaults from: sizes of the two sets, and whether the model reads text."""
+
+    forget_rows: int
+    retain_rows: int
+    text: bool
+
+
+class Method:
+    """Base of all methods.
+
+    The loss descended in a step is `retain_weight * mean retain loss + (1 - retain_weight) * objective(forget scores)`.
+    A subclass says what differs; see `methods/ascent.py` for the smallest ones.
+
+    Attributes:
+        name: the name in `METHODS` and in `UnlearningArguments(method=)`.
+        title: how tables and cards call it.
+        paper: author, year and identifier.
+        bounded: whether the forgetting loss ends by itself; the others are stopped at the target.
+        surgery: whether the method bends gradients (`update`) rather than descending a loss.
+        adapters: whether `peft_config="auto"` adds an adapter.
+        learning_rate: default for all weights of a small model; see `UnlearningArguments`.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    bounded: ClassVar[bool] = False
+    surgery: ClassVar[bool] = False
+    adapters: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 3e-4
+    default_retain_weight: ClassVar[float] = 0.5
+
+    def __init__(self, args: UnlearningArguments, setting: Setting):
+        self.args, self.setting = args, setting
+
+    def objective(self, target: ForgetTarget) -> ForgetTarget:
+        """What is descended on the forget set, given the target that the trainer found for the request."""
+        return target
+
+    def retain_weight(self, progress: float) -> float:
+        """Weight of the retain loss in [0, 1]; `progress` in [0, 1] is the share of steps done."""
+        given = self.args.retain_weight
+        return self.default_retain_weight if given is None else given
+
+    def refresh_steps(self, forget_per_step: int) -> int | None:
+        """After how many steps the target is measured again on the unseen data; None for never."""
+        return None
+
+
+class SurgeryMethod(Method):
+    """A method that forms its update from the forget gradient and the per-sample retain gradients."""
+
+    surgery = True
+
+    def update(
+        self, forget: dict[str, torch.Tensor], retain: dict[str, torch.Tensor], retain_weight: float
+    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """The gradient that the optimizer gets, and figures for the log.
+
+        Args:
+            forget: name to gradient of the forgetting loss (to be descended), of the parameter's shape.
+            retain: name to per-sample retain gradients [k, numel], of all retain rows of the optimizer step.
+            retain_weight: weight of the retain gradient in [0, 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__}.update")

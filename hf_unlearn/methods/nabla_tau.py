@@ -1,0 +1,47 @@
+"""∇τ: ascend on the forget set up to the loss of unseen data, and stop there by itself."""
+
+from __future__ import annotations
+
+import math
+
+from hf_unlearn.methods.base import Method
+
+# The authors measure the unseen loss again every five passes over the forget set (published notebooks).
+REFRESH_PASSES = 5
+
+
+class NablaTau(Method):
+    """`alpha * target(forget losses) + (1 - alpha) * L_r` (Trippa et al. 2024, arXiv 2403.14339, eq. 3).
+
+    Published form, exactly: `UnlearningArguments(forget_target="mean", hinge="squared")`. The target is then
+    `relu(L_v - L_f)^2` with L_v the mean loss of unseen data, measured again every five passes over the forget set, and
+    alpha starts at `5/3 * |D_f| / |D|` and falls linearly to 0 (text: constant 0.5).
+
+    Ours, the default: the target follows the request (`hf_unlearn.targets`): loss-distribution matching for rows and
+    groups, the original's prediction without the class for a whole class, both with equal weights.
+    """
+
+    name = "nabla_tau"
+    title = "∇τ"
+    paper = "Trippa et al. 2024, arXiv 2403.14339"
+    bounded = True
+
+    @property
+    def published(self) -> bool:
+        """Whether the target is the paper's: the mean of unseen losses."""
+        return self.args.forget_target == "mean"
+
+    def retain_weight(self, progress: float) -> float:
+        """`1 - alpha`; the published schedule where the published target is used and no weight is given."""
+        if not self.published or self.args.retain_weight is not None:
+            return super().retain_weight(progress)
+        if self.setting.text:
+            return 0.5
+        share = self.setting.forget_rows / (self.setting.forget_rows + self.setting.retain_rows)
+        return 1 - min(1.0, 5 / 3 * share) * (1 - progress)
+
+    def refresh_steps(self, forget_per_step: int) -> int | None:
+        """Steps of five passes over the forget set, in the published form."""
+        if not self.published:
+            return None
+        return max(1, math.ceil(REFRESH_PASSES * self.setting.forget_rows / forget_per_step))

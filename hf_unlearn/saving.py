@@ -1,0 +1,93 @@
+"""What `UnlearningTrainer` writes and reads: merged models, adapters, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from transformers import AutoConfig
+
+from hf_unlearn.adapters import merged
+
+logger = logging.getLogger(__name__)
+STATE_FILE = "unlearning_state.pt"
+
+
+class Saving:
+    """The part of [`UnlearningTrainer`] that saves and loads; relies on a `Trainer` beside it."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save a plain merged model of the class that came in; an adapter that the user trained, as an adapter.
+
+        An adapter that we added beside the old weights has forgotten nothing: whoever drops it has the data back.
+        Checkpoints keep it, to resume from; [`save_adapter`] saves it alone.
+        """
+        output_dir = output_dir or self.args.output_dir
+        if self._checkpointing:
+            super().save_model(output_dir, _internal_call=True)
+            if self.args.should_save and self.target is not None:
+                state = {"target": self.target.state(), "figures_before": self.figures_before}
+                torch.save(state, os.path.join(output_dir, STATE_FILE))
+            return
+        trained = self.model
+        if self.added_adapter and self.args.should_save:
+            self.model = merged(trained)
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            self.model = trained
+
+    def save_adapter(self, output_dir: str) -> None:
+        """Save the adapter alone. The base model beside it still holds the forgotten data."""
+        if not isinstance(self.model, PeftModel):
+            raise ValueError("save_adapter: all weights were trained, there is no adapter; use save_model")
+        if self.added_adapter:
+            logger.warning("The adapter alone has forgotten nothing: the base model still holds the data without it")
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._checkpointing = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._checkpointing = False
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._loads_plain(resume_from_checkpoint):
+            load_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._loads_plain(self.state.best_model_checkpoint):
+            load_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _loads_plain(self, checkpoint: str) -> bool:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        plain = isinstance(self.model, transformers.PreTrainedModel) and not sharded
+        return plain and os.path.isfile(os.path.join(checkpoint, "config.json"))
+
+
+def load_model(name: str) -> Any:
+    """The model of a checkpoint, of the class that its configuration names."""
+    architectures = AutoConfig.from_pretrained(name).architectures
+    if not architectures:
+        raise ValueError(f"model: the configuration of {name!r} names no class; load the model and pass it instead")
+    return getattr(transformers, architectures[0]).from_pretrained(name)
+
+
+def load_weights(model: Any, checkpoint: str) -> None:
+    """Load a checkpoint's weights into a model, strictly.
+
+    Not by `Trainer`'s own `load_state_dict(..., strict=False)`: some architectures are saved under other names than their
+    modules have, and would keep their initial weights (transformers #43701).
+    """
+    state = type(model).from_pretrained(checkpoint, dtype=model.dtype).state_dict()
+    model.load_state_dict(state, strict=True)

@@ -1,0 +1,168 @@
+"""One optimizer step: its losses or gradients, as functions of all its rows, however they are split.
+
+An optimizer step has several accumulated batches on several processes. The hinge of ∇τ, the ranks of its quantiles and
+the span of OrthoGrad's basis are functions of all rows of the step; what happens here makes them so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hf_unlearn.losses import Head
+from hf_unlearn.methods import Method, SurgeryMethod
+from hf_unlearn.per_sample import PerSampleGradients
+from hf_unlearn.targets import ForgetTarget
+
+Batch = Mapping[str, Any]
+
+
+class LossStep:
+    """The step of a method that descends a loss.
+
+    Args:
+        method: says how forget and retain are weighed.
+        head: scores rows.
+        accelerator: gathers over processes.
+    """
+
+    def __init__(self, method: Method, head: Head, accelerator: Accelerator):
+        self.method, self.head, self.accelerator = method, head, accelerator
+        self.objective: ForgetTarget | None = None
+        self.batches = 1
+        self._weights: list[torch.Tensor] = []
+        self._value = torch.zeros(())
+        self._log: dict[str, list[float]] = {}
+
+    def start(self, target: ForgetTarget) -> None:
+        """Set the forgetting target."""
+        self.objective = self.method.objective(target)
+
+    @torch.no_grad()
+    def look_ahead(self, model: nn.Module, batches: Sequence[Batch], retain_weight: float) -> None:
+        """Before the first batch of a step: when the objective is no plain mean, score all forget rows of the step.
+
+        This is one forward pass more over the forget rows, and only under gradient accumulation: with one batch a step
+        the scores are those of the batch.
+        """
+        self.batches, self._weights = len(batches), []
+        assert self.objective is not None
+        if self.batches > 1 and self.objective.whole_step and retain_weight < 1:
+            scores = [self._scores(model, batch["forget"], batch["index"])[0] for batch in batches]
+            self._weigh(scores)
+
+    def loss(self, model: nn.Module, inputs: Batch, retain_weight: float) -> torch.Tensor:
+        """The loss of one batch, such that the mean over batches and processes is the loss of the step."""
+        total = torch.zeros((), device=self.accelerator.device)
+        if retain_weight < 1:
+            share = self.forget_share(model, inputs["forget"], inputs["index"])
+            total = total + (1 - retain_weight) * share * self.batches * self.accelerator.num_processes
+        if retain_weight > 0:
+            outputs = model(**self.head.inputs(inputs["retain"]))
+            retain = self.head.losses(outputs, inputs["retain"]).mean()
+            self.note(retain_loss=retain)
+            total = total + retain_weight * retain
+        self.note(retain_weight=retain_weight)
+        return total
+
+    def forget_share(self, model: nn.Module, batch: Batch, index: torch.Tensor) -> torch.Tensor:
+        """One batch's share of the step's forgetting objective: shares add up over batches and processes.
+
+        The value adds up to the objective, and the gradient to its gradient: a whole-step objective F(s_1, ..., s_n) has
+        the gradient `sum_i dF/ds_i ds_i`, so its share is the sum over the batch's rows with fixed weights dF/ds_i.
+        """
+        assert self.objective is not None
+        scores, losses = self._scores(model, batch, index)
+        self.note(forget_loss=losses.mean())
+        parts = self.batches * self.accelerator.num_processes
+        if not self.objective.whole_step:
+            return self.objective.combine(scores) / parts
+        if not self._weights:
+            self._weigh([scores.detach()])
+        share = (self._weights.pop(0) * scores).sum()
+        return share + (self._value / parts - share).detach()
+
+    def note(self, **values: Any) -> None:
+        """Keep figures for the log; those of several batches and steps are averaged."""
+        for name, value in values.items():
+            self._log.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
+
+    def drain(self) -> dict[str, float]:
+        """The figures since the last call, averaged, over processes too."""
+        names = list(self._log)
+        means = torch.tensor(
+            [float(torch.stack([torch.as_tensor(v).float().cpu() for v in self._log[n]]).mean()) for n in names],
+            device=self.accelerator.device,
+        )
+        self._log = {}
+        means = self.accelerator.gather(means).view(-1, len(names)).mean(0) if names else means
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def _scores(self, model: nn.Module, batch: Batch, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.objective is not None
+        outputs = model(**self.head.inputs(batch))
+        with torch.no_grad():
+            losses = self.head.losses(outputs, batch)
+        return self.objective.scores(outputs, batch, self.head, index), losses
+
+    @torch.enable_grad()
+    def _weigh(self, scores: Sequence[torch.Tensor]) -> None:
+        """dF/ds_i of every forget row of the step, from the detached scores of this process's batches."""
+        assert self.objective is not None
+        local = torch.cat(list(scores))
+        everyone = self.accelerator.gather(local).requires_grad_()
+        value = self.objective.combine(everyone)
+        (weights,) = torch.autograd.grad(value, everyone)
+        own = weights.view(self.accelerator.num_processes, -1)[self.accelerator.process_index]
+        self._value, self._weights = value.detach(), list(own.split([len(s) for s in scores]))
+
+
+class SurgeryStep(LossStep):
+    """The step of a method that bends gradients: it writes `p.grad` itself, once a step, the same on every process."""
+
+    method: SurgeryMethod
+
+    def __init__(self, method: SurgeryMethod, head: Head, accelerator: Accelerator, model: nn.Module, engine: str):
+        super().__init__(method, head, accelerator)
+        self.per_sample = PerSampleGradients(model, self._retain_losses, engine)
+        self.model = model
+        self._forget: dict[str, torch.Tensor] = {}
+        self._rows: dict[str, list[torch.Tensor]] = {}
+
+    def gradients(self, inputs: Batch, retain_weight: float, last: bool) -> torch.Tensor:
+        """Take in one batch of the step; with the last one, write the step's gradient to `p.grad`.
+
+        Returns:
+            The detached loss of the batch, such that the sum over batches is the loss of the step.
+        """
+        parameters = self.per_sample.parameters
+        share = self.forget_share(self.model, inputs["forget"], inputs["index"])
+        grads = torch.autograd.grad(share, list(parameters.values()), allow_unused=True)
+        for (name, p), grad in zip(parameters.items(), grads, strict=True):
+            grad = torch.zeros_like(p) if grad is None else grad
+            self._forget[name] = self._forget[name] + grad if name in self._forget else grad
+        losses, rows = self.per_sample(inputs["retain"])
+        for name, row in rows.items():
+            self._rows.setdefault(name, []).append(row)
+        self.note(retain_loss=losses.mean(), retain_weight=retain_weight)
+        if last:
+            self._write(parameters, retain_weight)
+        processes = self.accelerator.num_processes
+        return ((1 - retain_weight) * share * processes + retain_weight * losses.mean() / self.batches).detach()
+
+    def _write(self, parameters: Mapping[str, nn.Parameter], retain_weight: float) -> None:
+        # The basis is all retain rows of the step: projections of parts do not add up to the projection of the sum.
+        rows = {name: self.accelerator.gather(torch.cat(parts)) for name, parts in self._rows.items()}
+        forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget.items()}
+        update, log = self.method.update(forget, rows, retain_weight)
+        self.note(**log)
+        for name, p in parameters.items():
+            p.grad = update[name]
+        self._forget, self._rows = {}, {}
+
+    def _retain_losses(self, batch: Batch) -> torch.Tensor:
+        return self.head.losses(self.model(**self.head.inputs(batch)), batch)

@@ -1,0 +1,209 @@
+"""The forgetting target: which losses the forget set should end with, for which request.
+
+A model that never saw the forget set has some loss on every row of it. A target pulls the forget losses there, and lets
+go by itself. It scores every row of the forget set (`scores`) and turns the scores of a whole optimizer step, over
+every accumulated batch and every process, into one number to descend (`combine`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from hf_unlearn.losses import Head
+
+FORGET_TARGETS = ("auto", "distribution", "masked_class", "mean", "none")
+HINGES = ("squared", "linear")
+
+
+class ForgetTarget:
+    """What is descended on the forget set. `whole_step`: `combine` is no plain mean, so it needs the step's scores at once."""
+
+    kind: ClassVar[str]
+    whole_step: ClassVar[bool] = False
+
+    @property
+    def value(self) -> float | None:
+        """The mean loss that the forget set should end with, where it is known; logged as the target line."""
+        return None
+
+    def scores(self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor) -> torch.Tensor:
+        """Score [n] of every forget row; `index` [n] holds their numbers in the forget set."""
+        return head.losses(outputs, batch)
+
+    def combine(self, scores: torch.Tensor) -> torch.Tensor:
+        """The number to descend, from the scores of all forget rows of an optimizer step."""
+        return scores.mean()
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same target."""
+        return {"kind": self.kind, **vars(self)}
+
+
+class Ascent(ForgetTarget):
+    """No target: `-mean_i l_i` (Golatkar et al. 2020, gradient ascent). It never ends by itself."""
+
+    kind = "none"
+
+    def combine(self, scores: torch.Tensor) -> torch.Tensor:
+        """Minus the mean loss."""
+        return -scores.mean()
+
+
+class MeanTarget(ForgetTarget):
+    """`relu(tau - mean_i l_i)^2` (Trippa et al. 2024, arXiv 2403.14339, eq. 3), or without the square (`hinge="linear"`).
+
+    The mean is that of the whole optimizer step: the hinge of a mean is not the mean of the hinges.
+    """
+
+    kind = "mean"
+    whole_step = True
+
+    def __init__(self, tau: float, hinge: str = "squared"):
+        self.tau, self.hinge = float(tau), hinge
+
+    @property
+    def value(self) -> float:
+        """tau."""
+        return self.tau
+
+    def combine(self, scores: torch.Tensor) -> torch.Tensor:
+        """The hinge below tau; zero, with zero gradient, above it."""
+        below = torch.relu(self.tau - scores.mean())
+        return below.square() if self.hinge == "squared" else below
+
+
+class DistributionTarget(ForgetTarget):
+    """`mean_i |q_i - l_(i)|`: the forget losses of a step, sorted, are drawn to the same quantiles of unseen losses.
+
+    This is the one-dimensional Wasserstein-1 distance between the step's forget losses and the sample of unseen losses.
+    It ascends where a row is remembered too well and descends where it is over-forgotten. It equals zero when the two
+    loss distributions agree; it says nothing about what an attack could see beyond the loss.
+
+    Args:
+        losses: losses [m] of rows that the model was never trained on, in any order.
+    """
+
+    kind = "distribution"
+    whole_step = True
+
+    def __init__(self, losses: torch.Tensor):
+        self.losses = torch.as_tensor(losses, dtype=torch.float64).flatten().sort().values
+
+    @property
+    def value(self) -> float:
+        """Mean of the unseen losses."""
+        return float(self.losses.mean())
+
+    def quantiles(self, count: int, like: torch.Tensor) -> torch.Tensor:
+        """The `count` mid-point quantiles (0.5 / count, 1.5 / count, ...) of the unseen losses, ascending.
+
+        By Hazen's rule, with which the quantiles of a sample of `count` losses are that sample.
+        """
+        levels = (np.arange(count) + 0.5) / count
+        return torch.from_numpy(np.quantile(self.losses.numpy(), levels, method="hazen")).to(like)
+
+    def combine(self, scores: torch.Tensor) -> torch.Tensor:
+        """Mean distance of the sorted scores to the quantiles."""
+        return (self.quantiles(len(scores), scores) - scores.sort().values).abs().mean()
+
+
+class MaskedClassTarget(ForgetTarget):
+    """`mean_i KL(p_i || model)`, p_i the original model's prediction with the forgotten classes taken out, renormalised.
+
+    What a model that never met a class would say is close to what the original says about everything else. No unseen
+    data and no stopping rule: the divergence is least where the target is met.
+
+    Args:
+        log_probs: the original model's log-probabilities [rows of the forget set, classes].
+        classes: the forgotten classes.
+    """
+
+    kind = "masked_class"
+
+    def __init__(self, log_probs: torch.Tensor, classes: Sequence[int]):
+        self.classes = [int(c) for c in classes]
+        masked = log_probs.double().index_fill(1, torch.tensor(self.classes, device=log_probs.device), float("-inf"))
+        self.log_probs = torch.log_softmax(masked, dim=1).float().cpu()
+
+    def scores(self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor) -> torch.Tensor:
+        """The divergence [n] of the model's prediction from each row's target."""
+        logits = outputs["logits"]
+        found = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+        wanted = self.log_probs[index.cpu()].to(found)
+        # A forgotten class has target probability 0, and 0 log 0 is 0.
+        return torch.where(wanted > -torch.inf, wanted.exp() * (wanted - found), 0.0).sum(-1)
+
+
+def restore_target(state: Mapping[str, Any]) -> ForgetTarget:
+    """The target that `ForgetTarget.state` described."""
+    kinds = {cls.kind: cls for cls in (Ascent, MeanTarget, DistributionTarget, MaskedClassTarget)}
+    cls = kinds[state["kind"]]
+    target = cls.__new__(cls)
+    vars(target).update({k: v for k, v in state.items() if k != "kind"})
+    return target
+
+
+def resolve_kind(forget_target: Any, *, request: str, head_kind: str, has_unseen: bool) -> str:
+    """Which target a request gets: the table of the design.
+
+    Args:
+        forget_target: the setting: a name, a number (tau), or a sample of losses.
+        request: `"rows"`, `"class"` or `"group"`.
+        head_kind: kind of the model's head (`Head.kind`).
+        has_unseen: whether unseen data was given.
+
+    Returns:
+        `"masked_class"`, `"distribution"`, `"mean"` or `"none"`.
+
+    Raises:
+        ValueError: when a named target cannot be had for this request, head or data.
+    """
+    if not isinstance(forget_target, str):
+        return "mean" if isinstance(forget_target, (int, float)) else "distribution"
+    if forget_target == "masked_class" and (request != "class" or head_kind != "single_label"):
+        raise ValueError(
+            'forget_target: "masked_class" needs a request="class" and a single-label classification head, got '
+            f"request={request!r} and a {head_kind} head; use another forget_target"
+        )
+    if forget_target in ("distribution", "mean") and not has_unseen:
+        raise ValueError(
+            f"forget_target: {forget_target!r} needs unseen_ds, rows the model was never trained on; give them, or a "
+            "number or a sample of losses as forget_target"
+        )
+    if forget_target != "auto":
+        return forget_target
+    if request == "class" and head_kind == "single_label":
+        return "masked_class"
+    return "distribution" if has_unseen else "none"
+
+
+def make_target(kind: str, setting: Any, hinge: str, signals: Mapping[str, Any]) -> ForgetTarget:
+    """The target of a resolved kind, from what the original model says about the sets.
+
+    Args:
+        kind: as `resolve_kind` gives it.
+        setting: the `forget_target` setting: a number or a list of losses stands for the unseen losses.
+        hinge: `"squared"` or `"linear"`, for the mean.
+        signals: `"forget"`, `"retain"` and, where given, `"unseen"`: signals of the original model.
+
+    Raises:
+        ValueError: when a forgotten class is still in the retain set.
+    """
+    if kind == "none":
+        return Ascent()
+    if kind == "masked_class":
+        classes = sorted(set(signals["forget"].labels.tolist()))
+        kept = sorted(set(classes) & set(signals["retain"].labels.tolist()))
+        if kept:
+            raise ValueError(
+                f'request: "class", but retain_ds still holds rows of the forgotten classes {kept}; take them out, or '
+                'use request="rows"'
+            )
+        return MaskedClassTarget(signals["forget"].log_probs, classes)
+    if kind == "mean":
+        return MeanTarget(setting if isinstance(setting, float) else float(signals["unseen"].losses.mean()), hinge)
+    return DistributionTarget(torch.tensor(setting) if isinstance(setting, list) else signals["unseen"].losses)

@@ -1,0 +1,315 @@
+"""`UnlearningTrainer`: a `transformers.Trainer` whose loss and optimizer step make a model forget."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import torch
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import find_labels
+
+from hf_unlearn.adapters import add_adapter
+from hf_unlearn.arguments import STEPS_WITHOUT_TARGET, UnlearningArguments
+from hf_unlearn.collate import default_collator
+from hf_unlearn.data import PairCollator, PairedDataset, PairSampler, request_of
+from hf_unlearn.losses import head_of
+from hf_unlearn.measuring import Measuring
+from hf_unlearn.methods import METHODS, Method, Setting, SurgeryMethod
+from hf_unlearn.modes import Stillness
+from hf_unlearn.report.tables import print_figures
+from hf_unlearn.saving import STATE_FILE, Saving, load_model
+from hf_unlearn.steps import LossStep, SurgeryStep
+from hf_unlearn.stopping import TargetStopping
+from hf_unlearn.targets import ForgetTarget, make_target, resolve_kind, restore_target
+from hf_unlearn.validation import check_sets
+
+logger = logging.getLogger(__name__)
+
+
+class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
+    """Makes a trained model forget `forget_ds` and keep `retain_ds`.
+
+    Everything `transformers.Trainer` accepts still works: callbacks, optimizers, compute_metrics, resume, hub
+    arguments, accelerate, logging integrations.
+
+    Args:
+        model: a model of transformers, a `PeftModel`, or the name of a checkpoint.
+        forget_ds: the rows to forget, ready for the model, as `Trainer` wants them.
+        retain_ds: the rows to keep, or a sample of them.
+        args: [`UnlearningArguments`].
+        unseen_ds: rows of the same kind that the model was never trained on. They set the forgetting target, and
+            nothing else. For a group (a speaker, an author): rows of *other* groups, never trained on.
+        eval_dataset: for evaluation, as in `Trainer`.
+        data_collator: rows to batch; default: [`hf_unlearn.collate.default_collator`].
+        processing_class: tokenizer, image processor, feature extractor or processor.
+        peft_config: `"auto"` (a LoRA adapter for methods that bend gradients, none otherwise), a `PeftConfig`, or None.
+        per_sample_loss: `f(outputs, batch) -> [batch]` in place of the head's own loss.
+        **kwargs: as in `Trainer`.
+
+    Raises:
+        ValueError: one line that names the argument, what was found and what to do.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        forget_ds: Any = None,
+        retain_ds: Any = None,
+        args: UnlearningArguments | None = None,
+        *,
+        unseen_ds: Any = None,
+        eval_dataset: Any = None,
+        data_collator: Callable | None = None,
+        processing_class: Any = None,
+        peft_config: Any = "auto",
+        per_sample_loss: Callable | None = None,
+        **kwargs: Any,
+    ):
+        args = copy.copy(args) if args is not None else UnlearningArguments(output_dir="unlearned")
+        if not isinstance(args, UnlearningArguments):
+            raise ValueError(f"args: expected UnlearningArguments, got {type(args).__name__}; it takes the same settings")
+        for name, dataset in (("forget_ds", forget_ds), ("retain_ds", retain_ds)):
+            if dataset is None:
+                raise ValueError(f"{name}: is missing; split_forget_retain makes both sets from the training set")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func: unlearning needs a loss for every row; pass per_sample_loss instead")
+        self.peft_config, self.added_adapter = peft_config, False
+        self.method_class = METHODS[args.method]
+        model_init = kwargs.get("model_init")
+        if model is None and model_init is None:
+            raise ValueError("model: is missing; give a model, the name of a checkpoint, or model_init")
+        # Checked on the model itself before Trainer does any work; with model_init, on one that is then let go.
+        checked = self._adapt(load_model(model) if isinstance(model, str) else model if model else model_init())
+        self.head = head_of(checked, per_sample_loss)
+        check_sets(forget_ds, retain_ds, unseen_ds, _columns_read(checked))
+        self.request = args.request or request_of(forget_ds) or "rows"
+        self.target_kind = resolve_kind(
+            args.forget_target, request=self.request, head_kind=self.head.kind, has_unseen=unseen_ds is not None
+        )
+        text = checked.main_input_name == "input_ids"
+        self.method = self.method_class(args, Setting(len(forget_ds), len(retain_ds), text))
+        self._settle(args, checked)
+        optimizer_cls_and_kwargs = kwargs.pop("optimizer_cls_and_kwargs", None)
+        super().__init__(
+            model=None if model is None else checked,
+            args=args,
+            data_collator=data_collator or default_collator(checked, processing_class),
+            # An empty dict rather than None: `eval_strategy="steps"` has the forget and retain figures to show.
+            eval_dataset={} if eval_dataset is None else eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+        # Our batches carry no top-level labels, and compute_loss gives means over the step.
+        self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
+        self.forget_ds, self.retain_ds, self.unseen_ds = forget_ds, retain_ds, unseen_ds
+        self.step: LossStep
+        if isinstance(self.method, SurgeryMethod):
+            self.step = SurgeryStep(self.method, self.head, self.accelerator, self.model, args.per_sample_engine)
+        else:
+            self.step = LossStep(self.method, self.head, self.accelerator)
+        self.target: ForgetTarget | None = None
+        self.figures_before: dict[str, float] = {}
+        self._resume_from: str | None = None
+        self._checkpointing = False
+        self._stillness = Stillness()
+        self.add_callback(_Conductor(self))
+        if args.stop_at_target if args.stop_at_target is not None else not self.method.bounded:
+            self.add_callback(TargetStopping(self))
+
+    # ---- the model ----
+
+    def _adapt(self, model: Any) -> Any:
+        """The model that is trained: with a fresh adapter where the method wants one or the user asked for one."""
+        own = isinstance(model, PeftModel)
+        if own and self.peft_config not in ("auto", None):
+            raise ValueError("peft_config: the model already has an adapter; merge it first, or leave peft_config out")
+        wanted = self.method_class.adapters if self.peft_config == "auto" else self.peft_config is not None
+        if wanted and not own:
+            model = add_adapter(model, self.peft_config)
+            self.added_adapter = True
+        if not any(p.requires_grad for p in model.parameters()):
+            advice = "load the adapter with is_trainable=True" if own else "unfreeze some, or give a peft_config"
+            raise ValueError(f"model: all parameters are frozen, nothing can be unlearned; {advice}")
+        return model
+
+    def _settle(self, args: UnlearningArguments, model: Any) -> None:
+        """Fill in the defaults that depend on method, model and data."""
+        if args.learning_rate is None:
+            trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            args.learning_rate = default_learning_rate(self.method, trainable, isinstance(model, PeftModel))
+        if self.target_kind == "none" and args.forget_target == "auto" and self.method_class is not METHODS["finetune"]:
+            if args.default_steps:
+                args.max_steps = STEPS_WITHOUT_TARGET
+            logger.warning(
+                "No unseen_ds: there is no loss that the forget set should end with, so the forget loss is raised for a "
+                f"fixed budget of {args.max_steps} steps, which may forget too little or too much. Give unseen_ds."
+            )
+        if args.weight_decay and isinstance(self.method, SurgeryMethod):
+            logger.info("Weight decay is off: it would move the weights inside the span that the projection protects")
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """A new model, adapted as the first one was; the per-sample gradients follow it."""
+        model = self._adapt(super().call_model_init(trial))
+        if isinstance(getattr(self, "step", None), SurgeryStep):
+            self.step = SurgeryStep(self.method, self.head, self.accelerator, model, self.args.per_sample_engine)
+        return model
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """None for methods that bend gradients: weight decay would undo the projection."""
+        return [] if isinstance(self.method, SurgeryMethod) else super().get_decay_parameter_names(model)
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The stock loader over pairs; the pairs follow the batch size that the loader has."""
+        processes = self.accelerator.num_processes
+        steps = self.args.gradient_accumulation_steps * processes
+        scale = self._train_batch_size / self.args.per_device_train_batch_size  # DataParallel, auto_find_batch_size
+        self.train_dataset = PairedDataset(
+            self._readable(self.forget_ds),
+            self._readable(self.retain_ds),
+            forget_per_step=self._train_batch_size * steps,
+            retain_per_step=max(1, round(self.args.retain_rows * scale)) * steps,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        )
+        return super().get_train_dataloader()
+
+    def _readable(self, dataset: Any) -> Any:
+        return self._remove_unused_columns(dataset) if isinstance(dataset, datasets.Dataset) else dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
+        self.pair_sampler = PairSampler(len(train_dataset))
+        return self.pair_sampler
+
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        collator = super()._get_collator_with_removed_columns(data_collator, description)
+        return PairCollator(collator) if description == "Training" else collator
+
+    # ---- the step ----
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
+        """All batches of the next step, looked at before the first is used where the objective needs it."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self._stillness.apply(self.model)
+            with self.compute_loss_context_manager():
+                prepared = [self._prepare_inputs(batch) for batch in batches]
+                self.step.look_ahead(self._runner, prepared, self._retain_weight())
+        return batches, None
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The method's loss on a batch of pairs; on a flat batch (evaluation) the model's own, as in `Trainer`."""
+        if not _is_paired(inputs):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._stillness.apply(self.model)
+        return self.step.loss(model, inputs, self._retain_weight())
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """A loss and its backward pass, or the gradients of a method that writes them itself."""
+        if not isinstance(self.step, SurgeryStep):
+            return super().training_step(model, inputs, num_items_in_batch)
+        self._stillness.apply(self.model)
+        with self.compute_loss_context_manager():
+            return self.step.gradients(
+                self._prepare_inputs(inputs), self._retain_weight(), last=self.accelerator.sync_gradients
+            )
+
+    def _retain_weight(self) -> float:
+        return self.method.retain_weight(self.state.global_step / max(1, self.state.max_steps))
+
+    @property
+    def _runner(self) -> Any:
+        """The model for passes without gradient: the wrapped one only where its weights are sharded."""
+        return self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with forget and retain loss, target, retain weight and the method's own figures beside the loss."""
+        if "loss" in logs:
+            logs = {**logs, **self.step.drain()}
+            if self.target is not None and self.target.value is not None:
+                logs["target"] = self.target.value
+        super().log(logs, start_time)
+
+    # ---- the run ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Unlearn; prints the figures before and after. See `Trainer.train`."""
+        found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        self._resume_from = found or None
+        try:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self._stillness.restore()
+        after = self.unlearning_figures()
+        self.log({f"final_{name}": value for name, value in after.items()})
+        output.metrics.update(after)
+        if self.is_world_process_zero() and not self.args.disable_tqdm:
+            print_figures({"before": self.figures_before, "after": after}, f"{self.method.title} ({self.request})")
+        return output
+
+    def begin(self) -> None:
+        """Measure the original model and set the target; a resumed run goes on with the ones it had."""
+        if self._resume_from is not None:
+            state = torch.load(os.path.join(self._resume_from, STATE_FILE), weights_only=True)
+            self.target, self.figures_before = restore_target(state["target"]), state["figures_before"]
+        else:
+            signals = self.signals()
+            self.target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, signals)
+            self.figures_before = self._figures(signals)
+        self.step.start(self.target)
+
+    def refresh(self) -> None:
+        """Measure the target again on the unseen data, where the method asks for it."""
+        every = self.method.refresh_steps(self.train_dataset.forget_per_step)
+        if every is not None and self.state.global_step and self.state.global_step % every == 0:
+            signals = {"unseen": self.collect(self.unseen_ds, "Measuring the target")}
+            self.target = make_target("mean", self.args.forget_target, self.args.hinge, signals)
+            self.step.start(self.target)
+
+
+class _Conductor(TrainerCallback):
+    """Calls the trainer at the moments that only callbacks see."""
+
+    def __init__(self, trainer: UnlearningTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.pair_sampler.epoch = int(state.epoch + 1e-6)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.refresh()
+
+
+def default_learning_rate(method: Method, trainable: int, adapter: bool) -> float:
+    """1e-3 for an adapter; for all weights the method's own, smaller for more than a million of them.
+
+    Args:
+        method: the method.
+        trainable: number of trainable weights.
+        adapter: whether they are an adapter's.
+    """
+    return 1e-3 if adapter else method.learning_rate * min(1.0, (1e6 / trainable) ** 0.5)
+
+
+def _is_paired(inputs: Any) -> bool:
+    return isinstance(inputs.get("forget"), dict) and isinstance(inputs.get("retain"), dict)
+
+
+def _columns_read(model: Any) -> list[str]:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return [*inspect.signature(base.forward).parameters, "label", "label_ids", *find_labels(type(base))]

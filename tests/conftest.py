@@ -1,0 +1,53 @@
+"""Shared by all tests: no network, one thread, quiet progress bars."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tiny import make, rows
+
+from hf_unlearn import UnlearningArguments, UnlearningTrainer
+
+torch.set_num_threads(1)
+
+
+class Rows(torch.utils.data.Dataset):
+    """A list as a map-style dataset."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+@pytest.fixture
+def unlearn(tmp_path):
+    """Builds a trainer on a tiny model and random data: `unlearn("vit", method="orthograd", max_steps=2)`."""
+
+    def build(name="vit", *, forget=6, retain=10, unseen=8, dtype=torch.float32, model=None, sets=None, **settings):
+        own, batch = make(name)
+        model = (own if model is None else model).to(dtype)
+        data = rows(batch(forget + retain + unseen, seed=1))
+        data = [{k: torch.as_tensor(v) for k, v in row.items()} for row in data]
+        data = [{k: v.to(dtype) if v.is_floating_point() else v for k, v in row.items()} for row in data]
+        forget_ds, retain_ds = Rows(data[:forget]), Rows(data[forget : forget + retain])
+        unseen_ds = Rows(data[forget + retain :]) if unseen else None
+        if sets is not None:
+            forget_ds, retain_ds, unseen_ds = sets(forget_ds, retain_ds, unseen_ds)
+        extra = {k: settings.pop(k) for k in ("peft_config", "callbacks", "compute_metrics", "eval_dataset",
+                 "per_sample_loss", "processing_class", "model_init") if k in settings}  # fmt: skip
+        defaults = {
+            "output_dir": str(tmp_path / settings.pop("folder", "out")), "max_steps": 2, "per_device_train_batch_size": 4,
+            "report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1,
+        }  # fmt: skip
+        args = UnlearningArguments(**{**defaults, **settings})
+        return UnlearningTrainer(model, forget_ds, retain_ds, args, unseen_ds=unseen_ds, **extra)
+
+    return build

@@ -1,0 +1,133 @@
+"""Targets against hand-computed losses and plain numpy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wasserstein_distance
+
+from hf_unlearn.targets import (
+    Ascent,
+    DistributionTarget,
+    MaskedClassTarget,
+    MeanTarget,
+    make_target,
+    resolve_kind,
+    restore_target,
+)
+
+
+def gradient(target, scores):
+    scores = torch.tensor(scores, dtype=torch.float64, requires_grad=True)
+    value = target.combine(scores)
+    (grad,) = torch.autograd.grad(value, scores)
+    return value.item(), grad.tolist()
+
+
+def test_nabla_tau_by_hand():
+    # tau = 2, losses 0.5 and 1.5: (2 - 1)^2 = 1, gradient -2 (2 - 1) / 2 a row; linear: 1 and -1/2.
+    assert gradient(MeanTarget(2.0), [0.5, 1.5]) == (1.0, [-1.0, -1.0])
+    assert gradient(MeanTarget(2.0, "linear"), [0.5, 1.5]) == (1.0, [-0.5, -0.5])
+    # The hinge is on the mean: one row above tau does not save the other.
+    assert gradient(MeanTarget(2.0), [0.0, 3.0]) == (0.25, [-0.5, -0.5])
+    # The published notebooks' trap is squaring before the relu, which pulls back from above tau.
+    assert gradient(MeanTarget(2.0), [5.0, 7.0]) == (0.0, [0.0, 0.0])
+
+
+def test_ascent():
+    assert gradient(Ascent(), [1.0, 3.0]) == (-2.0, [-0.5, -0.5])
+
+
+def test_distribution_by_hand():
+    # Two rows get the quantiles 1/4 and 3/4 of {0, 2, 4, 6}, which are 1 and 5; 8 is drawn down and 0.5 up.
+    target = DistributionTarget(torch.tensor([4.0, 0.0, 6.0, 2.0]))
+    assert gradient(target, [8.0, 0.5]) == (1.75, [0.5, -0.5])
+    assert target.value == 3.0
+
+
+def test_distribution_is_the_wasserstein_distance_of_equal_samples():
+    rng = np.random.default_rng(0)
+    unseen, found = rng.exponential(size=40), rng.exponential(size=40) * 3
+    target = DistributionTarget(torch.tensor(unseen))
+    assert target.combine(torch.tensor(found)).item() == pytest.approx(wasserstein_distance(unseen, found), rel=1e-12)
+    assert target.combine(torch.tensor(unseen)).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_masked_class_in_numpy():
+    class Head:
+        pass
+
+    rng = np.random.default_rng(0)
+    original, found = rng.normal(size=(3, 4)), rng.normal(size=(2, 4))
+    log_probs = torch.tensor(original).log_softmax(1)
+    target = MaskedClassTarget(log_probs, [1])
+    rows = torch.tensor([2, 0])
+    scores = target.scores({"logits": torch.tensor(found)}, {}, Head(), rows)
+    wanted = np.exp(log_probs.numpy())[rows.numpy()]
+    wanted[:, 1] = 0
+    wanted /= wanted.sum(1, keepdims=True)
+    model = np.exp(found) / np.exp(found).sum(1, keepdims=True)
+    expected = [sum(w * np.log(w / m) for w, m in zip(ws, ms, strict=True) if w) for ws, ms in zip(wanted, model, strict=True)]
+    assert np.allclose(scores.numpy(), expected, rtol=1e-6)
+    logits = torch.tensor(found, requires_grad=True)
+    target.scores({"logits": logits}, {}, Head(), rows).sum().backward()
+    # The gradient of the divergence is model minus target: the forgotten class goes down by all it had.
+    assert np.allclose(logits.grad.numpy(), model - wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "request_", "head", "unseen", "kind"),
+    [
+        ("auto", "rows", "single_label", True, "distribution"),
+        ("auto", "rows", "single_label", False, "none"),
+        ("auto", "class", "single_label", False, "masked_class"),
+        ("auto", "class", "causal_lm", True, "distribution"),
+        ("auto", "group", "seq2seq_lm", True, "distribution"),
+        ("mean", "rows", "single_label", True, "mean"),
+        (2.3, "class", "single_label", False, "mean"),
+        ([1.0, 2.0], "group", "ctc", False, "distribution"),
+    ],
+)
+def test_the_request_decides(setting, request_, head, unseen, kind):
+    assert resolve_kind(setting, request=request_, head_kind=head, has_unseen=unseen) == kind
+
+
+@pytest.mark.parametrize("setting", ["mean", "distribution"])
+def test_refuses_without_unseen_data(setting):
+    with pytest.raises(ValueError, match=f"forget_target: '{setting}' needs unseen_ds"):
+        resolve_kind(setting, request="rows", head_kind="single_label", has_unseen=False)
+
+
+def test_masked_class_needs_a_class_and_a_single_label_head():
+    for request, head in (("rows", "single_label"), ("class", "causal_lm")):
+        with pytest.raises(ValueError, match="needs a request=\"class\" and a single-label"):
+            resolve_kind("masked_class", request=request, head_kind=head, has_unseen=True)
+
+
+def test_a_forgotten_class_may_not_be_in_the_retain_set():
+    from hf_unlearn.auditing.signals import Signals
+
+    def signals(labels):
+        n = len(labels)
+        return Signals(torch.zeros(n), torch.ones(n), torch.tensor(labels), torch.zeros(n, 3))
+
+    sets = {"forget": signals([1, 1]), "retain": signals([0, 1, 2])}
+    with pytest.raises(ValueError, match=r"retain_ds still holds rows of the forgotten classes \[1\]"):
+        make_target("masked_class", "auto", "squared", sets)
+    sets["retain"] = signals([0, 2])
+    assert make_target("masked_class", "auto", "squared", sets).classes == [1]
+
+
+def test_targets_survive_a_checkpoint(tmp_path):
+    targets = [
+        Ascent(),
+        MeanTarget(1.5, "linear"),
+        DistributionTarget(torch.tensor([3.0, 1.0])),
+        MaskedClassTarget(torch.zeros(2, 3), [0]),
+    ]
+    for target in targets:
+        torch.save(target.state(), tmp_path / "t.pt")
+        again = restore_target(torch.load(tmp_path / "t.pt", weights_only=True))
+        assert type(again) is type(target) and again.state().keys() == target.state().keys()
+        for name, value in target.state().items():
+            same = torch.equal(value, again.state()[name]) if isinstance(value, torch.Tensor) else value == again.state()[name]
+            assert same

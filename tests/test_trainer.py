@@ -1,0 +1,292 @@
+"""The trainer: the gradient that the optimizer gets, determinism, resume, logging, saving."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tiny import make, rows
+from transformers import TrainerCallback
+
+from hf_unlearn.methods import METHODS
+from hf_unlearn.per_sample.projection import project
+from hf_unlearn.steps import SurgeryStep
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient that the optimizer gets at every step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def gradients(unlearn, batch, accumulation, **settings):
+    kept = Gradients()
+    trainer = unlearn(
+        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_grad_norm=0.0,
+        dtype=torch.float64, callbacks=[kept], folder=f"{batch}x{accumulation}", **settings,
+    )  # fmt: skip
+    trainer.train()
+    return kept.steps, trainer
+
+
+def largest_difference(one, other):
+    assert len(one) == len(other) > 0
+    errors = []
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys() and a
+        scale = max(float(g.norm()) for g in a.values())
+        errors.append(max(float((a[n] - b[n]).norm()) for n in a) / scale)
+    return max(errors)
+
+
+CASES = [
+    ("nabla_tau", {}),
+    ("nabla_tau", {"forget_target": "mean"}),
+    ("nabla_tau", {"forget_target": 9.0, "hinge": "linear"}),
+    ("nabla_tau", {"forget_target": "masked_class", "request": "class"}),
+    ("orthograd", {}),
+    ("orthograd", {"forgetting_loss": "grad_ascent", "projection_scope": "tensor"}),
+    ("grad_ascent", {}),
+    ("grad_diff", {}),
+    ("finetune", {}),
+]
+
+
+@pytest.mark.parametrize(("method", "settings"), CASES)
+def test_accumulation_changes_nothing(unlearn, method, settings):
+    def one_class(forget, retain, unseen):
+        if settings.get("request") == "class":
+            forget.items = [{**row, "labels": torch.tensor(0)} for row in forget.items]
+            retain.items = [{**row, "labels": torch.tensor(1)} for row in retain.items]
+        return forget, retain, unseen
+
+    found = {
+        (batch, parts): gradients(unlearn, batch, parts, method=method, sets=one_class, **settings)[0]
+        for batch, parts in ((8, 1), (2, 4), (1, 8))
+    }
+    for split in ((2, 4), (1, 8)):
+        assert largest_difference(found[8, 1], found[split]) < 1e-10
+
+
+def test_orthograd_gets_the_gradient_of_the_paper(unlearn):
+    """Against the formula on gradients of single samples, in the second step (LoRA's A has no gradient before)."""
+    kept = Gradients()
+    trainer = unlearn(
+        "vit", method="orthograd", forgetting_loss="grad_ascent", retain_weight=0.3, dtype=torch.float64,
+        max_grad_norm=0.0, callbacks=[kept], lr_scheduler_type="constant", stop_at_target=False,
+    )  # fmt: skip
+    seen = []
+
+    class Spy(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append(copy.deepcopy(trainer.model))
+
+    trainer.add_callback(Spy())
+    trainer.train()
+    model, data = seen[1].eval(), trainer.train_dataset
+    pairs = [data[p] for p in range(4, 8)]
+
+    def gradient(row):
+        model.zero_grad()
+        batch = trainer.data_collator([row])
+        model(**batch).loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    forget = [gradient(pair.forget) for pair in pairs]
+    retain = [gradient(row) for pair in pairs for row in pair.retain]
+    ascend = {n: -torch.stack([g[n] for g in forget]).mean(0) for n in forget[0]}
+    basis = {n: torch.stack([g[n].flatten() for g in retain]) for n in ascend}
+    matrix = torch.cat(list(basis.values()), 1).T
+    q, _ = torch.linalg.qr(matrix)
+    vector = torch.cat([g.flatten() for g in ascend.values()])
+    expected = 0.7 * (vector - q @ (q.T @ vector)) + 0.3 * matrix.mean(1)
+    found = torch.cat([kept.steps[1][n].flatten() for n in ascend])
+    assert float((found - expected).norm() / expected.norm()) < 1e-8
+    left = project(ascend, basis).gradient
+    flat = torch.cat([g.flatten() for g in left.values()])
+    cosines = (matrix.T @ flat) / (matrix.norm(dim=0) * flat.norm())
+    assert cosines.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_same_run_twice_is_bitwise_equal(unlearn, method):
+    states = []
+    for folder in ("one", "two"):
+        trainer = unlearn(method=method, max_steps=3, folder=folder)
+        trainer.train()
+        states.append(trainer.model.state_dict())
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "settings"),
+    [
+        ("vit", "nabla_tau", {}),
+        ("vit", "nabla_tau", {"forget_target": "mean", "gradient_accumulation_steps": 2}),
+        ("vit", "orthograd", {}),
+        ("whisper", "orthograd", {}),
+        ("gpt2", "nabla_tau", {}),
+        ("bert", "grad_diff", {}),
+    ],
+)
+def test_interrupted_and_resumed_equals_uninterrupted_bitwise(unlearn, name, method, settings):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                control.should_training_stop = True
+
+    # 10 retain rows, batches of 4: the interruption comes in the second epoch.
+    common = {"method": method, "max_steps": 7, "save_strategy": "steps", "save_steps": 4, **settings}
+    whole = unlearn(name, folder="whole", **common)
+    whole.train()
+    unlearn(name, folder="parts", callbacks=[Interrupt()], **common).train()
+    resumed = unlearn(name, folder="parts", **common)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 7
+    one, two = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert resumed.figures_before == whole.figures_before
+
+
+def test_best_model_is_loaded_right(unlearn):
+    trainer = unlearn(
+        "vit", max_steps=4, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="eval_retain_loss", greater_is_better=False,
+    )  # fmt: skip
+    trainer.train()
+    losses = {e["step"]: e["eval_retain_loss"] for e in trainer.state.log_history if "eval_retain_loss" in e}
+    assert trainer.state.best_global_step == min(losses, key=losses.get)
+    assert trainer.evaluate()["eval_retain_loss"] == pytest.approx(min(losses.values()), abs=1e-7)
+
+
+def test_logs_say_what_happens(unlearn):
+    trainer = unlearn(method="orthograd", max_steps=3, retain=12)
+    trainer.train()
+    entry = [e for e in trainer.state.log_history if "loss" in e][-1]
+    assert {"forget_loss", "retain_loss", "target", "retain_weight", "surviving_share", "effective_rank"} <= entry.keys()
+    assert entry["retain_weight"] == 0.5 and 0 < entry["surviving_share"] <= 1 and entry["effective_rank"] == 4
+    assert entry["target"] == pytest.approx(trainer.figures_before["unseen_loss"], rel=1e-6)
+    distance = trainer.target.combine(torch.zeros(4)).item()
+    assert math.isfinite(distance)
+
+
+def test_the_logged_loss_is_the_objective(unlearn):
+    trainer = unlearn(method="nabla_tau", forget_target=9.0, max_steps=1, gradient_accumulation_steps=2, retain_weight=0.25)
+    trainer.train()
+    entry = next(e for e in trainer.state.log_history if "loss" in e)
+    expected = 0.75 * (9.0 - entry["forget_loss"]) ** 2 + 0.25 * entry["retain_loss"]
+    assert entry["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_published_schedule_and_refresh(unlearn):
+    trainer = unlearn(method="nabla_tau", forget_target="mean", forget=6, retain=18, max_steps=10)
+    assert trainer.method.retain_weight(0.0) == pytest.approx(1 - 5 / 3 * 6 / 24)
+    assert trainer.method.retain_weight(0.5) == pytest.approx(1 - 5 / 3 * 6 / 24 / 2)
+    assert trainer.method.retain_weight(1.0) == 1
+    assert trainer.method.refresh_steps(4) == math.ceil(5 * 6 / 4)
+    trainer.train()
+    targets = [e["target"] for e in trainer.state.log_history if "target" in e]
+    assert len(set(targets[:8])) == 1 and targets[8] != targets[7]
+    text = unlearn("gpt2", method="nabla_tau", forget_target="mean")
+    assert text.method.retain_weight(0.3) == 0.5
+
+
+@pytest.mark.parametrize(("forget", "retain", "batch"), [(2, 9, 4), (9, 2, 4), (1, 1, 3)])
+def test_sets_of_any_size(unlearn, forget, retain, batch):
+    trainer = unlearn(forget=forget, retain=retain, per_device_train_batch_size=batch, max_steps=-1, num_train_epochs=1)
+    trainer.train()
+    assert trainer.state.global_step == math.ceil(max(forget, retain) / batch)
+
+
+def test_retain_batch_size(unlearn):
+    trainer = unlearn(per_device_train_batch_size=2, retain_batch_size=5)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["forget"]["labels"].shape[0] == 2 and batch["retain"]["labels"].shape[0] == 5
+
+
+def test_weight_decay_is_off_on_the_projected_part(unlearn):
+    for method, decays in (("orthograd", False), ("nabla_tau", True)):
+        trainer = unlearn(method=method, weight_decay=0.1)
+        groups = trainer.create_optimizer().param_groups
+        assert any(g["weight_decay"] > 0 and g["params"] for g in groups) == decays
+
+
+def test_stops_at_the_target_and_at_the_guard(unlearn, caplog):
+    trainer = unlearn(method="grad_diff", forget_target=2.5, learning_rate=1e-2, max_steps=200, logging_steps=200)
+    trainer.train()
+    assert trainer.state.global_step < 200 and trainer.state.global_step % 5 == 0
+    assert trainer.unlearning_figures()["forget_loss"] >= 2.5
+    trainer = unlearn(method="grad_ascent", forget_target=1e9, learning_rate=1e-2, max_steps=200, logging_steps=200)
+    trainer.train()
+    assert trainer.state.global_step < 200 and "retain loss has risen" in caplog.text
+    trainer = unlearn(method="grad_diff", forget_target=0.0, max_steps=6, stop_at_target=False)
+    trainer.train()
+    assert trainer.state.global_step == 6
+
+
+def test_dropout_is_off_and_batchnorm_frozen(unlearn):
+    model, _ = make("resnet")
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    trainer = unlearn("resnet", model=model)
+    trainer.train()
+    assert all(torch.equal(before[n], b) for n, b in trainer.model.named_buffers())
+    model, _ = make("bert")
+    assert model.config.hidden_dropout_prob > 0
+    one = unlearn("bert", model=copy.deepcopy(model), folder="a", seed=1, data_seed=0)
+    two = unlearn("bert", model=copy.deepcopy(model), folder="b", seed=2, data_seed=0)
+    one.train(), two.train()
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
+
+
+def test_activation_checkpointing_changes_nothing(unlearn):
+    models = {}
+    for flag in (False, True):
+        trainer = unlearn("bert", activation_checkpointing=flag, folder=str(flag),
+                          activation_checkpointing_kwargs={"use_reentrant": False})  # fmt: skip
+        used = []
+        for module in trainer.model.modules():
+            if hasattr(module, "_gradient_checkpointing_func"):
+                used.append(module)
+        trainer.train()
+        models[flag] = trainer.model
+        if flag:
+            assert any(getattr(m, "gradient_checkpointing", False) for m in trainer.model.modules())
+    pairs = zip(models[False].parameters(), models[True].parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def test_evaluate_has_the_figures_and_the_users_own(unlearn):
+    model, batch = make("vit")
+    flat = rows(batch(5, seed=9))
+    trainer = unlearn(
+        model=model, forget=12, retain=12, unseen=12, eval_dataset={"extra": flat},
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+    )  # fmt: skip
+    found = trainer.evaluate()
+    assert {"eval_extra_loss", "eval_extra_accuracy", "eval_forget_loss", "eval_retain_accuracy", "eval_unseen_loss",
+            "eval_mia_accuracy"} <= found.keys()  # fmt: skip
+    with torch.no_grad():
+        outputs = model.eval()(**trainer.data_collator(trainer.forget_ds.items))
+    assert found["eval_forget_loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
+    assert "eval_forget_loss" not in trainer.evaluate(flat)
+    assert trainer.predict(flat).predictions.shape[0] == 5
+
+
+def test_model_init_and_user_optimizer(unlearn):
+    def fresh():
+        return make("vit")[0]
+
+    trainer = unlearn(model=fresh(), method="orthograd")
+    assert isinstance(trainer.step, SurgeryStep)
+    from hf_unlearn import UnlearningTrainer
+
+    again = UnlearningTrainer(None, trainer.forget_ds, trainer.retain_ds, trainer.args, unseen_ds=trainer.unseen_ds,
+                              model_init=fresh)  # fmt: skip
+    again.train()
+    trainer.train()
+    one, two = trainer.model.state_dict(), again.model.state_dict()
+    assert one.keys() == two.keys()
