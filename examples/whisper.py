@@ -35,8 +35,8 @@ def tiny_model(seed: int = 0) -> Whisper:
     torch.manual_seed(seed)
     encoder = {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 256, "max_source_positions": 100}
     decoder = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 256, "max_target_positions": 16}
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    model = Whisper(WhisperConfig(13, d_model=64, begin_suppress_tokens=None, **encoder, **decoder, **tokens))
+    tokens = {"vocab_size": 13, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    model = Whisper(WhisperConfig(d_model=64, begin_suppress_tokens=None, **encoder, **decoder, **tokens))
     model.generation_config.max_length = 12
     return model
 

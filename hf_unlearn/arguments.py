@@ -58,7 +58,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (240 unless
     `num_train_epochs` or `max_steps` is given; one epoch is one pass over the larger of the two sets),
-    `per_device_train_batch_size` (64), `lr_scheduler_type` (cosine to a tenth), `logging_steps` (10), `save_strategy`
+    `per_device_train_batch_size` and `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth), `logging_steps` (10), `save_strategy`
     ("no"), `logging_nan_inf_filter` (False: divergence must show).
     """
 
@@ -76,6 +76,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     learning_rate: float | None = field(default=None, metadata={"help": "Default: the method's own."})  # type: ignore[assignment]
     num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the larger set."})  # type: ignore[assignment]
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Forget rows per device and batch."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows per device when measuring."})
     lr_scheduler_type: Any = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     save_strategy: Any = field(default="no", metadata={"help": "When to save checkpoints."})

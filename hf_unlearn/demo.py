@@ -66,8 +66,13 @@ def train_from_scratch(
     seed: int = 0,
     output_dir: str = "unlearned",
     description: str | None = None,
+    data_collator: Any = None,
+    **settings: Any,
 ) -> float:
-    """Train a model in place with a plain `transformers.Trainer`; returns the seconds it took."""
+    """Train a model in place with a plain `transformers.Trainer`; returns the seconds it took.
+
+    `settings` are further `TrainingArguments`.
+    """
     args = TrainingArguments(
         output_dir=output_dir,
         num_train_epochs=epochs,
@@ -78,9 +83,10 @@ def train_from_scratch(
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **settings,
     )
     started = time.perf_counter()
-    trainer = Trainer(model, args, train_dataset=rows, data_collator=default_collator(model))
+    trainer = Trainer(model, args, train_dataset=rows, data_collator=data_collator or default_collator(model))
     trainer.pop_callback(PrinterCallback)
     if description:
         trainer.add_callback(Bar(description))

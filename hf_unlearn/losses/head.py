@@ -84,7 +84,12 @@ class Head:
         """
         inputs = {name: value for name, value in batch.items() if name not in self.label_names}
         if self.kind == "seq2seq_lm" and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
-            inputs["decoder_input_ids"] = _decoder_input_ids(self.model, batch["labels"])
+            decoder_input_ids = _decoder_input_ids(self.model, batch["labels"])
+            inputs["decoder_input_ids"] = decoder_input_ids
+            if self.model.config.model_type == "encoder-decoder":
+                # EncoderDecoderModel alone also makes the mask, when it makes the inputs
+                mask = (decoder_input_ids != self.model.config.pad_token_id).long()
+                inputs.setdefault("decoder_attention_mask", mask)
         return inputs
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:

@@ -111,7 +111,7 @@ def ctc_losses(
     labelled = (labels != IGNORED) & (labels != blank)
     lengths = labelled.sum(dim=1)
     log_probs = at_least_float32(logits).log_softmax(dim=-1).transpose(0, 1)
-    # cuDNN's CTC is switched off as in transformers: it takes other target layouts and is not deterministic
+    # without cuDNN, as in transformers
     with torch.backends.cudnn.flags(enabled=False):
         losses = F.ctc_loss(
             log_probs, labels[labelled], frames, lengths, blank, reduction="none", zero_infinity=zero_infinity
