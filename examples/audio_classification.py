@@ -20,7 +20,7 @@ from transformers import (
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer, split_forget_retain
 
-TRAINING = {"learning_rate": 1e-3, "num_train_epochs": 30, "per_device_train_batch_size": 32, "warmup_steps": 100}
+TRAINING = {"learning_rate": 1e-3, "num_train_epochs": 16, "per_device_train_batch_size": 32, "warmup_steps": 100}
 
 
 def tiny_extractor() -> ASTFeatureExtractor:

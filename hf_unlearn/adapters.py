@@ -121,8 +121,8 @@ def merged(model: PeftModel) -> PreTrainedModel:
 
     The sums are made in float32 and rounded once to the dtype of each weight; a change below half a step of that
     dtype is lost then (bfloat16 keeps 8 bits: load the base in float32 to keep smaller ones). Heads that trained with
-    the adapter (`modules_to_save`) replace the original ones. Every weight requires gradients: PEFT froze them and kept
-    no record of how they were.
+    the adapter (`modules_to_save`) replace the original ones. Every weight requires gradients: PEFT froze them and
+    kept no record of how they were.
 
     Takes the memory of a second model, plus float32 copies of the adapted layers while it merges.
 

@@ -41,7 +41,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     > Parameters that control the target
 
     Args:
-        request: `"rows"`, `"class"` or `"group"`; default: what `split_forget_retain` left on the datasets, else `"rows"`.
+        request: `"rows"`, `"class"` or `"group"`; default: what `split_forget_retain` left on the datasets, else
+            `"rows"`.
         forget_target: `"auto"` (default: follows the request), `"distribution"`, `"masked_class"`, `"mean"` (as ∇τ was
             published), `"none"`, a number (tau), or a sequence of losses of rows never trained on.
         hinge: `"squared"` (as published) or `"linear"`, with `forget_target="mean"` or a number.
@@ -58,8 +59,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (240 unless
     `num_train_epochs` or `max_steps` is given; one epoch is one pass over the larger of the two sets),
-    `per_device_train_batch_size` and `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth), `logging_steps` (10), `save_strategy`
-    ("no"), `logging_nan_inf_filter` (False: divergence must show).
+    `per_device_train_batch_size` and `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
+    `logging_steps` (10), `save_strategy` ("no"), `logging_nan_inf_filter` (False: divergence must show).
     """
 
     method: str = field(default="nabla_tau", metadata={"help": f"Unlearning method, one of {sorted(METHODS)}."})
@@ -113,12 +114,12 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             )
         if self.fp16 and METHODS[self.method].surgery:
             raise ValueError(
-                f"fp16: {self.method} writes gradients that the loss scaler does not see; use bf16=True or full precision"
+                f"fp16: {self.method} writes gradients that the loss scaler does not see; use bf16=True instead"
             )
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(
-                f'hub_strategy: must be "end", got {self.hub_strategy.value!r}, which uploads checkpoints that still '
-                "hold the data"
+                f'hub_strategy: must be "end", got {str(HubStrategy(self.hub_strategy).value)!r}, which uploads '
+                "checkpoints that still hold the data"
             )
 
     @property

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-Collator = Callable[[list], Mapping[str, Any]]
+Collator = Callable[[list[Any]], dict[str, Any]]
 
 
 def default_collator(model: Any, processing_class: Any = None) -> Collator:
     """A collator that pads every ragged column along its first axis, for text, images, audio and Whisper features.
 
     Columns of equal shape are stacked. Ragged ones are padded at the end: `input_ids` with the pad id of
-    `processing_class` or of the model's configuration, anything named `labels` with -100, `attention_mask` and the rest
-    with 0. Padded `input_ids` get an attention mask when the rows bring none; padded `input_values` get one when the
-    model's feature encoder uses layer normalisation (those with group normalisation were trained without).
+    `processing_class` or of the model's configuration, anything named `labels` with -100, `attention_mask` and the
+    rest with 0. Padded `input_ids` get an attention mask when the rows bring none; padded `input_values` get one when
+    the model's feature encoder uses layer normalisation (those with group normalisation were trained without).
     Rows of a causal language model that bring no labels are their own labels. `label` and `label_ids` become `labels`.
 
     Args:

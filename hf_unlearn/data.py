@@ -56,12 +56,14 @@ def split_forget_retain(
         indices: row numbers to forget.
         where: a predicate on a row; True means forget.
         request: `"rows"`, `"class"` or `"group"`. Left out, `column` makes a `"class"` when it is a label column
-            (named `label` or `labels`, or of type `datasets.ClassLabel`) and a `"group"` otherwise; all else is `"rows"`.
+            (named `label` or `labels`, or of type `datasets.ClassLabel`) and a `"group"` otherwise; all else is
+            `"rows"`.
         seed: seed of `fraction`'s draw.
 
     Returns:
-        `(forget, retain)`, of the type that came in for a `datasets.Dataset`, and `torch.utils.data.Subset`s otherwise.
-        Both carry the kind of request, which [`UnlearningTrainer`] reads; it survives `map`, `select` and `shuffle`.
+        `(forget, retain)`, of the type that came in for a `datasets.Dataset`, and `torch.utils.data.Subset`s
+        otherwise. Both carry the kind of request, which [`UnlearningTrainer`] reads; it survives `map`, `select` and
+        `shuffle`.
 
     Raises:
         ValueError: when not exactly one way of choosing is given, a column, value or index does not exist, or when a
@@ -88,13 +90,15 @@ def split_forget_retain(
         found = _column(dataset, column)
         missing = [value for value in values if value not in set(found)]
         if missing:
-            raise ValueError(f"values: column {column!r} has no {missing}; it has {_some(sorted(set(found), key=str))}")
+            raise ValueError(
+                f"values: column {column!r} has no {missing}; it has {_some(sorted(set(found), key=str))}"
+            )
         chosen = [i for i, value in enumerate(found) if value in set(values)]
     elif fraction is not None:
         chosen = _draw(dataset, fraction, stratify_by, seed)
     elif indices is not None:
         chosen = sorted({int(i) for i in indices})
-        if chosen and not (0 <= chosen[0] and chosen[-1] < size):
+        if chosen and not (chosen[0] >= 0 and chosen[-1] < size):
             raise ValueError(f"indices: must lie in [0, {size}), got {chosen[0]} to {chosen[-1]}")
     else:
         assert where is not None
@@ -208,15 +212,15 @@ class Pair(NamedTuple):
 
     forget: dict
     retain: list[dict]
-    index: int
+    number: int
 
 
 class PairedDataset(torch.utils.data.Dataset):
     """Forget and retain rows side by side, in an order that depends on the seed and on the position alone.
 
     Position `t` of an endless stream is one forget row and its share of the batch's retain rows. Consecutive positions
-    make up the batches, so 1 process with batches of 8, 4 accumulated batches of 2 and 2 processes with batches of 4 all
-    see the same rows in the same optimizer step; both sets are shuffled anew at every pass over them.
+    make up the batches, so 1 process with batches of 8, 4 accumulated batches of 2 and 2 processes with batches of 4
+    all see the same rows in the same optimizer step; both sets are shuffled anew at every pass over them.
 
     Args:
         forget: map-style dataset of rows to forget.
@@ -238,10 +242,21 @@ class PairedDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, position: int) -> Pair:
         """The pair at `position` of the endless stream (epoch 1 begins at `len(self)`)."""
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Pair]:
+        """The pairs of a batch at once: `datasets` reads many rows in the time of a few."""
+        indices = [self._order(0, len(self.forget), position) for position in positions]
+        shares = [self._share(position) for position in positions]
+        retain = iter(_read(self.retain, [self._order(1, len(self.retain), row) for share in shares for row in share]))
+        return [
+            Pair(row, [next(retain) for _ in share], index)
+            for row, share, index in zip(_read(self.forget, indices), shares, indices, strict=True)
+        ]
+
+    def _share(self, position: int) -> range:
         first, last = (p * self.retain_per_step // self.forget_per_step for p in (position, position + 1))
-        index = self._order(0, len(self.forget), position)
-        retain = [self.retain[self._order(1, len(self.retain), row)] for row in range(first, last)]
-        return Pair(self.forget[index], retain, index)
+        return range(first, last)
 
     def _order(self, stream: int, size: int, position: int) -> int:
         """The row at `position` of an endless stream of shuffled passes over `size` rows."""
@@ -250,6 +265,10 @@ class PairedDataset(torch.utils.data.Dataset):
             generator = torch.Generator().manual_seed(hash((self.seed, stream, cycle)) % 2**63)
             self._orders[stream] = (cycle, torch.randperm(size, generator=generator))
         return int(self._orders[stream][1][offset])
+
+
+def _read(dataset: Any, indices: list[int]) -> list[dict]:
+    return dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else [dataset[i] for i in indices]
 
 
 class PairSampler(Sampler[int]):
@@ -278,7 +297,7 @@ class PairCollator:
         return {
             "forget": self.collator([pair.forget for pair in pairs]),
             "retain": self.collator([row for pair in pairs for row in pair.retain]),
-            "index": torch.tensor([pair.index for pair in pairs]),
+            "index": torch.tensor([pair.number for pair in pairs]),
         }
 
 
@@ -287,4 +306,6 @@ def sample_rows(dataset: Any, count: int, seed: int = 0) -> Any:
     if len(dataset) <= count:
         return dataset
     chosen = sorted(np.random.default_rng(seed).choice(len(dataset), count, replace=False).tolist())
-    return dataset.select(chosen) if isinstance(dataset, datasets.Dataset) else torch.utils.data.Subset(dataset, chosen)
+    return (
+        dataset.select(chosen) if isinstance(dataset, datasets.Dataset) else torch.utils.data.Subset(dataset, chosen)
+    )

@@ -42,7 +42,10 @@ def digits_data(seed: int = 0) -> dict[str, datasets.Dataset]:
     pixels, labels = (digits.images[:, None] / 8 - 1).astype(np.float32), digits.target
     train, rest = train_test_split(np.arange(len(labels)), test_size=800, stratify=labels, random_state=seed)
     unseen, test = train_test_split(rest, test_size=400, stratify=labels[rest], random_state=seed)
-    rows = datasets.Dataset.from_dict({"pixel_values": pixels, "label": labels}).with_format("torch")
+    features = datasets.Features(
+        {"pixel_values": datasets.Array3D((1, 8, 8), "float32"), "label": datasets.ClassLabel(num_classes=10)}
+    )
+    rows = datasets.Dataset.from_dict({"pixel_values": pixels, "label": labels}, features).with_format("torch")
     return {name: rows.select(chosen) for name, chosen in (("train", train), ("unseen", unseen), ("test", test))}
 
 
@@ -51,7 +54,8 @@ def digits_model(seed: int = 0) -> ViTForImageClassification:
     set_seed(seed)
     config = ViTConfig(
         image_size=8, patch_size=2, num_channels=1, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
-        intermediate_size=128, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        intermediate_size=128, id2label={i: str(i) for i in range(10)},
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return ViTForImageClassification(config)
 
@@ -89,12 +93,12 @@ def train_from_scratch(
     trainer = Trainer(model, args, train_dataset=rows, data_collator=data_collator or default_collator(model))
     trainer.pop_callback(PrinterCallback)
     if description:
-        trainer.add_callback(Bar(description))
+        trainer.add_callback(_Bar(description))
     trainer.train()
     return time.perf_counter() - started
 
 
-class Bar(TrainerCallback):
+class _Bar(TrainerCallback):
     """One named progress bar for one training."""
 
     def __init__(self, description: str):
@@ -169,7 +173,7 @@ def forget_with(
     args = UnlearningArguments(output_dir=str(folder), method=method, seed=seed, report_to="none", disable_tqdm=True)
     trainer = UnlearningTrainer(copy.deepcopy(original), forget, retain, args, unseen_ds=unseen)
     trainer.pop_callback(PrinterCallback)
-    trainer.add_callback(Bar(f"Forgetting with {METHODS_SHOWN[method]}"))
+    trainer.add_callback(_Bar(f"Forgetting with {METHODS_SHOWN[method]}"))
     started = time.perf_counter()
     trainer.train()
     return trainer.model, time.perf_counter() - started, trainer.state.log_history

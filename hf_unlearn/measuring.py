@@ -5,17 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import datasets
+from transformers import Seq2SeqTrainer
 
+from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.auditing.figures import figures, transcribe, word_error_rate
 from hf_unlearn.auditing.signals import Signals, collect
 from hf_unlearn.data import sample_rows
+from hf_unlearn.losses import Head
 
 # Rows of the retain set that the figures look at: enough for half a point of accuracy.
 FIGURE_ROWS = 2000
 
 
-class Measuring:
-    """The part of [`UnlearningTrainer`] that measures; relies on a `Trainer` beside it."""
+class MeasuringTrainer(Seq2SeqTrainer):
+    """A `Trainer` that knows the forget, retain and unseen sets, and measures them."""
+
+    args: UnlearningArguments
+    model: Any
+    head: Head
+    request: str
+    forget_ds: Any
+    retain_ds: Any
+    unseen_ds: Any
 
     def collect(self, dataset: Any, description: str = "Measuring") -> Signals:
         """Per-row signals of the model as it is now on a dataset of flat rows."""
@@ -73,3 +84,11 @@ class Measuring:
             metrics.update(found)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _readable(self, dataset: Any) -> Any:
+        return self._remove_unused_columns(dataset) if isinstance(dataset, datasets.Dataset) else dataset
+
+    @property
+    def _runner(self) -> Any:
+        """The model for passes without gradient: the wrapped one only where its weights are sharded."""
+        return self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model

@@ -12,13 +12,20 @@ from peft import PeftModel
 from transformers import AutoConfig
 
 from hf_unlearn.adapters import merged
+from hf_unlearn.measuring import MeasuringTrainer
+from hf_unlearn.targets import ForgetTarget
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "unlearning_state.pt"
 
 
-class Saving:
-    """The part of [`UnlearningTrainer`] that saves and loads; relies on a `Trainer` beside it."""
+class SavingTrainer(MeasuringTrainer):
+    """A `Trainer` whose saved model has forgotten, and whose checkpoints hold what a resumed run needs."""
+
+    added_adapter: bool
+    figures_before: dict[str, float]
+    target: ForgetTarget | None
+    _checkpointing: bool
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save a plain merged model of the class that came in; an adapter that the user trained, as an adapter.
@@ -26,7 +33,7 @@ class Saving:
         An adapter that we added beside the old weights has forgotten nothing: whoever drops it has the data back.
         Checkpoints keep it, to resume from; [`save_adapter`] saves it alone.
         """
-        output_dir = output_dir or self.args.output_dir
+        output_dir = output_dir or str(self.args.output_dir)
         if self._checkpointing:
             super().save_model(output_dir, _internal_call=True)
             if self.args.should_save and self.target is not None:
@@ -64,8 +71,9 @@ class Saving:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if self._loads_plain(self.state.best_model_checkpoint):
-            load_weights(self.model, self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        if best is not None and self._loads_plain(best):
+            load_weights(self.model, best)
         else:
             super()._load_best_model()
 
@@ -86,8 +94,8 @@ def load_model(name: str) -> Any:
 def load_weights(model: Any, checkpoint: str) -> None:
     """Load a checkpoint's weights into a model, strictly.
 
-    Not by `Trainer`'s own `load_state_dict(..., strict=False)`: some architectures are saved under other names than their
-    modules have, and would keep their initial weights (transformers #43701).
+    Not by `Trainer`'s own `load_state_dict(..., strict=False)`: some architectures are saved under other names than
+    their modules have, and would keep their initial weights (transformers #43701).
     """
     state = type(model).from_pretrained(checkpoint, dtype=model.dtype).state_dict()
     model.load_state_dict(state, strict=True)

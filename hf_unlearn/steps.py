@@ -36,7 +36,7 @@ class LossStep:
         self.batches = 1
         self._weights: list[torch.Tensor] = []
         self._value = torch.zeros(())
-        self._log: dict[str, list[float]] = {}
+        self._log: dict[str, list[Any]] = {}
 
     def start(self, target: ForgetTarget) -> None:
         """Set the forgetting target."""
@@ -72,8 +72,9 @@ class LossStep:
     def forget_share(self, model: nn.Module, batch: Batch, index: torch.Tensor) -> torch.Tensor:
         """One batch's share of the step's forgetting objective: shares add up over batches and processes.
 
-        The value adds up to the objective, and the gradient to its gradient: a whole-step objective F(s_1, ..., s_n) has
-        the gradient `sum_i dF/ds_i ds_i`, so its share is the sum over the batch's rows with fixed weights dF/ds_i.
+        The value adds up to the objective, and the gradient to its gradient: a whole-step objective F(s_1, ..., s_n)
+        has the gradient `sum_i dF/ds_i ds_i`, so its share is the sum over the batch's rows with fixed weights
+        dF/ds_i.
         """
         assert self.objective is not None
         scores, losses = self._scores(model, batch, index)

@@ -22,7 +22,7 @@ CLASS_ACCURACY = 0.01
 class TargetStopping(TrainerCallback):
     """Stops training when, on a fixed sample, the forget loss (a class: accuracy) is at its target.
 
-    A guard stops it too, with a warning, when the loss on a fixed sample of the retain set has risen by more than ln 2.
+    A guard stops it too, with a warning, when the loss on a fixed sample of the retain set has risen by over ln 2.
 
     Args:
         trainer: the trainer that is watched.

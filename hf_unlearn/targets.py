@@ -1,8 +1,8 @@
 """The forgetting target: which losses the forget set should end with, for which request.
 
-A model that never saw the forget set has some loss on every row of it. A target pulls the forget losses there, and lets
-go by itself. It scores every row of the forget set (`scores`) and turns the scores of a whole optimizer step, over
-every accumulated batch and every process, into one number to descend (`combine`).
+A model that never saw the forget set has some loss on every row of it. A target pulls the forget losses there, and
+lets go by itself. It scores every row of the forget set (`scores`) and turns the scores of a whole optimizer step,
+over every accumulated batch and every process, into one number to descend (`combine`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ HINGES = ("squared", "linear")
 
 
 class ForgetTarget:
-    """What is descended on the forget set. `whole_step`: `combine` is no plain mean, so it needs the step's scores at once."""
+    """What is descended on the forget set.
+
+    `whole_step`: `combine` is no plain mean, so it needs the step's scores at once.
+    """
 
     kind: ClassVar[str]
     whole_step: ClassVar[bool] = False
@@ -54,7 +57,7 @@ class Ascent(ForgetTarget):
 
 
 class MeanTarget(ForgetTarget):
-    """`relu(tau - mean_i l_i)^2` (Trippa et al. 2024, arXiv 2403.14339, eq. 3), or without the square (`hinge="linear"`).
+    """`relu(tau - mean_i l_i)^2` (Trippa et al. 2024, arXiv 2403.14339, eq. 3); `hinge="linear"`: without the square.
 
     The mean is that of the whole optimizer step: the hinge of a mean is not the mean of the hinges.
     """
@@ -79,9 +82,9 @@ class MeanTarget(ForgetTarget):
 class DistributionTarget(ForgetTarget):
     """`mean_i |q_i - l_(i)|`: the forget losses of a step, sorted, are drawn to the same quantiles of unseen losses.
 
-    This is the one-dimensional Wasserstein-1 distance between the step's forget losses and the sample of unseen losses.
-    It ascends where a row is remembered too well and descends where it is over-forgotten. It equals zero when the two
-    loss distributions agree; it says nothing about what an attack could see beyond the loss.
+    This is the one-dimensional Wasserstein-1 distance between the step's forget losses and the sample of unseen
+    losses. It ascends where a row is remembered too well and descends where it is over-forgotten. It equals zero when
+    the two loss distributions agree; it says nothing about what an attack could see beyond the loss.
 
     Args:
         losses: losses [m] of rows that the model was never trained on, in any order.
@@ -112,7 +115,7 @@ class DistributionTarget(ForgetTarget):
 
 
 class MaskedClassTarget(ForgetTarget):
-    """`mean_i KL(p_i || model)`, p_i the original model's prediction with the forgotten classes taken out, renormalised.
+    """`mean_i KL(p_i || model)`, p_i the original model's prediction without the forgotten classes, renormalised.
 
     What a model that never met a class would say is close to what the original says about everything else. No unseen
     data and no stopping rule: the divergence is least where the target is met.

@@ -9,12 +9,11 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import datasets
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import Seq2SeqTrainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerCallback
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import find_labels
 
 from hf_unlearn.adapters import add_adapter
@@ -22,20 +21,19 @@ from hf_unlearn.arguments import STEPS_WITHOUT_TARGET, UnlearningArguments
 from hf_unlearn.collate import default_collator
 from hf_unlearn.data import PairCollator, PairedDataset, PairSampler, request_of
 from hf_unlearn.losses import head_of
-from hf_unlearn.measuring import Measuring
 from hf_unlearn.methods import METHODS, Method, Setting, SurgeryMethod
 from hf_unlearn.modes import Stillness
 from hf_unlearn.report.tables import print_figures
-from hf_unlearn.saving import STATE_FILE, Saving, load_model
+from hf_unlearn.saving import STATE_FILE, SavingTrainer, load_model
 from hf_unlearn.steps import LossStep, SurgeryStep
 from hf_unlearn.stopping import TargetStopping
-from hf_unlearn.targets import ForgetTarget, make_target, resolve_kind, restore_target
+from hf_unlearn.targets import make_target, resolve_kind, restore_target
 from hf_unlearn.validation import check_sets
 
 logger = logging.getLogger(__name__)
 
 
-class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
+class UnlearningTrainer(SavingTrainer):
     """Makes a trained model forget `forget_ds` and keep `retain_ds`.
 
     Everything `transformers.Trainer` accepts still works: callbacks, optimizers, compute_metrics, resume, hub
@@ -51,7 +49,8 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
         eval_dataset: for evaluation, as in `Trainer`.
         data_collator: rows to batch; default: [`hf_unlearn.collate.default_collator`].
         processing_class: tokenizer, image processor, feature extractor or processor.
-        peft_config: `"auto"` (a LoRA adapter for methods that bend gradients, none otherwise), a `PeftConfig`, or None.
+        peft_config: `"auto"` (a LoRA adapter for methods that bend gradients, none otherwise), a `PeftConfig`, or
+            None.
         per_sample_loss: `f(outputs, batch) -> [batch]` in place of the head's own loss.
         **kwargs: as in `Trainer`.
 
@@ -68,7 +67,7 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
         *,
         unseen_ds: Any = None,
         eval_dataset: Any = None,
-        data_collator: Callable | None = None,
+        data_collator: Any = None,
         processing_class: Any = None,
         peft_config: Any = "auto",
         per_sample_loss: Callable | None = None,
@@ -76,7 +75,9 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
     ):
         args = copy.copy(args) if args is not None else UnlearningArguments(output_dir="unlearned")
         if not isinstance(args, UnlearningArguments):
-            raise ValueError(f"args: expected UnlearningArguments, got {type(args).__name__}; it takes the same settings")
+            raise ValueError(
+                f"args: expected UnlearningArguments, got {type(args).__name__}; it takes the same settings"
+            )
         for name, dataset in (("forget_ds", forget_ds), ("retain_ds", retain_ds)):
             if dataset is None:
                 raise ValueError(f"{name}: is missing; split_forget_retain makes both sets from the training set")
@@ -88,7 +89,8 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
         if model is None and model_init is None:
             raise ValueError("model: is missing; give a model, the name of a checkpoint, or model_init")
         # Checked on the model itself before Trainer does any work; with model_init, on one that is then let go.
-        checked = self._adapt(load_model(model) if isinstance(model, str) else model if model else model_init())
+        loaded = load_model(model) if isinstance(model, str) else model
+        checked = self._adapt(loaded if loaded is not None or model_init is None else model_init())
         self.head = head_of(checked, per_sample_loss)
         check_sets(forget_ds, retain_ds, unseen_ds, _columns_read(checked))
         self.request = args.request or request_of(forget_ds) or "rows"
@@ -112,13 +114,8 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
         # Our batches carry no top-level labels, and compute_loss gives means over the step.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
         self.forget_ds, self.retain_ds, self.unseen_ds = forget_ds, retain_ds, unseen_ds
-        self.step: LossStep
-        if isinstance(self.method, SurgeryMethod):
-            self.step = SurgeryStep(self.method, self.head, self.accelerator, self.model, args.per_sample_engine)
-        else:
-            self.step = LossStep(self.method, self.head, self.accelerator)
-        self.target: ForgetTarget | None = None
-        self.figures_before: dict[str, float] = {}
+        self.step = self._make_step(self.model)
+        self.target, self.figures_before = None, {}
         self._resume_from: str | None = None
         self._checkpointing = False
         self._stillness = Stillness()
@@ -147,12 +144,16 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
         if args.learning_rate is None:
             trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
             args.learning_rate = default_learning_rate(self.method, trainable, isinstance(model, PeftModel))
-        if self.target_kind == "none" and args.forget_target == "auto" and self.method_class is not METHODS["finetune"]:
+        if (
+            self.target_kind == "none"
+            and args.forget_target == "auto"
+            and self.method_class is not METHODS["finetune"]
+        ):
             if args.default_steps:
                 args.max_steps = STEPS_WITHOUT_TARGET
             logger.warning(
-                "No unseen_ds: there is no loss that the forget set should end with, so the forget loss is raised for a "
-                f"fixed budget of {args.max_steps} steps, which may forget too little or too much. Give unseen_ds."
+                "No unseen_ds: there is no loss that the forget set should end with, so the forget loss is raised for "
+                f"a fixed budget of {args.max_steps} steps, which may forget too little or too much. Give unseen_ds."
             )
         if args.weight_decay and isinstance(self.method, SurgeryMethod):
             logger.info("Weight decay is off: it would move the weights inside the span that the projection protects")
@@ -160,9 +161,14 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
     def call_model_init(self, trial: Any = None) -> Any:
         """A new model, adapted as the first one was; the per-sample gradients follow it."""
         model = self._adapt(super().call_model_init(trial))
-        if isinstance(getattr(self, "step", None), SurgeryStep):
-            self.step = SurgeryStep(self.method, self.head, self.accelerator, model, self.args.per_sample_engine)
+        if hasattr(self, "step"):
+            self.step = self._make_step(model)
         return model
+
+    def _make_step(self, model: Any) -> LossStep:
+        if isinstance(self.method, SurgeryMethod):
+            return SurgeryStep(self.method, self.head, self.accelerator, model, self.args.per_sample_engine)
+        return LossStep(self.method, self.head, self.accelerator)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """None for methods that bend gradients: weight decay would undo the projection."""
@@ -175,7 +181,7 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
         processes = self.accelerator.num_processes
         steps = self.args.gradient_accumulation_steps * processes
         scale = self._train_batch_size / self.args.per_device_train_batch_size  # DataParallel, auto_find_batch_size
-        self.train_dataset = PairedDataset(
+        self.pairs = self.train_dataset = PairedDataset(
             self._readable(self.forget_ds),
             self._readable(self.retain_ds),
             forget_per_step=self._train_batch_size * steps,
@@ -183,9 +189,6 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
         return super().get_train_dataloader()
-
-    def _readable(self, dataset: Any) -> Any:
-        return self._remove_unused_columns(dataset) if isinstance(dataset, datasets.Dataset) else dataset
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
         self.pair_sampler = PairSampler(len(train_dataset))
@@ -229,11 +232,6 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
     def _retain_weight(self) -> float:
         return self.method.retain_weight(self.state.global_step / max(1, self.state.max_steps))
 
-    @property
-    def _runner(self) -> Any:
-        """The model for passes without gradient: the wrapped one only where its weights are sharded."""
-        return self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with forget and retain loss, target, retain weight and the method's own figures beside the loss."""
         if "loss" in logs:
@@ -244,12 +242,17 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
 
     # ---- the run ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Unlearn; prints the figures before and after. See `Trainer.train`."""
         found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         self._resume_from = found or None
         try:
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._stillness.restore()
         after = self.unlearning_figures()
@@ -272,7 +275,7 @@ class UnlearningTrainer(Measuring, Saving, Seq2SeqTrainer):
 
     def refresh(self) -> None:
         """Measure the target again on the unseen data, where the method asks for it."""
-        every = self.method.refresh_steps(self.train_dataset.forget_per_step)
+        every = self.method.refresh_steps(self.pairs.forget_per_step)
         if every is not None and self.state.global_step and self.state.global_step % every == 0:
             signals = {"unseen": self.collect(self.unseen_ds, "Measuring the target")}
             self.target = make_target("mean", self.args.forget_target, self.args.hinge, signals)

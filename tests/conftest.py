@@ -44,8 +44,8 @@ def unlearn(tmp_path):
         extra = {k: settings.pop(k) for k in ("peft_config", "callbacks", "compute_metrics", "eval_dataset",
                  "per_sample_loss", "processing_class", "model_init") if k in settings}  # fmt: skip
         defaults = {
-            "output_dir": str(tmp_path / settings.pop("folder", "out")), "max_steps": 2, "per_device_train_batch_size": 4,
-            "report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1,
+            "output_dir": str(tmp_path / settings.pop("folder", "out")), "max_steps": 2, "logging_steps": 1,
+            "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True, "use_cpu": True,
         }  # fmt: skip
         args = UnlearningArguments(**{**defaults, **settings})
         return UnlearningTrainer(model, forget_ds, retain_ds, args, unseen_ds=unseen_ds, **extra)

@@ -153,7 +153,7 @@ def test_every_row_is_seen_once_before_any_is_seen_again():
         passes = [found[i : i + size] for i in range(0, len(found) - size + 1, size)]
         assert all(sorted(p) == list(range(size)) for p in passes)
         assert len({tuple(p) for p in passes}) > 1  # shuffled anew
-    assert [pair.index for pair in stream] == forget
+    assert [pair.number for pair in stream] == forget
     assert [p.forget["x"] for p in stream] != [paired(seed=1)[i].forget["x"] for i in range(len(stream))]
 
 
@@ -166,7 +166,12 @@ def test_one_epoch_covers_the_larger_set():
 
 
 def test_collator_pads_for_every_modality():
-    from transformers import BertConfig, BertForSequenceClassification, Wav2Vec2Config, Wav2Vec2ForSequenceClassification
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        Wav2Vec2Config,
+        Wav2Vec2ForSequenceClassification,
+    )
 
     bert = BertForSequenceClassification(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, pad_token_id=3)
@@ -181,7 +186,8 @@ def test_collator_pads_for_every_modality():
     for norm, masked in (("layer", True), ("group", False)):
         config = Wav2Vec2Config(
             hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, feat_extract_norm=norm,
-            num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, conv_dim=(8,), conv_stride=(2,), conv_kernel=(2,),
+            num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+            conv_dim=(8,), conv_stride=(2,), conv_kernel=(2,),
         )  # fmt: skip
         audio = default_collator(Wav2Vec2ForSequenceClassification(config))
         batch = audio([{"input_values": [0.1, 0.2, 0.3], "label": 0}, {"input_values": [0.4], "label": 1}])

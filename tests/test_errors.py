@@ -47,21 +47,21 @@ def test_sets_are_checked_by_content(unlearn):
         unseen.items[0] = retain.items[2]
         return forget, retain, unseen
 
-    with pytest.raises(ValueError, match="^unseen_ds and retain_ds share 1 rows"):
+    with pytest.raises(ValueError, match=r"^unseen_ds and retain_ds share 1 rows"):
         unlearn(sets=seen)
 
     def empty(forget, retain, unseen):
         forget.items = []
         return forget, retain, unseen
 
-    with pytest.raises(ValueError, match="^forget_ds: is empty"):
+    with pytest.raises(ValueError, match=r"^forget_ds: is empty"):
         unlearn(sets=empty)
 
     def columns(forget, retain, unseen):
         retain.items = [{"pixel_values": r["pixel_values"]} for r in retain.items]
         return forget, retain, unseen
 
-    with pytest.raises(ValueError, match="^retain_ds: its columns"):
+    with pytest.raises(ValueError, match=r"^retain_ds: its columns"):
         unlearn(sets=columns)
 
 
@@ -72,7 +72,7 @@ def test_labels_out_of_range(unlearn):
 
     trainer = unlearn(sets=wrong)
     before = {n: p.clone() for n, p in trainer.model.named_parameters()}
-    with pytest.raises(ValueError, match="labels.*17"):
+    with pytest.raises(ValueError, match=r"labels.*17"):
         trainer.train()
     assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
 
@@ -99,7 +99,7 @@ def test_nothing_to_train(unlearn):
 def test_lora_targets_that_match_nothing(unlearn):
     from peft import LoraConfig
 
-    with pytest.raises(ValueError, match="peft_config: .*query_key_value"):
+    with pytest.raises(ValueError, match=r"peft_config: .*query_key_value"):
         unlearn(method="orthograd", peft_config=LoraConfig(target_modules=["query_key_value"]))
 
 
@@ -132,7 +132,7 @@ def test_wrong_kinds_of_argument(unlearn, tmp_path):
         UnlearningTrainer(trainer.model, sets[0])
     with pytest.raises(ValueError, match="model: is missing"):
         UnlearningTrainer(None, *sets)
-    with pytest.raises(ValueError, match="compute_loss_func: .*per_sample_loss"):
+    with pytest.raises(ValueError, match=r"compute_loss_func: .*per_sample_loss"):
         UnlearningTrainer(trainer.model, *sets, compute_loss_func=lambda *a, **k: 0)
 
 

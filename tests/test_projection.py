@@ -5,10 +5,12 @@ import torch
 
 from hf_unlearn.per_sample.projection import norm, project, span_coefficients
 
+SHAPES = {"a": (2, 3), "b": (4,)}
 
-def split(vector, shapes={"a": (2, 3), "b": (4,)}):
+
+def split(vector):
     parts, start = {}, 0
-    for name, shape in shapes.items():
+    for name, shape in SHAPES.items():
         size = int(torch.tensor(shape).prod())
         part = vector[..., start : start + size]
         parts[name] = part.reshape(*vector.shape[:-1], size) if vector.dim() == 2 else part.reshape(shape)

@@ -66,7 +66,9 @@ def test_masked_class_in_numpy():
     wanted[:, 1] = 0
     wanted /= wanted.sum(1, keepdims=True)
     model = np.exp(found) / np.exp(found).sum(1, keepdims=True)
-    expected = [sum(w * np.log(w / m) for w, m in zip(ws, ms, strict=True) if w) for ws, ms in zip(wanted, model, strict=True)]
+    expected = [
+        sum(w * np.log(w / m) for w, m in zip(ws, ms, strict=True) if w) for ws, ms in zip(wanted, model, strict=True)
+    ]
     assert np.allclose(scores.numpy(), expected, rtol=1e-6)
     logits = torch.tensor(found, requires_grad=True)
     target.scores({"logits": logits}, {}, Head(), rows).sum().backward()
@@ -99,7 +101,7 @@ def test_refuses_without_unseen_data(setting):
 
 def test_masked_class_needs_a_class_and_a_single_label_head():
     for request, head in (("rows", "single_label"), ("class", "causal_lm")):
-        with pytest.raises(ValueError, match="needs a request=\"class\" and a single-label"):
+        with pytest.raises(ValueError, match='needs a request="class" and a single-label'):
             resolve_kind("masked_class", request=request, head_kind=head, has_unseen=True)
 
 
@@ -129,5 +131,9 @@ def test_targets_survive_a_checkpoint(tmp_path):
         again = restore_target(torch.load(tmp_path / "t.pt", weights_only=True))
         assert type(again) is type(target) and again.state().keys() == target.state().keys()
         for name, value in target.state().items():
-            same = torch.equal(value, again.state()[name]) if isinstance(value, torch.Tensor) else value == again.state()[name]
+            same = (
+                torch.equal(value, again.state()[name])
+                if isinstance(value, torch.Tensor)
+                else value == again.state()[name]
+            )
             assert same

@@ -167,7 +167,14 @@ def test_logs_say_what_happens(unlearn):
     trainer = unlearn(method="orthograd", max_steps=3, retain=12)
     trainer.train()
     entry = [e for e in trainer.state.log_history if "loss" in e][-1]
-    assert {"forget_loss", "retain_loss", "target", "retain_weight", "surviving_share", "effective_rank"} <= entry.keys()
+    assert {
+        "forget_loss",
+        "retain_loss",
+        "target",
+        "retain_weight",
+        "surviving_share",
+        "effective_rank",
+    } <= entry.keys()
     assert entry["retain_weight"] == 0.5 and 0 < entry["surviving_share"] <= 1 and entry["effective_rank"] == 4
     assert entry["target"] == pytest.approx(trainer.figures_before["unseen_loss"], rel=1e-6)
     distance = trainer.target.combine(torch.zeros(4)).item()
@@ -175,7 +182,9 @@ def test_logs_say_what_happens(unlearn):
 
 
 def test_the_logged_loss_is_the_objective(unlearn):
-    trainer = unlearn(method="nabla_tau", forget_target=9.0, max_steps=1, gradient_accumulation_steps=2, retain_weight=0.25)
+    trainer = unlearn(
+        method="nabla_tau", forget_target=9.0, max_steps=1, gradient_accumulation_steps=2, retain_weight=0.25
+    )
     trainer.train()
     entry = next(e for e in trainer.state.log_history if "loss" in e)
     expected = 0.75 * (9.0 - entry["forget_loss"]) ** 2 + 0.25 * entry["retain_loss"]
@@ -197,7 +206,9 @@ def test_published_schedule_and_refresh(unlearn):
 
 @pytest.mark.parametrize(("forget", "retain", "batch"), [(2, 9, 4), (9, 2, 4), (1, 1, 3)])
 def test_sets_of_any_size(unlearn, forget, retain, batch):
-    trainer = unlearn(forget=forget, retain=retain, per_device_train_batch_size=batch, max_steps=-1, num_train_epochs=1)
+    trainer = unlearn(
+        forget=forget, retain=retain, per_device_train_batch_size=batch, max_steps=-1, num_train_epochs=1
+    )
     trainer.train()
     assert trainer.state.global_step == math.ceil(max(forget, retain) / batch)
 

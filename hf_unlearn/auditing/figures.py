@@ -39,9 +39,9 @@ def figures(signals: Mapping[str, Signals], classes: Sequence[int] = ()) -> dict
             if not found.correct.isnan().any():
                 result[f"{name}_accuracy"] = float(found.correct.double().mean())
     if matched is not None and min(len(matched), len(sets["forget"])) >= LEAST_ROWS:
-        losses = [s.losses.double().numpy() for s in (sets["forget"], matched)]
-        if all(np.isfinite(x).all() for x in losses):
-            result["mia_accuracy"] = logistic_attack(*losses)
+        members, others = sets["forget"].losses.double().numpy(), matched.losses.double().numpy()
+        if np.isfinite(members).all() and np.isfinite(others).all():
+            result["mia_accuracy"] = logistic_attack(members, others)
     return result
 
 

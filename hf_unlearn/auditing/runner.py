@@ -13,8 +13,14 @@ from hf_unlearn.collate import default_collator
 from hf_unlearn.data import request_of
 from hf_unlearn.losses import head_of
 
+
 def signals_of(
-    model: Any, dataset: Any, *, data_collator: Callable | None = None, batch_size: int = 256, description: str = "Measuring"
+    model: Any,
+    dataset: Any,
+    *,
+    data_collator: Callable | None = None,
+    batch_size: int = 256,
+    description: str = "Measuring",
 ) -> Signals:
     """Per-row signals of a model on one set; see `hf_unlearn.auditing.signals.Signals`."""
     accelerator = Accelerator()

@@ -36,7 +36,8 @@ class Signals:
 
     def select(self, mask: torch.Tensor) -> Signals:
         """The rows where `mask` [n] is true."""
-        return Signals(*(None if value is None else value[mask] for value in vars(self).values()))
+        kept = {name: None if value is None else value[mask] for name, value in vars(self).items()}
+        return Signals(**kept)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a method is: a small class that says which losses are descended, how they are weighed, or how gradients are bent."""
+"""What a method is: a small class that says which losses are descended and with what weights, or bends gradients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Setting:
 class Method:
     """Base of all methods.
 
-    The loss descended in a step is `retain_weight * mean retain loss + (1 - retain_weight) * objective(forget scores)`.
+    A step descends the loss `retain_weight * mean retain loss + (1 - retain_weight) * objective(forget scores)`.
     A subclass says what differs; see `methods/ascent.py` for the smallest ones.
 
     Attributes:

@@ -14,8 +14,8 @@ class NablaTau(Method):
     """`alpha * target(forget losses) + (1 - alpha) * L_r` (Trippa et al. 2024, arXiv 2403.14339, eq. 3).
 
     Published form, exactly: `UnlearningArguments(forget_target="mean", hinge="squared")`. The target is then
-    `relu(L_v - L_f)^2` with L_v the mean loss of unseen data, measured again every five passes over the forget set, and
-    alpha starts at `5/3 * |D_f| / |D|` and falls linearly to 0 (text: constant 0.5).
+    `relu(L_v - L_f)^2` with L_v the mean loss of unseen data, measured again every five passes over the forget set,
+    and alpha starts at `5/3 * |D_f| / |D|` and falls linearly to 0 (text: constant 0.5).
 
     Ours, the default: the target follows the request (`hf_unlearn.targets`): loss-distribution matching for rows and
     groups, the original's prediction without the class for a whole class, both with equal weights.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -78,7 +78,7 @@ def recorded_gradients(
         grad = grad.view(shape)
         if inputs.shape[0] != size or grad.shape[0] != size:
             raise NotCovered(f"{paths[module]} (leading axis {inputs.shape[0]} is not the batch of {size})")
-        dtype = module.weight.dtype
+        dtype = next(iter(module._parameters.values())).dtype  # type: ignore[union-attr]
         gradients = RULES[type(module)](module, inputs.to(dtype), grad.to(dtype))
         for attribute, name in modules[module].items():
             rows[name] += gradients[attribute].flatten(1)
@@ -87,15 +87,15 @@ def recorded_gradients(
     return values.detach(), rows
 
 
-def _record(uses: list) -> object:
+def _record(uses: list) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
         if output.requires_grad:
             inputs = args[0] if args else next(iter(kwargs.values()))
-            # A linear layer's output is often a view of what it computed. A model that then writes into it (padding set to
-            # zero) reroutes the view's gradient, but not the base's.
-            whole = output._is_view() and output._base is not None and output._base.numel() == output.numel()
-            edge = get_gradient_edge(output._base if whole else output)
-            uses.append((module, inputs.detach(), output.shape, edge))
+            # A linear layer's output is often a view of what it computed. A model that then writes into it (padding
+            # set to zero) reroutes the view's gradient, but not the base's.
+            base = output._base
+            origin = output if base is None or base.numel() != output.numel() else base
+            uses.append((module, inputs.detach(), output.shape, get_gradient_edge(origin)))
 
     return hook
 

@@ -1,0 +1,61 @@
+"""Runs two optimizer steps of every case on every process, and saves the gradients; see test_processes.py."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import make, rows
+from transformers import TrainerCallback
+
+from hf_unlearn import UnlearningArguments, UnlearningTrainer
+
+
+class Keep(TrainerCallback):
+    """Keeps gradients and the row numbers that this process saw."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def run(folder, method, target, batch, accumulation):
+    model, make_batch = make("vit")
+    data = [{k: torch.as_tensor(v) for k, v in row.items()} for row in rows(make_batch(24, seed=1))]
+    data = [{k: v.double() if v.is_floating_point() else v for k, v in row.items()} for row in data]
+    keep = Keep()
+    args = UnlearningArguments(
+        output_dir=folder, method=method, forget_target=target, max_steps=2, per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation, max_grad_norm=0.0, report_to="none", disable_tqdm=True,
+        use_cpu=True, stop_at_target=False, logging_steps=1,
+    )  # fmt: skip
+    trainer = UnlearningTrainer(model.double(), data[:6], data[6:16], args, unseen_ds=data[16:], callbacks=[keep])
+    seen = []
+    take = trainer.get_batch_samples
+
+    def record(*args, **kwargs):
+        batches, count = take(*args, **kwargs)
+        seen.extend(int(i) for b in batches for i in b["index"])
+        return batches, count
+
+    trainer.get_batch_samples = record
+    trainer.train()
+    return {
+        "gradients": keep.steps,
+        "seen": seen,
+        "loss": [e["loss"] for e in trainer.state.log_history if "loss" in e],
+        "figures": trainer.figures_before,
+        "weights": {n: p.detach().clone() for n, p in trainer.model.named_parameters()},
+    }
+
+
+if __name__ == "__main__":
+    folder, cases = sys.argv[1], json.loads(sys.argv[2])
+    torch.set_num_threads(1)
+    results = [run(folder, *case) for case in cases]
+    torch.save(results, f"{folder}/rank{os.environ.get('RANK', 0)}.pt")

@@ -1,0 +1,56 @@
+"""Two and four real processes (gloo) get the gradient that one gets with the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("run_step.py")
+# Method, target, batch of a process, accumulation: 8 rows a step for any number of processes below.
+ALONE = [("nabla_tau", "auto", 8, 1), ("nabla_tau", "mean", 8, 1), ("orthograd", "auto", 8, 1)]
+SPLIT = {
+    2: [("nabla_tau", "auto", 4, 1), ("nabla_tau", "mean", 2, 2), ("orthograd", "auto", 2, 2)],
+    4: [("nabla_tau", "auto", 1, 2), ("nabla_tau", "mean", 2, 1), ("orthograd", "auto", 2, 1)],
+}
+
+
+def run(folder, processes, cases):
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += [str(SCRIPT), str(folder), json.dumps(cases)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(processes)]
+    return [[rank[case] for rank in ranks] for case in range(len(cases))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return [ranks[0] for ranks in run(tmp_path_factory.mktemp("alone"), 1, ALONE)]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_change_nothing(tmp_path, alone, processes):
+    together = run(tmp_path, processes, SPLIT[processes])
+    for (*case, batch, accumulation), one, many in zip(SPLIT[processes], alone, together, strict=True):
+        for step, expected in enumerate(one["gradients"]):
+            scale = max(float(g.norm()) for g in expected.values())
+            for rank in many:
+                found = rank["gradients"][step]
+                assert found.keys() == expected.keys()
+                error = max(float((found[n] - g).norm()) for n, g in expected.items())
+                assert error < 1e-10 * scale, (case, step)
+        assert many[0]["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert many[0]["figures"] == pytest.approx(one["figures"])
+        # In every step the processes see, taken together, the rows of the one.
+        share = batch * accumulation
+        for step in range(len(one["gradients"])):
+            rows = sorted(i for rank in many for i in rank["seen"][step * share : (step + 1) * share])
+            assert rows == sorted(one["seen"][step * 8 : (step + 1) * 8])
+        assert all(torch.equal(many[0]["weights"][n], rank["weights"][n]) for rank in many for n in rank["weights"])
