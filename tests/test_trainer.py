@@ -301,3 +301,36 @@ def test_model_init_and_user_optimizer(unlearn):
     trainer.train()
     one, two = trainer.model.state_dict(), again.model.state_dict()
     assert one.keys() == two.keys()
+
+
+def test_word_error_rates_by_generation(unlearn):
+    import jiwer
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2")
+    trainer = unlearn(
+        "whisper", predict_with_generate=True, generation_max_length=8, generation_num_beams=1,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    found = trainer.evaluate()
+    references, predictions = [], []
+    for row in trainer.forget_ds.items:
+        batch = trainer.data_collator([row])
+        tokens = trainer.model.generate(input_features=batch["input_features"], max_length=8, num_beams=1)
+        labels = [i for i in batch["labels"][0].tolist() if i != -100]
+        references.append(tokenizer.decode(labels, skip_special_tokens=True))
+        predictions.append(tokenizer.decode(tokens[0], skip_special_tokens=True))
+    assert found["eval_forget_wer"] == pytest.approx(jiwer.wer(references, predictions))
+    assert {"eval_retain_wer", "eval_unseen_wer"} <= found.keys()
+
+
+def test_a_bfloat16_run_trains(unlearn):
+    for method in ("nabla_tau", "orthograd"):
+        trainer = unlearn("bert", method=method, bf16=True, folder=method)
+        before = {n: p.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        trainer.train()
+        moved = [n for n, p in trainer.model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
+        assert len(moved) > len(before) / 2 and all(p.isfinite().all() for p in trainer.model.parameters())

@@ -1,0 +1,90 @@
+"""Writes the quality table of README.md from benchmarks/results/quality/*.json.
+
+    python benchmarks/table.py            # rewrites the part of README.md between the markers
+    python benchmarks/table.py --check    # exits with 1 if README.md is not up to date
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
+NAMES = {
+    ("digits", "class"): "digits, one class",
+    ("digits", "rows 10 %"): "digits, random 10 %",
+    ("digits", "rows 30 %"): "digits, random 30 %",
+    ("fashion", "class"): "Fashion-MNIST (6,000), one class",
+    ("fashion", "rows 10 %"): "Fashion-MNIST (6,000), random 10 %",
+    ("fashion", "rows 30 %"): "Fashion-MNIST (6,000), random 30 %",
+    ("speech", "speaker"): "Whisper on spoken-digit strings, one speaker (word error rate)",
+    ("tofu", "authors"): "TOFU, small decoder, 5 % of the authors (token accuracy)",
+}
+MODELS = ("original", "retrained again", "∇τ", "OrthoGrad + LoRA")
+
+
+def cells(folder=ROOT / "benchmarks/results/quality"):
+    """(task, request) to model to the figures of every seed."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text())
+        for request, models in report["requests"].items():
+            row = found.setdefault((report["task"], request), {})
+            for name, figures in models.items():
+                row.setdefault(name, []).append(figures)
+    return found
+
+
+def spread(values, digits=2):
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def cell(figures, request):
+    done = [f for f in figures if "failed" not in f]
+    if len(done) < len(figures):
+        return f"failed in {len(figures) - len(done)} of {len(figures)}"
+    shown = spread([f["gap"] for f in done])
+    if request == "class":
+        worst = max(f["forget_accuracy"] for f in done)
+        shown += f" (forgotten class: at most {100 * worst:.1f} %)"
+    return shown
+
+
+def table():
+    found = cells()
+    lines = [
+        "| gap to the retrained model (points), mean ± deviation over seeds | seeds | original | retrained, other seed | "
+        "∇τ | OrthoGrad + LoRA | forget loss: retrained, ∇τ, OrthoGrad | seconds: retrain, ∇τ, OrthoGrad |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (task, request), name in NAMES.items():
+        models = found.get((task, request))
+        if not models:
+            continue
+        gaps = [cell(models[m], request if m not in MODELS[:2] else "") if m in models else "-" for m in MODELS]
+        shown = ("retrained", "∇τ", "OrthoGrad + LoRA")
+        losses = ", ".join(spread([f["forget_loss"] for f in models[m] if "failed" not in f]) for m in shown)
+        seconds = ", ".join(f"{statistics.mean(f['seconds'] for f in models[m]):.0f}" for m in shown)
+        lines.append(f"| {name} | {len(models['retrained'])} | {' | '.join(gaps)} | {losses} | {seconds} |")
+    devices = sorted({json.loads(p.read_text())["device"] for p in (ROOT / "benchmarks/results/quality").glob("*.json")})
+    lines.append(f"\nDefault settings everywhere. Device: {', '.join(devices)}, one thread a run; seconds are indicative.")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    wanted = f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    if parser.parse_args().check:
+        raise SystemExit(wanted != text)
+    readme.write_text(wanted)
+
+
+if __name__ == "__main__":
+    main()
