@@ -5,6 +5,7 @@
 One process does one task and one seed: it trains the original, two retrained models for every request (and a shadow
 model for speech), runs the methods with their default settings, and writes one JSON file. `--variants FILE` (a JSON
 object, name to settings of UnlearningArguments) takes the place of the defaults, for choosing them on other seeds.
+Seconds are processor seconds of one thread: wall-clock time says more about what else the machine was doing.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from hf_unlearn.auditing.attacks import logistic_attack
 from hf_unlearn.auditing.figures import transcribe, word_error_rate
 from hf_unlearn.auditing.runner import gap, measure, signals_of
 from hf_unlearn.collate import default_collator
-from hf_unlearn.data import RequestSubset, request_of, sample_rows
+from hf_unlearn.data import in_memory, sample_rows
 from hf_unlearn.demo import TRAINING as DIGITS_TRAINING
 from hf_unlearn.demo import digits_data, digits_model, train_from_scratch
 
@@ -41,9 +42,7 @@ CLASSES = {0: 1, 1: 5, 2: 8, 10: 3, 11: 6}
 SPEAKERS = {0: 0, 1: 2, 2: 4, 10: 1, 11: 3}
 
 
-def in_memory(dataset):
-    """The rows as a list: at this size, reading them from Arrow takes longer than the model does."""
-    return RequestSubset(list(dataset), range(len(dataset)), request_of(dataset))
+SETTINGS = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 
 
 class Task:
@@ -52,19 +51,29 @@ class Task:
     requests = ("class", "rows 10 %", "rows 30 %")
     processor = None
 
-    def __init__(self, data, seed):
-        self.seed = seed
+    def __init__(self, data, seed, cache=None):
+        self.seed, self.cache = seed, cache
         self.sets = self.load(data)
 
-    def train(self, rows, seed, **kwargs):
-        training = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
-        settings = {k: self.training.get(k, self.training.get(v)) for k, v in training.items()}
+    def train(self, rows, seed, name):
+        """A model trained from scratch, and the seconds it took; from the cache where it stands there already."""
         model = self.model(seed)
-        seconds = train_from_scratch(
+        kept = self.cache and Path(self.cache) / f"{type(self).__name__.lower()}-{self.seed}-{name}-{seed}.pt"
+        if kept and kept.exists():
+            state = torch.load(kept, weights_only=True)
+            model.load_state_dict(state["weights"])
+            return model.eval(), state["seconds"]
+        settings = {ours: self.training.get(ours, self.training.get(theirs)) for ours, theirs in SETTINGS.items()}
+        started = time.process_time()
+        train_from_scratch(
             model, in_memory(rows), learning_rate=self.training["learning_rate"], seed=seed, output_dir="/tmp/quality",
             warmup_steps=self.training.get("warmup_steps", 0), data_collator=default_collator(model, self.processor),
             **settings,
         )  # fmt: skip
+        seconds = time.process_time() - started
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"weights": model.state_dict(), "seconds": seconds}, kept)
         return model.eval(), seconds
 
     def split(self, request):
@@ -152,7 +161,7 @@ class Speech(Task):
         """Losses of another speaker, on one shadow model that never heard that speaker."""
         other = self.speaker(offset=1)
         held, rest = split_forget_retain(self.sets["train"], column="speaker", values=[other])
-        shadow, self.shadow_seconds = self.train(rest, self.seed + 3000)
+        shadow, self.shadow_seconds = self.train(rest, self.seed + 3000, "shadow")
         losses = signals_of(shadow, held, data_collator=columns_of(shadow, self.processor)).losses.tolist()
         return {}, {"forget_target": losses}
 
@@ -171,24 +180,31 @@ def unlearn(original, forget, retain, settings, data, processor, seed):
         output_dir="/tmp/quality", report_to="none", disable_tqdm=True, logging_steps=10**6, seed=seed, **settings
     )
     trainer = UnlearningTrainer(copy.deepcopy(original), forget, retain, args, processing_class=processor, **data)
-    started = time.perf_counter()
+    started = time.process_time()
     trainer.train()
-    return trainer.model.eval(), time.perf_counter() - started
+    return trainer.model.eval(), time.process_time() - started
 
 
-def run(task_name, seed, data, variants, out, requests=None, retrained=2):
+def run(task_name, seed, data, variants, out, requests=None, retrained=2, cache=None):
     torch.set_num_threads(1)
-    task = TASKS[task_name](data, seed)
-    original, seconds = task.train(task.sets["train"], seed)
+    task = TASKS[task_name](data, seed, cache)
+    original, seconds = task.train(task.sets["train"], seed, "original")
     versions = {m.__name__: m.__version__ for m in (hf_unlearn, torch, transformers)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     print("original trained in", round(seconds), "s", flush=True)
-    report = {"task": task_name, "seed": seed, "device": device, "versions": versions, "requests": {}}
+    report = {
+        "task": task_name,
+        "seed": seed,
+        "device": device,
+        "versions": versions,
+        "clock": "processor",
+        "requests": {},
+    }
     for request in requests or task.requests:
         forget, retain = (in_memory(rows) for rows in task.split(request))
         found = {"original": {**task.figures(original, forget, retain), "seconds": seconds}}
         for number, name in enumerate(("retrained", "retrained again")[:retrained], start=1):
-            model, taken = task.train(retain, seed + 1000 * number)
+            model, taken = task.train(retain, seed + 1000 * number, request.replace(" ", "-"))
             found[name] = {**task.figures(model, forget, retain), "seconds": taken}
         where, extra = task.settings(request)
         where = {name: in_memory(rows) for name, rows in where.items()}
@@ -224,11 +240,14 @@ def main():
     parser.add_argument("--requests", nargs="+")
     parser.add_argument("--retrained", type=int, default=2, help="retrained models a request: 2 give the yardstick")
     parser.add_argument("--variants", help="JSON file: name to settings")
+    parser.add_argument("--cache", help="folder that keeps trained models between runs")
     parser.add_argument("--out", default="benchmarks/results/quality")
     options = parser.parse_args()
     variants = json.loads(Path(options.variants).read_text()) if options.variants else DEFAULTS
     for seed in options.seeds:
-        run(options.task, seed, options.data, variants, options.out, options.requests, options.retrained)
+        run(
+            options.task, seed, options.data, variants, options.out, options.requests, options.retrained, options.cache
+        )
 
 
 if __name__ == "__main__":

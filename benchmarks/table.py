@@ -1,7 +1,7 @@
 """Writes the quality table of README.md from benchmarks/results/quality/*.json.
 
-    python benchmarks/table.py            # rewrites the part of README.md between the markers
-    python benchmarks/table.py --check    # exits with 1 if README.md is not up to date
+python benchmarks/table.py            # rewrites the part of README.md between the markers
+python benchmarks/table.py --check    # exits with 1 if README.md is not up to date
 """
 
 import argparse
@@ -55,8 +55,9 @@ def cell(figures, request):
 def table():
     found = cells()
     lines = [
-        "| gap to the retrained model (points), mean ± deviation over seeds | seeds | original | retrained, other seed | "
-        "∇τ | OrthoGrad + LoRA | forget loss: retrained, ∇τ, OrthoGrad | seconds: retrain, ∇τ, OrthoGrad |",
+        "| gap to the retrained model (points), mean ± deviation over seeds | seeds | original | "
+        "retrained, other seed | ∇τ | OrthoGrad + LoRA | forget loss: retrained, ∇τ, OrthoGrad | "
+        "seconds: retrain, ∇τ, OrthoGrad |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (task, request), name in NAMES.items():
@@ -68,8 +69,12 @@ def table():
         losses = ", ".join(spread([f["forget_loss"] for f in models[m] if "failed" not in f]) for m in shown)
         seconds = ", ".join(f"{statistics.mean(f['seconds'] for f in models[m]):.0f}" for m in shown)
         lines.append(f"| {name} | {len(models['retrained'])} | {' | '.join(gaps)} | {losses} | {seconds} |")
-    devices = sorted({json.loads(p.read_text())["device"] for p in (ROOT / "benchmarks/results/quality").glob("*.json")})
-    lines.append(f"\nDefault settings everywhere. Device: {', '.join(devices)}, one thread a run; seconds are indicative.")
+    devices = sorted(
+        {json.loads(p.read_text())["device"] for p in (ROOT / "benchmarks/results/quality").glob("*.json")}
+    )
+    lines.append(
+        f"\nDefault settings everywhere. Device: {', '.join(devices)}, one thread a run; seconds are indicative."
+    )
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from transformers import (
 from hf_unlearn import UnlearningArguments, UnlearningTrainer, split_forget_retain
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-TRAINING = {"learning_rate": 1e-3, "num_train_epochs": 12, "per_device_train_batch_size": 64, "warmup_steps": 100}
+TRAINING = {"learning_rate": 1e-3, "num_train_epochs": 20, "per_device_train_batch_size": 64, "warmup_steps": 100}
 
 
 def tiny_tokenizer(data_dir: str) -> PreTrainedTokenizerFast:
@@ -33,7 +33,7 @@ def tiny_tokenizer(data_dir: str) -> PreTrainedTokenizerFast:
     rows = load_rows(f"{data_dir}/banking77.parquet")
     words.train_from_iterator((row["text"] for row in rows if row["split"] == "train"), trainer)
     words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=40, **SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=64, **SPECIAL)
 
 
 def tiny_model(seed: int = 0) -> BertForSequenceClassification:

@@ -78,7 +78,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the larger set."})  # type: ignore[assignment]
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Forget rows per device and batch."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows per device when measuring."})
-    lr_scheduler_type: SchedulerType | str = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
+    lr_scheduler_type: SchedulerType | str = field(
+        default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     save_strategy: SaveStrategy | str = field(default="no", metadata={"help": "When to save checkpoints."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,10 +15,10 @@ def main(argv: list[str] | None = None) -> int:
     demo.add_argument("--output_dir", default="unlearn-demo", help="where pictures and figures go")
     demo.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     # Imported late: `--help` should not wait for torch.
-    from hf_unlearn.demo import run_demo
+    from hf_unlearn.demo import quiet, run_demo
 
+    quiet()
     run_demo(args.output_dir, args.seed)
     return 0
 

@@ -301,6 +301,15 @@ class PairCollator:
         }
 
 
+def in_memory(dataset: Any) -> RequestSubset:
+    """The rows of a dataset as a list, its kind of request kept.
+
+    For data so small that reading rows from Arrow takes longer than the model does.
+    """
+    rows = list(dataset)
+    return RequestSubset(rows, range(len(rows)), request_of(dataset) or "rows")
+
+
 def sample_rows(dataset: Any, count: int, seed: int = 0) -> Any:
     """At most `count` rows of a dataset, the same ones for the same seed; the dataset itself when it is no larger."""
     if len(dataset) <= count:

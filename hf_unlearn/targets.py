@@ -199,6 +199,8 @@ def make_target(kind: str, setting: Any, hinge: str, signals: Mapping[str, Any])
     if kind == "none":
         return Ascent()
     if kind == "masked_class":
+        if signals["forget"].labels is None:
+            raise ValueError('forget_target: "masked_class" needs one integer label a row, but labels hold several')
         classes = sorted(set(signals["forget"].labels.tolist()))
         kept = sorted(set(classes) & set(signals["retain"].labels.tolist()))
         if kept:

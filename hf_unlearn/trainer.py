@@ -88,9 +88,9 @@ class UnlearningTrainer(SavingTrainer):
         model_init = kwargs.get("model_init")
         if model is None and model_init is None:
             raise ValueError("model: is missing; give a model, the name of a checkpoint, or model_init")
-        # Checked on the model itself before Trainer does any work; with model_init, on one that is then let go.
+        # Everything is checked before the model is touched; with model_init, on a model that is then let go.
         loaded = load_model(model) if isinstance(model, str) else model
-        checked = self._adapt(loaded if loaded is not None or model_init is None else model_init())
+        checked = loaded if loaded is not None or model_init is None else model_init()
         self.head = head_of(checked, per_sample_loss)
         check_sets(forget_ds, retain_ds, unseen_ds, _columns_read(checked))
         self.request = args.request or request_of(forget_ds) or "rows"
@@ -99,6 +99,7 @@ class UnlearningTrainer(SavingTrainer):
         )
         text = checked.main_input_name == "input_ids"
         self.method = self.method_class(args, Setting(len(forget_ds), len(retain_ds), text))
+        checked = self._adapt(checked)
         self._settle(args, checked)
         optimizer_cls_and_kwargs = kwargs.pop("optimizer_cls_and_kwargs", None)
         super().__init__(

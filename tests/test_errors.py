@@ -145,3 +145,26 @@ def test_a_forget_batch_larger_than_the_set_works(unlearn):
 def test_a_class_request_with_the_class_in_the_retain_set(unlearn):
     with pytest.raises(ValueError, match="retain_ds still holds rows of the forgotten classes"):
         unlearn(request="class").train()
+
+
+def test_a_refused_model_is_left_as_it_was(unlearn):
+    model, _ = make("vit")
+    names = [n for n, _ in model.named_parameters()]
+
+    def empty(forget, retain, unseen):
+        retain.items = []
+        return forget, retain, unseen
+
+    with pytest.raises(ValueError, match=r"^retain_ds: is empty"):
+        unlearn(model=model, method="orthograd", sets=empty)
+    assert [n for n, _ in model.named_parameters()] == names
+
+
+def test_masked_class_needs_one_label_a_row(unlearn):
+    def several(forget, retain, unseen):
+        for rows in (forget, retain, unseen):
+            rows.items = [{**row, "labels": torch.tensor([1.0, 0.0, 1.0])} for row in rows.items]
+        return forget, retain, unseen
+
+    with pytest.raises(ValueError, match="needs one integer label a row"):
+        unlearn("bert", sets=several, request="class").train()

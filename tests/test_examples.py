@@ -4,6 +4,7 @@ import importlib
 import inspect
 import io
 import math
+import string
 import sys
 from pathlib import Path
 
@@ -27,9 +28,9 @@ RATE = 8000  # half of what the extractors want, so that the examples have to re
 
 # The dataset numbers its classes in another order than the model does.
 ROWS_NAMES, MODEL_NAMES = ["cat", "bird", "ant"], ["ant", "bird", "cat"]
+NAMED = {"id2label": dict(enumerate(MODEL_NAMES)), "label2id": {name: i for i, name in enumerate(MODEL_NAMES)}}
 SPECIAL = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "[UNK]": 3}
 WORDS = ["who", "wrote", "the", "book", "one", "two", "ann", "bob", ":", "?", "."]
-NAMED = {"id2label": dict(enumerate(MODEL_NAMES)), "label2id": {name: i for i, name in enumerate(MODEL_NAMES)}}
 
 
 # ---- a model with its processor, and rows with the columns of the example's Hub dataset ---------------------------
@@ -67,8 +68,7 @@ def table(**columns):
 
 
 def vit():
-    size = {"height": 32, "width": 32}
-    return named("vit"), tf.ViTImageProcessor(size=size)
+    return named("vit"), tf.ViTImageProcessor(size={"height": 32, "width": 32})
 
 
 def vit_rows(count, rng):
@@ -111,9 +111,9 @@ def text_rows(count, rng):
 
 
 def whisper():
-    pieces = ["<pad>", "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>", "Ġ", *"abcdefghijklmnopqrstuvwxyz"]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    tokenizer = tf.WhisperTokenizer(vocab=vocabulary, merges=[], pad_token="<pad>")
+    special = ["<pad>", "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"]
+    vocabulary = {piece: i for i, piece in enumerate([*special, "Ġ", *string.ascii_lowercase])}
+    tokenizer = tf.WhisperTokenizer(vocab=vocabulary, merges=[], pad_token="<pad>", extra_special_tokens=special[1:])
     extractor = tf.WhisperFeatureExtractor(feature_size=8, hop_length=400, chunk_length=1)
     return make("whisper")[0], tf.WhisperProcessor(extractor, tokenizer)
 
@@ -122,6 +122,15 @@ def whisper_rows(count, rng):
     words = np.array(["ONE", "TWO", "NINE"])
     said = [" ".join(words[rng.integers(0, 3, size=2)]) for _ in range(count)]
     return table(audio=sounds(count, rng), text=said, speaker_id=[(1272, 84, 251)[i % 3] for i in range(count)])
+
+
+HUB = {
+    "vit": (vit, vit_rows),
+    "audio_classification": (audio_classification, audio_classification_rows),
+    "text_classification": (text_classification, text_classification_rows),
+    "text": (text, text_rows),
+    "whisper": (whisper, whisper_rows),
+}
 
 
 # ---- the Hub path -------------------------------------------------------------------------------------------------
@@ -133,7 +142,8 @@ def load(name, monkeypatch):
     return importlib.import_module(name)
 
 
-# name, method, --forget, rows to train on, column of the ready rows, what the forget rows have there, their number
+# Example, method, what to forget, training rows; the column of the ready rows that tells which rows these are, what
+# it holds there (classes as the model numbers them), and their number.
 RUNS = [
     ("vit", "nabla_tau", "cat", 12, "label", {2}, 4),
     ("vit", "orthograd", "ant", 12, "label", {0}, 4),
@@ -147,10 +157,12 @@ RUNS = [
 
 # Trainer asks for pinned memory unless told use_cpu; the examples take whatever device there is.
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
-@pytest.mark.parametrize(("name", "method", "value", "count", "column", "found", "size"), RUNS)
+@pytest.mark.parametrize(
+    ("name", "method", "value", "count", "column", "found", "size"), RUNS, ids=[f"{run[0]}-{run[1]}" for run in RUNS]
+)
 def test_hub_path(name, method, value, count, column, found, size, tmp_path, monkeypatch, capsys):
-    model, processor = globals()[name]()
-    make_rows = globals()[f"{name}_rows"]
+    build, make_rows = HUB[name]
+    model, processor = build()
     base, out = tmp_path / "base", tmp_path / "forgot"
     model.save_pretrained(base)
     processor.save_pretrained(base)
@@ -171,7 +183,7 @@ def test_hub_path(name, method, value, count, column, found, size, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     files = {"dataset": "train.parquet", "unseen": "unseen.parquet"}
     options = {"model": base, **files, "forget": value, "method": method, "output": out}
-    monkeypatch.setattr(sys, "argv", [name, *(f"--{key}={text}" for key, text in options.items())])
+    monkeypatch.setattr(sys, "argv", [name, *(f"--{key}={setting}" for key, setting in options.items())])
     example.main()
 
     (trainer,) = trainers
@@ -180,7 +192,8 @@ def test_hub_path(name, method, value, count, column, found, size, tmp_path, mon
     assert (len(forget), len(retain), len(trainer.unseen_ds)) == (size, count - size, 10)
     assert trainer.state.global_step == STEPS
 
-    forgot = type(model).from_pretrained(out)
+    forgot, loading = type(model).from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
     assert forgot.config.architectures == [type(model).__name__]
     assert type(forgot.config) is type(model.config)
     assert type(type(processor).from_pretrained(out)) is type(processor)
@@ -190,7 +203,11 @@ def test_hub_path(name, method, value, count, column, found, size, tmp_path, mon
     assert any(not torch.equal(before[key], after[key]) for key in before)
     assert list(out.glob("*.safetensors")) and not list(out.rglob("*adapter*"))
     assert not (tmp_path / "out").exists()  # --output was obeyed, nothing went to the default
+    if name == "text":  # the loss is on answers
+        assert all(row.index(EOS) == len(row) - 1 and row[:3] == [-100] * 3 for row in forget["labels"])
     if name == "whisper":
+        heard = set(" ".join(processor.tokenizer.batch_decode(forget["labels"][:], skip_special_tokens=True)).split())
+        assert heard == {"one", "two", "nine"} and not any(BOS in row for row in forget["labels"])
         printed = capsys.readouterr().out
         assert all(printed.count(f"'{speaker}': ") == 2 for speaker in (84, 251, 1272))  # before and after
 
@@ -204,7 +221,7 @@ def test_fits_on_a_page(path):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["vit", "whisper", "text", "text_classification", "audio_classification"])
+@pytest.mark.parametrize("name", sorted(HUB))
 def test_tiny_path_starts(name, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     example = load(name, monkeypatch)

@@ -36,8 +36,8 @@ def figures(signals: Mapping[str, Signals], classes: Sequence[int] = ()) -> dict
     for name, found in sets.items():
         if len(found):
             result[f"{name}_loss"] = float(found.losses.double().mean())
-            if not found.correct.isnan().any():
-                result[f"{name}_accuracy"] = float(found.correct.double().mean())
+            if not found.correct.isnan().all():
+                result[f"{name}_accuracy"] = float(found.correct.double().nanmean())
     if matched is not None and min(len(matched), len(sets["forget"])) >= LEAST_ROWS:
         members, others = sets["forget"].losses.double().numpy(), matched.losses.double().numpy()
         if np.isfinite(members).all() and np.isfinite(others).all():

@@ -4,17 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 PERCENT = ("accuracy", "wer", "share")
+DECIMALS = {"seconds": 0, "gap": 1}
 
 
 def show(value: float | None, name: str) -> str:
-    """A figure as text: percent for accuracies and error rates, three decimals for the rest, a dash for none."""
+    """A figure as text: percent for accuracies and error rates, up to three decimals for the rest, a dash for none."""
     if value is None:
         return "-"
-    return f"{100 * value:.1f} %" if name.endswith(PERCENT) else f"{value:.3f}"
+    return f"{100 * value:.1f} %" if name.endswith(PERCENT) else f"{value:.{DECIMALS.get(name, 3)}f}"
+
+
+def print_comparison(
+    scenes: Mapping[str, Mapping[str, Mapping[str, float]]],
+    figures: Mapping[str, str],
+    title: str,
+    console: Console | None = None,
+) -> None:
+    """One row a model, one block a scene, one column a figure.
+
+    Args:
+        scenes: scene to model to figures.
+        figures: column heading to figure.
+        title: caption of the table.
+        console: where to print; the terminal when left out.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
+    for heading in ("forgotten", "model", *figures):
+        table.add_column(heading, justify="left" if heading in ("forgotten", "model") else "right", no_wrap=True)
+    for scene, models in scenes.items():
+        for number, (name, found) in enumerate(models.items()):
+            shown = (show(found.get(figure), figure).removesuffix(" %") for figure in figures.values())
+            table.add_row(scene if number == 0 else "", name, *shown)
+        table.add_section()
+    (console or Console()).print(table)
 
 
 def print_figures(columns: Mapping[str, Mapping[str, float]], title: str, console: Console | None = None) -> None:
