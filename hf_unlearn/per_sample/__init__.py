@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from hf_unlearn.per_sample.loop import Batch, Losses, Rows, loop_gradients
-from hf_unlearn.per_sample.recorder import NotCovered, recorded_gradients
+from hf_unlearn.per_sample.recorder import NotCovered, owners, recorded_gradients
 
 __all__ = ["PerSampleGradients"]
 logger = logging.getLogger(__name__)
@@ -31,17 +31,22 @@ class PerSampleGradients:
         self.model, self.losses, self.engine = model, losses, engine
         self.verified = False
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name, a shared one under its first name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    @cached_property
+    def _modules(self) -> dict[nn.Module, dict[str, str]]:
+        return owners(self.model, self.parameters)
+
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, Rows]:
         """The detached losses [k] of a batch and, per trainable parameter, the gradients [k, numel]."""
-        parameters: Mapping[str, nn.Parameter] = self.parameters
         if self.engine != "loop":
             try:
-                result = recorded_gradients(self.model, self.losses, batch, parameters, verify=not self.verified)
+                result = recorded_gradients(
+                    self._modules, self.losses, batch, self.parameters, verify=not self.verified
+                )
                 self.verified = True
                 return result
             except NotCovered as error:
@@ -52,4 +57,4 @@ class PerSampleGradients:
                     "Per-sample gradients fall back to one backward pass a sample (slower, exact): "
                     f"no rule covers {error}"
                 )
-        return loop_gradients(self.losses, batch, parameters)
+        return loop_gradients(self.losses, batch, self.parameters)

@@ -67,8 +67,10 @@ def project(gradient: Gradient, rows: Rows, scope: str = "global") -> Projection
         >>> project(gradient, rows).gradient["w"].tolist()
         [0.0, 4.0]
     """
-    grams = {name: row.double() @ row.double().T for name, row in rows.items()}
-    crosses = {name: row.double() @ gradient[name].flatten().double() for name, row in rows.items()}
+    grams, crosses = {}, {}
+    for name, row in rows.items():
+        precise = row.double()
+        grams[name], crosses[name] = precise @ precise.T, precise @ gradient[name].flatten().double()
     if scope == "global":
         whole, rank = span_coefficients(sum(grams.values()), sum(crosses.values()))  # type: ignore[arg-type]
         coefficients, ranks = dict.fromkeys(rows, whole), [rank]

@@ -38,7 +38,11 @@ def owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.
 
 
 def recorded_gradients(
-    model: nn.Module, losses: Losses, batch: Batch, parameters: Mapping[str, nn.Parameter], verify: bool = False
+    modules: Mapping[nn.Module, Mapping[str, str]],
+    losses: Losses,
+    batch: Batch,
+    parameters: Mapping[str, nn.Parameter],
+    verify: bool = False,
 ) -> tuple[torch.Tensor, Rows]:
     """The gradient of every sample's loss, by one ordinary batched forward and backward pass.
 
@@ -47,10 +51,10 @@ def recorded_gradients(
     that treat the samples of a batch independently (BatchNorm in eval mode) and keep them on the leading axis.
 
     Args:
-        model: the model that `losses` runs.
+        modules: as `owners` gives them, of the model that `losses` runs.
         losses: gives the per-sample losses [k] of a batch, with gradient.
         batch: k collated rows.
-        parameters: name to trainable parameter of `model`.
+        parameters: name to trainable parameter.
         verify: also form the gradient of a randomly weighted sum of the losses, and compare.
 
     Returns:
@@ -60,7 +64,6 @@ def recorded_gradients(
         NotCovered: when a layer has no rule, its leading axis is not the batch, or the check of `verify` fails.
     """
     size = batch_size(batch)
-    modules = owners(model, parameters)
     uses: list[tuple[nn.Module, torch.Tensor, torch.Size, GradientEdge]] = []
     handles = [module.register_forward_hook(_record(uses), with_kwargs=True) for module in modules]
     try:
@@ -71,13 +74,13 @@ def recorded_gradients(
     grads = torch.autograd.grad(values.sum(), [edge for *_, edge in uses], retain_graph=verify, allow_unused=True)
 
     rows: Rows = {name: torch.zeros(size, p.numel(), dtype=p.dtype, device=p.device) for name, p in parameters.items()}
-    paths = {module: path for path, module in model.named_modules()}
     for (module, inputs, shape, _), grad in zip(uses, grads, strict=True):
         if grad is None:
             continue
         grad = grad.view(shape)
         if inputs.shape[0] != size or grad.shape[0] != size:
-            raise NotCovered(f"{paths[module]} (leading axis {inputs.shape[0]} is not the batch of {size})")
+            names = ", ".join(modules[module].values())
+            raise NotCovered(f"{names} (leading axis {inputs.shape[0]} is not the batch of {size})")
         dtype = next(iter(module._parameters.values())).dtype  # type: ignore[union-attr]
         gradients = RULES[type(module)](module, inputs.to(dtype), grad.to(dtype))
         for attribute, name in modules[module].items():
