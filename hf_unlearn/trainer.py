@@ -98,7 +98,9 @@ class UnlearningTrainer(SavingTrainer):
             args.forget_target, request=self.request, head_kind=self.head.kind, has_unseen=unseen_ds is not None
         )
         text = checked.main_input_name == "input_ids"
-        self.method = self.method_class(args, Setting(len(forget_ds), len(retain_ds), text))
+        self.method = self.method_class(
+            args, Setting(len(forget_ds), len(retain_ds), text, target=self.target_kind != "none")
+        )
         checked = self._adapt(checked)
         self._settle(args, checked)
         optimizer_cls_and_kwargs = kwargs.pop("optimizer_cls_and_kwargs", None)
@@ -121,7 +123,8 @@ class UnlearningTrainer(SavingTrainer):
         self._checkpointing = False
         self._stillness = Stillness()
         self.add_callback(_Conductor(self))
-        if args.stop_at_target if args.stop_at_target is not None else not self.method.bounded:
+        unbounded = not self.method.bounded or self.target_kind == "none"
+        if unbounded if args.stop_at_target is None else args.stop_at_target:
             self.add_callback(TargetStopping(self))
 
     # ---- the model ----

@@ -85,6 +85,8 @@ def test_published_nabla_tau_needs_unseen_data(unlearn):
 def test_without_unseen_data_a_fixed_budget_and_one_warning(unlearn, caplog):
     trainer = unlearn(unseen=0, max_steps=-1)
     assert caplog.text.count("No unseen_ds") == 1
+    assert trainer.args.max_steps == 30 and trainer.method.retain_weight(0.5) == 0.9
+    assert any(type(callback).__name__ == "TargetStopping" for callback in trainer.callback_handler.callbacks)
     trainer.train()
     assert trainer.state.global_step <= 30
 

@@ -20,6 +20,12 @@ class Setting:
     forget_rows: int
     retain_rows: int
     text: bool
+    target: bool = True
+
+
+# Ascent without a target does not end by itself: at equal weights, thirty steps cost a small ViT a third of its retain
+# accuracy, at this weight less than a point (benchmarks/README.md).
+RETAIN_WEIGHT_WITHOUT_TARGET = 0.9
 
 
 class Method:
@@ -56,8 +62,9 @@ class Method:
 
     def retain_weight(self, progress: float) -> float:
         """Weight of the retain loss in [0, 1]; `progress` in [0, 1] is the share of steps done."""
-        given = self.args.retain_weight
-        return self.default_retain_weight if given is None else given
+        if self.args.retain_weight is not None:
+            return self.args.retain_weight
+        return self.default_retain_weight if self.setting.target else RETAIN_WEIGHT_WITHOUT_TARGET
 
     def refresh_steps(self, forget_per_step: int) -> int | None:
         """After how many steps the target is measured again on the unseen data; None for never."""
