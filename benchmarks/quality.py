@@ -92,7 +92,7 @@ class Task:
 
 
 class Digits(Task):
-    training = DIGITS_TRAINING
+    training = dict(DIGITS_TRAINING, epochs=40)
     model = staticmethod(digits_model)
 
     def load(self, data):

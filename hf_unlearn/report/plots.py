@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # Okabe and Ito's palette: told apart by people who do not see red and green.
-FORGET, RETAIN, TARGET, REFERENCE = "#D55E00", "#0072B2", "#000000", "#009E73"
+LOSSES = {"forget_loss": "#D55E00", "retain_loss": "#0072B2"}
+TARGET, REFERENCE = "#000000", "#009E73"
 
 
 def loss_curves(
@@ -30,8 +31,11 @@ def loss_curves(
 
     figure = Figure(figsize=(5 * len(runs), 3.6), layout="constrained")
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    lines = [figures["retrained"]["forget_loss"]]
+    lines += [entry[key] for history in runs.values() for entry in history for key in LOSSES if key in entry]
+    highest = max(lines)
     for panel, (name, history) in zip(panels, runs.items(), strict=True):
-        for key, colour in (("forget_loss", FORGET), ("retain_loss", RETAIN)):
+        for key, colour in LOSSES.items():
             points = [(entry["step"], entry[key]) for entry in history if key in entry and "loss" in entry]
             panel.plot(*zip(*points, strict=True), color=colour, label=key.replace("_", " "))
         tau = next((entry["target"] for entry in history if "target" in entry), None)
@@ -42,7 +46,7 @@ def loss_curves(
         )
         # Losses run from thousandths to tens; a symmetric log shows both ends, and zero.
         panel.set_yscale("symlog", linthresh=0.01)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 2 * highest)
         panel.set(title=name, xlabel="step")
         panel.grid(alpha=0.2)
     panels[0].set_ylabel("loss (nats)")
