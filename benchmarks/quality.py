@@ -33,7 +33,7 @@ from hf_unlearn.auditing.figures import transcribe, word_error_rate
 from hf_unlearn.auditing.runner import gap, measure, signals_of
 from hf_unlearn.collate import default_collator
 from hf_unlearn.data import in_memory, sample_rows
-from hf_unlearn.demo import TRAINING as DIGITS_TRAINING
+from hf_unlearn.demo import TRAINING as DEMO
 from hf_unlearn.demo import digits_data, digits_model, train_from_scratch
 
 DEFAULTS = {"∇τ": {"method": "nabla_tau"}, "OrthoGrad + LoRA": {"method": "orthograd"}}
@@ -42,6 +42,7 @@ CLASSES = {0: 1, 1: 5, 2: 8, 10: 3, 11: 6}
 SPEAKERS = {0: 0, 1: 2, 2: 4, 10: 1, 11: 3}
 
 
+DIGITS = {**DEMO, "epochs": 40}
 SETTINGS = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 
 
@@ -92,7 +93,7 @@ class Task:
 
 
 class Digits(Task):
-    training = dict(DIGITS_TRAINING, epochs=40)
+    training = DIGITS
     model = staticmethod(digits_model)
 
     def load(self, data):
