@@ -132,7 +132,7 @@ def scenes(train: datasets.Dataset, seed: int) -> dict[str, tuple[Any, Any]]:
 TRAINING: dict[str, Any] = {"epochs": 30, "learning_rate": 1e-3, "batch_size": 64}
 SHOWN = {
     "forget": "forget_accuracy", "retain": "retain_accuracy", "unseen": "unseen_accuracy", "MIA": "mia_accuracy",
-    "loss": "forget_loss", "gap": "gap", "seconds": "seconds",
+    "loss": "forget_loss", "gap": "gap", "s": "seconds",
 }  # fmt: skip
 CAPTION = (
     "Accuracy in % on forget, retain and unseen rows, and of membership inference\n"

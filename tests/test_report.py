@@ -11,7 +11,12 @@ from hf_unlearn.report.tables import print_comparison, print_figures, show
 
 def test_figures_as_text():
     assert show(0.1234, "forget_accuracy") == "12.3 %" and show(0.5, "surviving_share") == "50.0 %"
-    assert show(1.23456, "forget_loss") == "1.235" and show(12.6, "seconds") == "13" and show(None, "gap") == "-"
+    assert (
+        show(1.23456, "retain_loss") == "1.235"
+        and show(1.23456, "forget_loss") == "1.23"
+        and show(12.6, "seconds") == "13"
+        and show(None, "gap") == "-"
+    )
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -21,7 +26,7 @@ def test_tables_hold_every_figure(width):
     print_comparison({"class 3": models}, {"forget": "forget_accuracy", "gap": "gap"}, "caption", console)
     print_figures({"before": {"forget_loss": 0.1}, "after": {"forget_loss": 2.5}}, "run", console)
     text = console.export_text()
-    for part in ("class 3", "100.0", "88.0", "0.5", "caption", "forget loss", "0.100", "2.500"):
+    for part in ("class 3", "100.0", "88.0", "0.5", "caption", "forget loss", "0.10", "2.50"):
         assert part in text
 
 
