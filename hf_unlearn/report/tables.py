@@ -13,7 +13,7 @@ DECIMALS = {"seconds": 0, "gap": 1, "forget_loss": 2}
 
 
 def show(value: float | None, name: str) -> str:
-    """A figure as text: percent for accuracies and error rates, two or three decimals at most for the rest, a dash for none."""
+    """A figure as text: percent for accuracies and error rates, two or three decimals else, a dash for none."""
     if value is None:
         return "-"
     return f"{100 * value:.1f} %" if name.endswith(PERCENT) else f"{value:.{DECIMALS.get(name, 3)}f}"
