@@ -5,6 +5,7 @@
 One process does one task and one seed: it trains the original, two retrained models for every request (and a shadow
 model for speech), runs the methods with their default settings, and writes one JSON file. `--variants FILE` (a JSON
 object, name to settings of UnlearningArguments) takes the place of the defaults, for choosing them on other seeds.
+Methods that the results file has already and that are not run again are kept.
 Seconds are processor seconds of one thread: wall-clock time says more about what else the machine was doing.
 """
 
@@ -193,17 +194,20 @@ def run(task_name, seed, data, variants, out, requests=None, retrained=2, cache=
     versions = {m.__name__: m.__version__ for m in (hf_unlearn, torch, transformers)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     print("original trained in", round(seconds), "s", flush=True)
+    kept = Path(out) / f"{task_name}-{seed}.json"
+    cells = json.loads(kept.read_text())["requests"] if kept.exists() else {}
     report = {
         "task": task_name,
         "seed": seed,
         "device": device,
         "versions": versions,
         "clock": "processor",
-        "requests": {},
+        "requests": cells,
     }
     for request in requests or task.requests:
         forget, retain = (in_memory(rows) for rows in task.split(request))
-        found = {"original": {**task.figures(original, forget, retain), "seconds": seconds}}
+        found = cells.get(request, {})
+        found["original"] = {**task.figures(original, forget, retain), "seconds": seconds}
         for number, name in enumerate(("retrained", "retrained again")[:retrained], start=1):
             model, taken = task.train(retain, seed + 1000 * number, request.replace(" ", "-"))
             found[name] = {**task.figures(model, forget, retain), "seconds": taken}
@@ -217,10 +221,10 @@ def run(task_name, seed, data, variants, out, requests=None, retrained=2, cache=
                 found[name] = {**task.figures(model, forget, retain), "seconds": taken, "settings": settings}
             except Exception as error:  # a failed cell is reported as failed, and the rest goes on
                 found[name] = {"failed": f"{type(error).__name__}: {error}", "settings": settings}
-            write(report, request, found, out)
+            write(report, request, found, name, out)
 
 
-def write(report, request, found, out):
+def write(report, request, found, name, out):
     """After every cell, so that what is done stays done."""
     for figures in found.values():
         if "failed" not in figures:
@@ -228,7 +232,7 @@ def write(report, request, found, out):
     report["requests"][request] = found
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out) / f"{report['task']}-{report['seed']}.json").write_text(json.dumps(report, indent=1) + "\n")
-    name, figures = list(found.items())[-1]
+    figures = found[name]
     shown = {k: round(v, 4) for k, v in figures.items() if isinstance(v, float)} or figures
     print(report["task"], report["seed"], request, "|", name, "|", json.dumps(shown), flush=True)
 

@@ -10,8 +10,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 
 from hf_unlearn.data import REQUESTS
-from hf_unlearn.methods import METHODS
-from hf_unlearn.methods.orthograd import FORGETTING_LOSSES
+from hf_unlearn.methods import FORGETTING_LOSSES, METHODS
 from hf_unlearn.per_sample.projection import SCOPES
 from hf_unlearn.targets import FORGET_TARGETS, HINGES
 
@@ -19,6 +18,7 @@ from hf_unlearn.targets import FORGET_TARGETS, HINGES
 DEFAULT_STEPS = 240
 # Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
 STEPS_WITHOUT_TARGET = 30
+PROJECTIONS = ("gradient", "update")
 
 
 @dataclass
@@ -35,6 +35,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         retain_weight: weight of the retain loss in [0, 1], the forgetting loss gets the rest. Default: the method's.
         retain_batch_size: retain rows a device in every batch; default: `per_device_train_batch_size`, which counts
             the forget rows.
+        projection: of OrthoGrad: `"gradient"` (the paper's): the forget gradient is projected; `"update"`: the
+            optimizer's step is corrected, so that no retain sample's loss rises to first order.
         projection_scope: `"global"` (default, the paper's): one span of retain gradients over all tensors; `"tensor"`:
             one for each tensor, which protects more.
 
@@ -67,6 +69,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     forgetting_loss: str = field(default="nabla_tau", metadata={"help": "Loss whose gradient a surgery method bends."})
     retain_weight: float | None = field(default=None, metadata={"help": "Weight of the retain loss in [0, 1]."})
     retain_batch_size: int | None = field(default=None, metadata={"help": "Retain rows per device and batch."})
+    projection: str = field(default="gradient", metadata={"help": f"What is projected, one of {PROJECTIONS}."})
     projection_scope: str = field(default="global", metadata={"help": f"Span of the projection, one of {SCOPES}."})
     request: str | None = field(default=None, metadata={"help": f"Kind of forget request, one of {REQUESTS}."})
     forget_target: str = field(default="auto", metadata={"help": f"One of {FORGET_TARGETS}, or a number."})
@@ -98,6 +101,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         self.forget_target = _parse_target(self.forget_target)
         _one_of("method", self.method, METHODS)
         _one_of("forgetting_loss", self.forgetting_loss, FORGETTING_LOSSES)
+        _one_of("projection", self.projection, PROJECTIONS)
         _one_of("projection_scope", self.projection_scope, SCOPES)
         _one_of("hinge", self.hinge, HINGES)
         _one_of("per_sample_engine", self.per_sample_engine, ("auto", "hooks", "loop"))

@@ -14,8 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_unlearn.losses import Head
-from hf_unlearn.methods import Method, SurgeryMethod
-from hf_unlearn.per_sample import PerSampleGradients
+from hf_unlearn.methods import Method
 from hf_unlearn.targets import ForgetTarget
 
 Batch = Mapping[str, Any]
@@ -120,50 +119,3 @@ class LossStep:
         (weights,) = torch.autograd.grad(value, everyone)
         own = weights.view(self.accelerator.num_processes, -1)[self.accelerator.process_index]
         self._value, self._weights = value.detach(), list(own.split([len(s) for s in scores]))
-
-
-class SurgeryStep(LossStep):
-    """The step of a method that bends gradients: it writes `p.grad` itself, once a step, the same on every process."""
-
-    method: SurgeryMethod
-
-    def __init__(self, method: SurgeryMethod, head: Head, accelerator: Accelerator, model: nn.Module, engine: str):
-        super().__init__(method, head, accelerator)
-        self.per_sample = PerSampleGradients(model, self._retain_losses, engine)
-        self.model = model
-        self._forget: dict[str, torch.Tensor] = {}
-        self._rows: dict[str, list[torch.Tensor]] = {}
-
-    def gradients(self, inputs: Batch, retain_weight: float, last: bool) -> torch.Tensor:
-        """Take in one batch of the step; with the last one, write the step's gradient to `p.grad`.
-
-        Returns:
-            The detached loss of the batch, such that the sum over batches is the loss of the step.
-        """
-        parameters = self.per_sample.parameters
-        share = self.forget_share(self.model, inputs["forget"], inputs["index"])
-        grads = torch.autograd.grad(share, list(parameters.values()), allow_unused=True)
-        for (name, p), grad in zip(parameters.items(), grads, strict=True):
-            grad = torch.zeros_like(p) if grad is None else grad
-            self._forget[name] = self._forget[name] + grad if name in self._forget else grad
-        losses, rows = self.per_sample(inputs["retain"])
-        for name, row in rows.items():
-            self._rows.setdefault(name, []).append(row)
-        self.note(retain_loss=losses.mean(), retain_weight=retain_weight)
-        if last:
-            self._write(parameters, retain_weight)
-        processes = self.accelerator.num_processes
-        return ((1 - retain_weight) * share * processes + retain_weight * losses.mean() / self.batches).detach()
-
-    def _write(self, parameters: Mapping[str, nn.Parameter], retain_weight: float) -> None:
-        # The basis is all retain rows of the step: projections of parts do not add up to the projection of the sum.
-        rows = {name: self.accelerator.gather(torch.cat(parts)) for name, parts in self._rows.items()}
-        forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget.items()}
-        update, log = self.method.update(forget, rows, retain_weight)
-        self.note(**log)
-        for name, p in parameters.items():
-            p.grad = update[name]
-        self._forget, self._rows = {}, {}
-
-    def _retain_losses(self, batch: Batch) -> torch.Tensor:
-        return self.head.losses(self.model(**self.head.inputs(batch)), batch)

@@ -25,8 +25,9 @@ from hf_unlearn.methods import METHODS, Method, Setting, SurgeryMethod
 from hf_unlearn.modes import Stillness
 from hf_unlearn.report.tables import print_figures
 from hf_unlearn.saving import STATE_FILE, SavingTrainer, load_model
-from hf_unlearn.steps import LossStep, SurgeryStep
+from hf_unlearn.steps import LossStep
 from hf_unlearn.stopping import TargetStopping
+from hf_unlearn.surgery import SurgeryStep
 from hf_unlearn.targets import make_target, resolve_kind, restore_target
 from hf_unlearn.validation import check_sets
 
@@ -171,7 +172,8 @@ class UnlearningTrainer(SavingTrainer):
 
     def _make_step(self, model: Any) -> LossStep:
         if isinstance(self.method, SurgeryMethod):
-            return SurgeryStep(self.method, self.head, self.accelerator, model, self.args.per_sample_engine)
+            engine, per_tensor = self.args.per_sample_engine, self.args.projection_scope == "tensor"
+            return SurgeryStep(self.method, self.head, self.accelerator, model, engine, per_tensor)
         return LossStep(self.method, self.head, self.accelerator)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
@@ -298,19 +300,28 @@ class _Conductor(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.pair_sampler.epoch = int(state.epoch + 1e-6)
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if isinstance(self.trainer.step, SurgeryStep):
+            # The log that shows this step's figures is written once its number is counted.
+            self.trainer.step.before_update(watch=(state.global_step + 1) % state.logging_steps == 0)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if isinstance(self.trainer.step, SurgeryStep):
+            self.trainer.step.after_update()
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.refresh()
 
 
 def default_learning_rate(method: Method, trainable: int, adapter: bool) -> float:
-    """1e-3 for an adapter; for all weights the method's own, smaller for more than a million of them.
+    """2e-3 for an adapter; for all weights the method's own, smaller for more than a million of them.
 
     Args:
         method: the method.
         trainable: number of trainable weights.
         adapter: whether they are an adapter's.
     """
-    return 1e-3 if adapter else method.learning_rate * min(1.0, (1e6 / trainable) ** 0.5)
+    return 2e-3 if adapter else method.learning_rate * min(1.0, (1e6 / trainable) ** 0.5)
 
 
 def _is_paired(inputs: Any) -> bool:

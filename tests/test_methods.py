@@ -1,5 +1,6 @@
 """The methods by hand: their update, weights and defaults."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,32 +8,81 @@ import torch
 
 from hf_unlearn import UnlearningArguments
 from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.per_sample.factors import Dense, Recording
+from hf_unlearn.surgery import update_of
 from hf_unlearn.targets import Ascent, MeanTarget
 
 SETTING = Setting(forget_rows=10, retain_rows=90, text=False)
 
 
 def method(name, setting=SETTING, **settings):
-    defaults = {"retain_weight": None, "forget_target": "auto", "forgetting_loss": "nabla_tau"}
-    return METHODS[name](SimpleNamespace(**{**defaults, "projection_scope": "global", **settings}), setting)
+    defaults = {"retain_weight": None, "forget_target": "auto", "forgetting_loss": "nabla_tau", "projection": "gradient"}
+    return METHODS[name](SimpleNamespace(**{**defaults, **settings}), setting)
+
+
+def update(name, forget, rows, retain_weight, per_tensor=False, retain_loss=0.0, **settings):
+    """A surgery method on gradients given as numbers: the update as lists, and the log."""
+    forget = {n: torch.tensor(g) for n, g in forget.items()}
+    factors = {n: [Dense(torch.tensor(r))] for n, r in rows.items()}
+    recording = Recording(torch.zeros(len(next(iter(rows.values())))), factors)
+    found, _, log = update_of(method(name, **settings), [recording], forget, per_tensor, retain_weight, retain_loss)
+    return {n: g.tolist() for n, g in found.items()}, log
 
 
 def test_orthograd_in_two_dimensions_by_hand():
     # Retain gradients (1, 0) and (3, 0), forget gradient (2, 5), retain weight 0.25:
     # 0.25 * (2, 0) + 0.75 * ((2, 5) - (2, 0)) = (0.5, 3.75).
-    rows = {"w": torch.tensor([[1.0, 0.0], [3.0, 0.0]])}
-    update, log = method("orthograd").update({"w": torch.tensor([2.0, 5.0])}, rows, 0.25)
-    assert torch.allclose(update["w"], torch.tensor([0.5, 3.75]))
+    found, log = update("orthograd", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25)
+    assert found["w"] == pytest.approx([0.5, 3.75])
+    assert log.pop("largest_cosine") == pytest.approx(0, abs=1e-12)
     assert log == {"surviving_share": pytest.approx(5 / 29**0.5), "effective_rank": 1}
+    # The optimizer's step is corrected instead: its gradient is the plain mixture.
+    found, _ = update("orthograd", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25, projection="update")
+    assert found["w"] == pytest.approx([0.25 * 2 + 0.75 * 2, 0.75 * 5])
 
 
 def test_orthograd_per_tensor_protects_every_tensor():
     # Over both tensors together the row (1, 1) leaves (1, -1); for each alone, nothing is left.
-    forget, rows = {"a": torch.tensor([2.0]), "b": torch.tensor([0.0])}, {"a": torch.ones(1, 1), "b": torch.ones(1, 1)}
-    update, _ = method("orthograd").update(forget, rows, 0.0)
-    assert [update[n].item() for n in "ab"] == pytest.approx([1.0, -1.0])
-    update, log = method("orthograd", projection_scope="tensor").update(forget, rows, 0.0)
-    assert [update[n].item() for n in "ab"] == pytest.approx([0.0, 0.0]) and log["surviving_share"] < 1e-6
+    forget, rows = {"a": [2.0], "b": [0.0]}, {"a": [[1.0]], "b": [[1.0]]}
+    found, _ = update("orthograd", forget, rows, 0.0)
+    assert [*found["a"], *found["b"]] == pytest.approx([1.0, -1.0])
+    found, log = update("orthograd", forget, rows, 0.0, per_tensor=True)
+    assert [*found["a"], *found["b"]] == pytest.approx([0.0, 0.0]) and log["surviving_share"] < 1e-6
+
+
+def test_conegrad_removes_only_what_raises_a_retain_loss():
+    # Descending (2, 5) lowers the loss of a sample with gradient (1, 0), and raises that of one with (0, -1).
+    found, log = update("conegrad", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [0.0, -1.0]]}, 0.0)
+    assert found["w"] == pytest.approx([2.0, 0.0])
+    assert log["active_samples"] == 1 and log["surviving_share"] == pytest.approx(2 / 29**0.5)
+    assert log["largest_cosine"] == pytest.approx(0, abs=1e-12)
+
+
+def test_pcgrad_by_hand():
+    # The mean retain gradient is (-2, 0): it conflicts with (2, 5), whose first component goes.
+    found, log = update("pcgrad", {"w": [2.0, 5.0]}, {"w": [[-1.0, 0.0], [-3.0, 0.0]]}, 0.25)
+    assert found["w"] == pytest.approx([0.25 * -2, 0.75 * 5]) and log == {"conflict": 1.0}
+    # No conflict, no change.
+    found, log = update("pcgrad", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25)
+    assert found["w"] == pytest.approx([0.25 * 2 + 0.75 * 2, 0.75 * 5]) and log == {"conflict": 0.0}
+
+
+def test_gdr_gma_by_hand():
+    # At a retain loss of eps both weigh one half. f = (1, 1), r = (-1, 0): f' = (0, 1), r' = (-1, 0) + (1, 1) / 2.
+    found, log = update("gdr_gma", {"w": [1.0, 1.0]}, {"w": [[-1.0, 0.0]]}, 0.5, retain_loss=0.02)
+    assert found["w"] == pytest.approx([0.5 * (0 - 0.5), 0.5 * (1 + 0.5)])
+    assert log == {"conflict": 1.0, "forget_weight": pytest.approx(0.5)}
+    # Forgetting waits while the retain loss is high.
+    found, log = update("gdr_gma", {"w": [1.0, 1.0]}, {"w": [[1.0, 0.0]]}, 0.5, retain_loss=0.12)
+    weight = 1 / (1 + math.exp(100 * 0.1))
+    assert found["w"] == pytest.approx([1.0, weight]) and log["forget_weight"] == pytest.approx(weight)
+
+
+def test_ngdiff_by_hand():
+    found, _ = update("ngdiff", {"w": [3.0, 4.0]}, {"w": [[0.0, 1.0], [0.0, 3.0]]}, 0.5)
+    assert found["w"] == pytest.approx([0.6, 0.8 + 1.0])
+    found, _ = update("ngdiff", {"w": [0.0, 0.0]}, {"w": [[0.0, 1.0]]}, 0.5)
+    assert found["w"] == pytest.approx([0.0, 1.0])
 
 
 def test_published_nabla_tau_starts_at_five_thirds_of_the_share_and_falls_to_zero():
@@ -61,9 +111,7 @@ def test_weights_and_objectives_of_the_baselines():
 
 def test_only_losses_that_end_by_themselves_are_bounded():
     bounded = {name: method(name).bounded for name in METHODS}
-    assert bounded == {
-        "nabla_tau": True, "orthograd": True, "grad_ascent": False, "grad_diff": False, "finetune": True,
-    }  # fmt: skip
+    assert {name for name, ends in bounded.items() if not ends} == {"grad_ascent", "grad_diff"}
     assert not method("orthograd", forgetting_loss="grad_ascent").bounded
     assert method("orthograd").bounded  # one object's choice is not another's
 

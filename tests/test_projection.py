@@ -1,69 +1,65 @@
-"""The geometry: hand-computed cases, QR as the oracle, degenerate bases."""
+"""The geometry: hand-computed cases, QR as the oracle, degenerate bases, cones; and the Gram matrices it starts from."""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
 
-from hf_unlearn.per_sample.projection import norm, project, span_coefficients
+from hf_unlearn.per_sample import gram as gram_module
+from hf_unlearn.per_sample.factors import Dense, Outer, Recording
+from hf_unlearn.per_sample.gram import combine, cross, gram
+from hf_unlearn.per_sample.projection import cone_coefficients, span_coefficients
 
 SHAPES = {"a": (2, 3), "b": (4,)}
 
 
-def split(vector):
-    parts, start = {}, 0
-    for name, shape in SHAPES.items():
-        size = int(torch.tensor(shape).prod())
-        part = vector[..., start : start + size]
-        parts[name] = part.reshape(*vector.shape[:-1], size) if vector.dim() == 2 else part.reshape(shape)
-        start += size
-    return parts
+def recording(rows):
+    return Recording(torch.zeros(len(rows)), {"w": [Dense(rows)]})
 
 
-def flat(gradient):
-    return torch.cat([g.flatten() for g in gradient.values()])
+def project(vector, rows):
+    """`g - Q Q^T g`, and the rank of Q."""
+    inner, slopes = gram([recording(rows)], {"w": vector}, per_tensor=False)[""]
+    coefficients, rank = span_coefficients(inner, slopes)
+    return vector - combine([recording(rows)], {"w": coefficients}, {"w": vector})["w"], rank
 
 
 def test_by_hand_in_two_dimensions():
-    # g = (3, 4); retain gradients along x: what is left is (0, 4), 4/5 of the norm.
-    found = project({"w": torch.tensor([3.0, 4.0])}, {"w": torch.tensor([[2.0, 0.0], [-1.0, 0.0]])})
-    assert torch.allclose(found.gradient["w"], torch.tensor([0.0, 4.0]))
-    assert (found.rank, found.surviving) == (1, pytest.approx(0.8))
+    # g = (3, 4); retain gradients along x: what is left is (0, 4).
+    left, rank = project(torch.tensor([3.0, 4.0]), torch.tensor([[2.0, 0.0], [-1.0, 0.0]]))
+    assert torch.allclose(left, torch.tensor([0.0, 4.0])) and rank == 1
     # One retain gradient along the diagonal: (3, 4) - 3.5 (1, 1) = (-0.5, 0.5).
-    found = project({"w": torch.tensor([3.0, 4.0])}, {"w": torch.tensor([[5.0, 5.0]])})
-    assert torch.allclose(found.gradient["w"], torch.tensor([-0.5, 0.5]))
+    left, _ = project(torch.tensor([3.0, 4.0]), torch.tensor([[5.0, 5.0]]))
+    assert torch.allclose(left, torch.tensor([-0.5, 0.5]))
 
 
-@pytest.mark.parametrize("scope", ["global", "tensor"])
-def test_against_qr(scope):
+def test_against_qr():
     torch.manual_seed(0)
-    rows, g = split(torch.randn(3, 10, dtype=torch.float64)), split(torch.randn(10, dtype=torch.float64))
-    found = project(g, rows, scope)
-    groups = [list(g)] if scope == "global" else [[name] for name in g]
-    for names in groups:
-        matrix = torch.cat([rows[n] for n in names], dim=1).T
-        q, _ = torch.linalg.qr(matrix)
-        vector = flat({n: g[n] for n in names})
-        assert torch.allclose(flat({n: found.gradient[n] for n in names}), vector - q @ (q.T @ vector), atol=1e-12)
+    rows, g = torch.randn(3, 10, dtype=torch.float64), torch.randn(10, dtype=torch.float64)
+    q, _ = torch.linalg.qr(rows.T)
+    left, rank = project(g, rows)
+    assert torch.allclose(left, g - q @ (q.T @ g), atol=1e-12) and rank == 3
 
 
 def test_orthogonal_to_every_row_in_float32():
     torch.manual_seed(1)
     scales = 10.0 ** torch.linspace(-6, 2, 24)[:, None]  # well-learned samples have small gradients
-    rows, g = {"w": torch.randn(24, 500) * scales}, {"w": torch.randn(500)}
-    found = project(g, rows)
-    cosines = (rows["w"] @ found.gradient["w"]) / (rows["w"].norm(dim=1) * found.gradient["w"].norm())
-    assert found.rank == 24 and cosines.abs().max() < 1e-5
+    rows, g = torch.randn(24, 500) * scales, torch.randn(500)
+    left, rank = project(g, rows)
+    cosines = (rows @ left) / (rows.norm(dim=1) * left.norm())
+    assert rank == 24 and cosines.abs().max() < 1e-5
 
 
 def test_duplicates_zeros_and_more_rows_than_dimensions():
     torch.manual_seed(2)
     base = torch.randn(3, 6)
-    found = project({"w": torch.randn(6)}, {"w": torch.cat([base, base, 2 * base, torch.zeros(2, 6)])})
-    assert found.rank == 3 and 0 < found.surviving < 1
-    found = project({"w": torch.randn(4)}, {"w": torch.randn(9, 4)})
-    assert found.rank == 4 and found.surviving < 1e-5
-    found = project({"w": torch.tensor([1.0, 2.0])}, {"w": torch.zeros(3, 2)})
-    assert found.rank == 0 and found.surviving == 1
-    assert project({"w": torch.zeros(2)}, {"w": torch.ones(1, 2)}).surviving == 0
+    left, rank = project(g := torch.randn(6), torch.cat([base, base, 2 * base, torch.zeros(2, 6)]))
+    assert rank == 3 and 0 < left.norm() < g.norm()
+    left, rank = project(g := torch.randn(4), torch.randn(9, 4))
+    assert rank == 4 and left.norm() < 1e-5 * g.norm()
+    left, rank = project(g := torch.tensor([1.0, 2.0]), torch.zeros(3, 2))
+    assert rank == 0 and torch.equal(left, g)
 
 
 def test_coefficients_weigh_the_rows():
@@ -71,4 +67,54 @@ def test_coefficients_weigh_the_rows():
     g = torch.tensor([3.0, 8.0, 5.0], dtype=torch.float64)
     coefficients, rank = span_coefficients(rows @ rows.T, rows @ g)
     assert rank == 2 and torch.allclose(coefficients, torch.tensor([3.0, 4.0], dtype=torch.float64))
-    assert norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}) == pytest.approx(5.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(2, 8))
+def test_cone_is_the_nearest_step_that_climbs_along_nothing(seed, k, d):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(k, d, generator=generator, dtype=torch.float64)
+    step = torch.randn(d, generator=generator, dtype=torch.float64)
+    coefficients = cone_coefficients(rows @ rows.T, rows @ step)
+    found = step - coefficients @ rows
+    assert (coefficients >= 0).all() and (rows @ found <= 1e-7).all()
+    # An independent solver of the same problem cannot come nearer.
+    constraint = {"type": "ineq", "fun": lambda x: -(rows.numpy() @ x), "jac": lambda x: -rows.numpy()}
+    best = minimize(
+        lambda x: ((x - step.numpy()) ** 2).sum(), found.numpy() * 0, jac=lambda x: 2 * (x - step.numpy()),
+        constraints=[constraint], method="SLSQP", options={"ftol": 1e-14, "maxiter": 500},
+    )  # fmt: skip
+    assert float((found - step).square().sum()) <= best.fun + 1e-6
+
+
+def test_cone_leaves_a_harmless_step_alone():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double()
+    assert cone_coefficients(rows @ rows.T, rows @ torch.tensor([-1.0, 5.0]).double()).tolist() == [0.0, 0.0]
+    nothing = torch.zeros(2, 2).double()
+    assert cone_coefficients(nothing, nothing[0]).tolist() == [0.0, 0.0]
+
+
+def test_gram_by_blocks_by_factors_and_by_rows_agree(monkeypatch):
+    torch.manual_seed(3)
+    left, right = torch.randn(5, 1, 2, 30), torch.randn(5, 1, 2, 40)
+    short, other = Outer(left, right, torch.float32), Dense(torch.randn(5, 7))
+    assert short.short and not Outer(left.repeat(1, 1, 40, 1), right.repeat(1, 1, 40, 1), torch.float32).short
+    batch = Recording(torch.zeros(5), {"w": [short], "b": [other], "unused": []})
+    gradient = {"w": torch.randn(30, 40), "b": torch.randn(7), "unused": torch.randn(3)}
+    matrix = torch.cat([torch.einsum("kgto,kgti->koi", left, right).flatten(1), other.values], 1).double()
+    vector = torch.cat([gradient["w"].flatten(), gradient["b"]]).double()
+    expected = {"": (matrix @ matrix.T, matrix @ vector)}
+    expected["w"] = (matrix[:, :1200] @ matrix[:, :1200].T, matrix[:, :1200] @ vector[:1200])
+    for block, batches in ((2**23, [batch]), (2**23, [batch, batch]), (100, [batch]), (100, [batch, batch])):
+        monkeypatch.setattr(gram_module, "BLOCK", block)
+        for per_tensor, key in ((False, ""), (True, "w")):
+            inner, slopes = gram(batches, gradient, per_tensor)[key]
+            n = len(batches)
+            assert torch.allclose(inner, expected[key][0].repeat(n, n), rtol=1e-5, atol=1e-3)
+            assert torch.allclose(slopes, expected[key][1].repeat(n), rtol=1e-5, atol=1e-3)
+        assert torch.allclose(cross(batches, gradient), expected[""][1].repeat(n), rtol=1e-5, atol=1e-3)
+        weights = {name: torch.arange(5.0 * n) for name in gradient}
+        found = combine(batches, weights, gradient)
+        total = weights["w"].double() @ matrix.repeat(n, 1)
+        assert torch.allclose(torch.cat([found["w"].flatten(), found["b"]]).double(), total, rtol=1e-4, atol=1e-3)
+        assert torch.equal(found["unused"], torch.zeros(3))

@@ -1,10 +1,14 @@
 """The methods, one small class each; `METHODS` maps a name to its class."""
 
 from hf_unlearn.methods.ascent import Finetune, GradAscent, GradDiff
-from hf_unlearn.methods.base import Method, Setting, SurgeryMethod
+from hf_unlearn.methods.base import Method, Setting
 from hf_unlearn.methods.nabla_tau import NablaTau
-from hf_unlearn.methods.orthograd import OrthoGrad
+from hf_unlearn.methods.orthograd import ConeGrad, OrthoGrad
+from hf_unlearn.methods.surgery import FORGETTING_LOSSES, GDRGMA, NGDiff, PCGrad, SurgeryMethod
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (NablaTau, OrthoGrad, GradAscent, GradDiff, Finetune)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls
+    for cls in (NablaTau, OrthoGrad, ConeGrad, PCGrad, GDRGMA, NGDiff, GradAscent, GradDiff, Finetune)
+}
 
-__all__ = ["METHODS", "Method", "Setting", "SurgeryMethod"]
+__all__ = ["FORGETTING_LOSSES", "METHODS", "Method", "Setting", "SurgeryMethod"]

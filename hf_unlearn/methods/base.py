@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from hf_unlearn.targets import ForgetTarget
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class Method:
         title: how tables and cards call it.
         paper: author, year and identifier.
         bounded: whether the forgetting loss ends by itself; the others are stopped at the target.
-        surgery: whether the method bends gradients (`update`) rather than descending a loss.
+        surgery: whether the method combines gradients (`combine`) rather than descending a loss.
         adapters: whether `peft_config="auto"` adds an adapter.
         learning_rate: default for all weights of a small model; see `UnlearningArguments`.
     """
@@ -69,21 +67,3 @@ class Method:
     def refresh_steps(self, forget_per_step: int) -> int | None:
         """After how many steps the target is measured again on the unseen data; None for never."""
         return None
-
-
-class SurgeryMethod(Method):
-    """A method that forms its update from the forget gradient and the per-sample retain gradients."""
-
-    surgery = True
-
-    def update(
-        self, forget: dict[str, torch.Tensor], retain: dict[str, torch.Tensor], retain_weight: float
-    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        """The gradient that the optimizer gets, and figures for the log.
-
-        Args:
-            forget: name to gradient of the forgetting loss (to be descended), of the parameter's shape.
-            retain: name to per-sample retain gradients [k, numel], of all retain rows of the optimizer step.
-            retain_weight: weight of the retain gradient in [0, 1].
-        """
-        raise NotImplementedError(f"{type(self).__name__}.update")

@@ -1,16 +1,11 @@
-"""OrthoGrad: the forget gradient, projected off the span of the per-sample retain gradients."""
+"""OrthoGrad: the forget gradient, projected off the span of the per-sample retain gradients; and a milder cousin."""
 
 from __future__ import annotations
 
 import torch
 
-from hf_unlearn.methods.ascent import GradAscent, GradDiff
-from hf_unlearn.methods.base import Setting, SurgeryMethod
-from hf_unlearn.methods.nabla_tau import NablaTau
-from hf_unlearn.per_sample.projection import project
-from hf_unlearn.targets import ForgetTarget
-
-FORGETTING_LOSSES = {cls.name: cls for cls in (NablaTau, GradAscent, GradDiff)}
+from hf_unlearn.methods.surgery import Combination, Geometry, SurgeryMethod
+from hf_unlearn.per_sample.projection import cone_coefficients, span_coefficients
 
 
 class OrthoGrad(SurgeryMethod):
@@ -19,6 +14,8 @@ class OrthoGrad(SurgeryMethod):
     g_i: the gradients of the retain samples of the step; Q: an orthonormal basis of their span; g_f: the gradient of
     the forgetting loss, to be descended (the paper ascends the forget loss, which is `forgetting_loss="grad_ascent"`);
     alpha: the retain weight. To first order, the forgetting part of the step leaves every retain sample's loss alone.
+    The optimizer bends what it is given, though; with `projection="update"` the gradients are mixed unprojected, and
+    the optimizer's step is corrected: the smallest change after which no retain sample's loss rises.
 
     By default the forgetting loss is ∇τ's, which ends by itself, and the weights are those of a LoRA adapter.
     """
@@ -26,24 +23,48 @@ class OrthoGrad(SurgeryMethod):
     name = "orthograd"
     title = "OrthoGrad"
     paper = "Shamsian et al. 2025, arXiv 2503.02312"
-    adapters = True
 
-    def __init__(self, args, setting: Setting):
-        super().__init__(args, setting)
-        self.forgetting = FORGETTING_LOSSES[args.forgetting_loss](args, setting)
-        self.bounded = self.forgetting.bounded  # type: ignore[misc]
+    @property
+    def corrects_step(self) -> bool:
+        """With `projection="update"`."""
+        return self.args.projection == "update"
 
-    def objective(self, target: ForgetTarget) -> ForgetTarget:
-        """That of the forgetting loss."""
-        return self.forgetting.objective(target)
+    def combine(self, geometry: Geometry, retain_weight: float) -> Combination:
+        """As the class says; logs effective rank, surviving share, and the largest cosine with a retain gradient."""
+        coefficients, rank = span_coefficients(geometry.gram, geometry.cross)
+        log = {"effective_rank": float(rank), **_forget_part(geometry, coefficients)}
+        if self.corrects_step:
+            coefficients, log = torch.zeros_like(coefficients), {}
+        retain = retain_weight / len(coefficients) - (1 - retain_weight) * coefficients
+        return Combination(1 - retain_weight, retain, log)
 
-    def update(
-        self, forget: dict[str, torch.Tensor], retain: dict[str, torch.Tensor], retain_weight: float
-    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        """The paper's update; logs the surviving share of the forget gradient and the effective rank of the basis."""
-        projection = project(forget, retain, self.args.projection_scope)
-        update = {
-            name: retain_weight * retain[name].mean(0).view_as(g) + (1 - retain_weight) * g
-            for name, g in projection.gradient.items()
-        }
-        return update, {"surviving_share": projection.surviving, "effective_rank": projection.rank}
+
+class ConeGrad(SurgeryMethod):
+    """As OrthoGrad, but only what raises a retain sample's loss is taken out of the forget gradient (ours).
+
+    `alpha * mean_i g_i + (1 - alpha) * (g_f + sum_i lambda_i g_i)`, `lambda >= 0` the smallest change after which
+    `<-g_f, g_i> <= 0` for all i: forgetting may go on where it happens to help retain samples.
+    """
+
+    name = "conegrad"
+    title = "ConeGrad"
+    paper = "ours, after Shamsian et al. 2025, arXiv 2503.02312"
+
+    def combine(self, geometry: Geometry, retain_weight: float) -> Combination:
+        """As the class says."""
+        coefficients = -cone_coefficients(geometry.gram, -geometry.cross)
+        retain = retain_weight / len(coefficients) - (1 - retain_weight) * coefficients
+        active = float((coefficients != 0).sum())
+        return Combination(1 - retain_weight, retain, {"active_samples": active, **_forget_part(geometry, coefficients)})
+
+
+def _forget_part(geometry: Geometry, coefficients: torch.Tensor) -> dict[str, float]:
+    """Of `g_f - sum_i coefficients_i g_i`: its share of g_f's norm, and how far it still climbs along a g_i."""
+    slopes = geometry.cross - geometry.gram @ coefficients
+    square = float(geometry.square - coefficients @ (geometry.cross + slopes))
+    norms = geometry.gram.diagonal().clamp_min(0).sqrt()
+    length = max(square, 0.0) ** 0.5
+    # A step against this part raises the losses along which it descends.
+    cosines = -slopes / (norms * length).clamp_min(1e-30)
+    share = length / geometry.square**0.5 if geometry.square else 0.0
+    return {"surviving_share": share, "largest_cosine": float(cosines.max()) if length else 0.0}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from functools import cached_property
 
-import torch
 from torch import nn
 
-from hf_unlearn.per_sample.loop import Batch, Losses, Rows, loop_gradients
-from hf_unlearn.per_sample.recorder import NotCovered, owners, recorded_gradients
+from hf_unlearn.per_sample.factors import Recording
+from hf_unlearn.per_sample.layers import NotCovered
+from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, loop_gradients
+from hf_unlearn.per_sample.recorder import Mismatch, Plan, record
 
-__all__ = ["PerSampleGradients"]
+__all__ = ["PerSampleGradients", "Recording"]
 logger = logging.getLogger(__name__)
 
 
@@ -19,7 +20,7 @@ class PerSampleGradients:
     """Per-sample gradients of a model, by hooks where every trainable layer has a rule and by the loop otherwise.
 
     The first batch is checked against the gradient of a weighted sum of its losses; a model that fails the check, or
-    has a layer without a rule, goes through the loop from then on, with one warning that names the layer.
+    uses a parameter in a way that no rule covers, goes through the loop from then on, with one warning that names it.
 
     Args:
         model: the model that `losses` runs, unwrapped.
@@ -37,18 +38,15 @@ class PerSampleGradients:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @cached_property
-    def _modules(self) -> dict[nn.Module, dict[str, str]]:
-        return owners(self.model, self.parameters)
+    def _plan(self) -> Plan:
+        return Plan.of(self.model, self.parameters)
 
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, Rows]:
-        """The detached losses [k] of a batch and, per trainable parameter, the gradients [k, numel]."""
-        if self.engine != "loop":
+    def __call__(self, batch: Batch) -> Recording:
+        """The losses of a batch, and the factors of every trainable parameter's per-sample gradients."""
+        # Of one sample the gradient of the batch is the sample's: nothing to tell apart, and the loop is one pass.
+        if self.engine != "loop" and batch_size(batch) > 1:
             try:
-                result = recorded_gradients(
-                    self._modules, self.losses, batch, self.parameters, verify=not self.verified
-                )
-                self.verified = True
-                return result
+                return self._recorded(batch)
             except NotCovered as error:
                 if self.engine == "hooks":
                     raise
@@ -58,3 +56,14 @@ class PerSampleGradients:
                     f"no rule covers {error}"
                 )
         return loop_gradients(self.losses, batch, self.parameters)
+
+    def _recorded(self, batch: Batch) -> Recording:
+        while True:
+            try:
+                recording = record(self._plan, self.losses, batch, verify=not self.verified)
+            except Mismatch as error:
+                if not self._plan.reconsider(error.names):
+                    raise
+            else:
+                self.verified = True
+                return recording

@@ -1,0 +1,114 @@
+"""Inner products and weighted sums of per-sample gradients, without the matrix of all of them.
+
+Rows of a few columns at a time are formed from the factors, multiplied, and let go. Over several processes every one
+gets the rows of all samples for its share of the columns, so nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hf_unlearn.per_sample.factors import Outer, Recording
+
+# Numbers formed at once: small beside activations, large enough for fast matrix products.
+BLOCK = 2**23
+Gradient = Mapping[str, Tensor]
+
+
+def processes() -> int:
+    """Processes that take the step together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """The sum over processes, in place."""
+    if processes() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gram(recordings: Sequence[Recording], gradient: Gradient, per_tensor: bool) -> dict[str, tuple[Tensor, Tensor]]:
+    """`K_ij = <g_i, g_j>` and `c_i = <g_i, g>`, over the samples of all processes (those of the first one first).
+
+    Args:
+        recordings: one for every batch.
+        gradient: name to g, of the parameter's shape; the same on every process.
+        per_tensor: one K and c for every tensor, under its name; otherwise one for all together, under "".
+
+    Returns:
+        Name to K [n, n] and c [n], float64.
+    """
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, g in gradient.items():
+        factors = [f for recording in recordings for f in recording.factors[name]]
+        if processes() == 1 and len(factors) == len(recordings) == 1 and isinstance(factors[0], Outer) and factors[0].short:
+            shares = [(factors[0].gram(), factors[0].cross(g.view(factors[0].shape)))]
+        else:
+            blocks = ((rows.double(), part.double()) for rows, part in _blocks(recordings, name, g))
+            shares = [(rows @ rows.T, rows @ part) for rows, part in blocks]
+        for k, c in shares:
+            key = name if per_tensor else ""
+            found[key] = (found[key][0] + k, found[key][1] + c) if key in found else (k, c)
+    return {key: (add_up(k), add_up(c)) for key, (k, c) in found.items()}
+
+
+def cross(recordings: Sequence[Recording], gradient: Gradient) -> Tensor:
+    """`c_i = <g_i, g>` [n] alone, float64, over all tensors."""
+    parts = [rows.double() @ part.double() for name, g in gradient.items() for rows, part in _blocks(recordings, name, g)]
+    return add_up(torch.stack(parts).sum(0))
+
+
+def combine(recordings: Sequence[Recording], weights: Mapping[str, Tensor], like: Gradient) -> dict[str, Tensor]:
+    """`sum_i w_i g_i` over the samples of all processes.
+
+    Args:
+        recordings: as for `gram`.
+        weights: parameter name to w [n], of all samples.
+        like: parameter name to a tensor of its shape, type and device.
+    """
+    found = {}
+    for name, parameter in like.items():
+        total = torch.zeros_like(parameter).flatten()
+        for recording, own in zip(recordings, split(weights[name], recordings), strict=True):
+            for f in recording.factors[name]:
+                total += f.combine(own)
+        found[name] = add_up(total).view_as(parameter)
+    return found
+
+
+def split(weights: Tensor, recordings: Sequence[Recording]) -> Sequence[Tensor]:
+    """Of figures [n] of all samples, those of each of this process's recordings."""
+    own = weights.view(processes(), -1)[dist.get_rank() if processes() > 1 else 0]
+    return own.split([len(recording.losses) for recording in recordings])
+
+
+def _blocks(recordings: Sequence[Recording], name: str, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows [n, columns] of all samples, and the same columns of a gradient, for this process's share of a tensor."""
+    leading = len(g) if g.dim() else 1
+    flat = g.reshape(leading, -1)
+    step = max(1, BLOCK // (sum(len(recording.losses) for recording in recordings) * flat.shape[1]))
+    for start in range(0, leading, step):
+        stop = min(start + step, leading)
+        rows = []
+        for recording in recordings:
+            parts = [f.rows(start, stop) for f in recording.factors[name]]
+            nothing = flat.new_zeros(len(recording.losses), (stop - start) * flat.shape[1])
+            rows.append(sum(parts[1:], parts[0]) if parts else nothing)
+        yield _exchange(torch.cat(rows), flat[start:stop].flatten())
+
+
+def _exchange(rows: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+    """From own samples and all columns to all samples and own columns."""
+    count = processes()
+    if count == 1:
+        return rows, part
+    padding = -rows.shape[1] % count
+    rows, part = (torch.nn.functional.pad(values, (0, padding)) for values in (rows, part))
+    out = rows.unflatten(1, (count, -1)).transpose(0, 1).contiguous()
+    everyone = torch.empty_like(out)
+    dist.all_to_all_single(everyone, out)
+    return everyone.flatten(0, 1), part.view(count, -1)[dist.get_rank()]

@@ -1,0 +1,163 @@
+"""The optimizer step of a method that combines gradients: retain samples recorded, geometry solved, `p.grad` written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hf_unlearn.losses import Head
+from hf_unlearn.methods import SurgeryMethod
+from hf_unlearn.methods.surgery import Geometry
+from hf_unlearn.per_sample import PerSampleGradients, Recording
+from hf_unlearn.per_sample.gram import combine, cross, gram
+from hf_unlearn.per_sample.loop import Batch, batch_size, part
+from hf_unlearn.per_sample.projection import cone_coefficients
+from hf_unlearn.steps import LossStep
+
+# Retain rows recorded at once, unless the forget batch is larger: what fits there fits here.
+CHUNK = 32
+
+
+class SurgeryStep(LossStep):
+    """Writes `p.grad` itself, once an optimizer step, the same on every process.
+
+    Args:
+        method: combines the gradients.
+        head: scores rows.
+        accelerator: gathers over processes.
+        model: unwrapped.
+        engine: of the per-sample gradients.
+        per_tensor: whether every tensor has a geometry of its own.
+    """
+
+    method: SurgeryMethod
+
+    def __init__(
+        self,
+        method: SurgeryMethod,
+        head: Head,
+        accelerator: Accelerator,
+        model: nn.Module,
+        engine: str,
+        per_tensor: bool,
+    ):
+        super().__init__(method, head, accelerator)
+        self.per_sample = PerSampleGradients(model, self._retain_losses, engine)
+        self.model, self.per_tensor = model, per_tensor
+        self._forget: dict[str, Tensor] = {}
+        self._recordings: list[Recording] = []
+        self._before: dict[str, Tensor] = {}
+        self._grams: dict[str, Tensor] = {}
+
+    def gradients(self, inputs: Batch, retain_weight: float, last: bool) -> Tensor:
+        """Take in one batch of the step; with the last one, write the step's gradient to `p.grad`.
+
+        Returns:
+            The detached loss of the batch, such that the sum over batches is the loss of the step.
+        """
+        parameters = self.per_sample.parameters
+        share = self.forget_share(self.model, inputs["forget"], inputs["index"])
+        grads = torch.autograd.grad(share, list(parameters.values()), allow_unused=True)
+        for (name, p), grad in zip(parameters.items(), grads, strict=True):
+            grad = torch.zeros_like(p) if grad is None else grad
+            self._forget[name] = self._forget[name] + grad if name in self._forget else grad
+        chunk = max(CHUNK, batch_size(inputs["forget"]))
+        rows = batch_size(inputs["retain"])
+        recordings = [self.per_sample(part(inputs["retain"], i, i + chunk)) for i in range(0, rows, chunk)]
+        self._recordings += recordings
+        retain_loss = torch.cat([recording.losses for recording in recordings]).mean()
+        self.note(retain_loss=retain_loss, retain_weight=retain_weight)
+        if last:
+            self._write(parameters, retain_weight)
+        processes = self.accelerator.num_processes
+        return ((1 - retain_weight) * share * processes + retain_weight * retain_loss / self.batches).detach()
+
+    def _write(self, parameters: Mapping[str, nn.Parameter], retain_weight: float) -> None:
+        # The basis is all retain rows of the step: projections of parts do not add up to the projection of the sum.
+        forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget.items()}
+        losses = self.accelerator.gather(torch.cat([recording.losses for recording in self._recordings]))
+        update, self._grams, log = update_of(
+            self.method, self._recordings, forget, self.per_tensor, retain_weight, float(losses.mean())
+        )
+        self.note(**log)
+        for name, p in parameters.items():
+            p.grad = update[name]
+        self._forget = {}
+
+    def before_update(self, watch: bool) -> None:
+        """Before the optimizer's step; `watch` to log how it lies to the retain gradients."""
+        if watch or self.method.corrects_step:
+            self._before = {name: p.detach().clone() for name, p in self.per_sample.parameters.items()}
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """After the optimizer's step: correct it where the method does, and log the largest cosine that is left.
+
+        The cosine is that of the step with the retain sample's gradient along which it climbs most: where it is
+        positive, that sample's loss rises to first order.
+        """
+        parameters = self.per_sample.parameters
+        if self._before:
+            step = {name: p - self._before[name] for name, p in parameters.items()}
+            slopes = self._slopes(step)
+            if self.method.corrects_step:
+                weights = {key: -cone_coefficients(inner, slopes[key]) for key, inner in self._grams.items()}
+                change = combine(
+                    self._recordings, {name: weights[name if self.per_tensor else ""] for name in parameters}, step
+                )
+                for name, p in parameters.items():
+                    p += change[name]
+                step = {name: p - self._before[name] for name, p in parameters.items()}
+                slopes = self._slopes(step)
+            total, inner = sum(slopes.values()), sum(self._grams.values())
+            length = float(torch.stack([s.double().square().sum() for s in step.values()]).sum().sqrt())
+            norms = inner.diagonal().clamp_min(0).sqrt() * length
+            self.note(step_cosine=float((total / norms.clamp_min(1e-30)).max()))
+        self._recordings, self._before, self._grams = [], {}, {}
+
+    def _slopes(self, step: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`<step, g_i>` of all retain samples, for every tensor or over all of them."""
+        if not self.per_tensor:
+            return {"": cross(self._recordings, step)}
+        return {name: cross(self._recordings, {name: s}) for name, s in step.items()}
+
+    def _retain_losses(self, batch: Batch) -> Tensor:
+        return self.head.losses(self.model(**self.head.inputs(batch)), batch)
+
+
+def update_of(
+    method: SurgeryMethod,
+    recordings: Sequence[Recording],
+    forget: Mapping[str, Tensor],
+    per_tensor: bool,
+    retain_weight: float,
+    retain_loss: float = 0.0,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """The gradient that the optimizer gets, from the retain samples' gradients and the forget gradient.
+
+    Args:
+        method: combines them.
+        recordings: the per-sample retain gradients of all batches of the step on this process.
+        forget: name to gradient of the forgetting loss, the same on every process.
+        per_tensor: whether every tensor has a geometry of its own.
+        retain_weight: in [0, 1].
+        retain_loss: mean over the step.
+
+    Returns:
+        The gradient by parameter; the Gram matrices [n, n], by parameter or under ""; figures for the log (means over
+        the tensors where each has its own geometry).
+    """
+    products = gram(recordings, forget, per_tensor)
+    squares = {name: float(g.double().square().sum()) for name, g in forget.items()}
+    found = {}
+    for key, (inner, slopes) in products.items():
+        square = squares[key] if per_tensor else sum(squares.values())
+        found[key] = method.combine(Geometry(inner, slopes, square, retain_loss), retain_weight)
+    log = {name: sum(each.log[name] for each in found.values()) / len(found) for name in next(iter(found.values())).log}
+    per_name = {name: found[name if per_tensor else ""] for name in forget}
+    retain = combine(recordings, {name: each.retain for name, each in per_name.items()}, forget)
+    update = {name: per_name[name].forget * g + retain[name] for name, g in forget.items()}
+    return update, {key: inner for key, (inner, _) in products.items()}, log
