@@ -23,6 +23,9 @@ _BERT: Layers = ("query", "key", "value", "attention.output.dense"), ("intermedi
 _DISTILBERT: Layers = ("q_lin", "k_lin", "v_lin", "out_lin"), ("lin1", "lin2")
 _GPT2: Layers = ("c_attn", "attn.c_proj"), ("c_fc", "mlp.c_proj")
 _LLAMA: Layers = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+# Experts are tensors of three axes, not layers; the router stays as it is.
+_MIXTRAL: Layers = ("q_proj", "k_proj", "v_proj", "o_proj"), ()
+_ALBERT: Layers = ("query", "key", "value", "attention.dense"), ("ffn", "ffn_output")
 _PHI: Layers = ("q_proj", "k_proj", "v_proj", "self_attn.dense"), ("fc1", "fc2")
 _PHI3: Layers = ("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj")
 _T5: Layers = ("q", "k", "v", "o"), ("wi", "wi_0", "wi_1", "wo")
@@ -38,6 +41,7 @@ TARGETS: dict[str, Layers] = {
     "whisper": _WHISPER,
     "wav2vec2": _WAV2VEC2,
     "hubert": _WAV2VEC2,
+    "albert": _ALBERT,
     "bert": _BERT,
     "roberta": _BERT,
     "distilbert": _DISTILBERT,
@@ -48,6 +52,7 @@ TARGETS: dict[str, Layers] = {
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
+    "mixtral": _MIXTRAL,
     "phi": _PHI,
     "phi3": _PHI3,
     "t5": _T5,

@@ -36,6 +36,8 @@ EXPECTED = {
     "wav2vec2": (WAV2VEC2, 12, "projector classifier"),
     "wav2vec2_ctc": (WAV2VEC2, 12, ""),
     "hubert": (WAV2VEC2, 12, "projector classifier"),
+    "albert": ("query key value attention.dense ffn ffn_output", 6, "classifier"),
+    "mixtral": ("q_proj k_proj v_proj o_proj", 8, ""),
     "bert": (BERT, 12, "classifier"),
     "bert_lm": (BERT, 12, ""),
     "distilbert": ("q_lin k_lin v_lin out_lin lin1 lin2", 12, "pre_classifier classifier"),

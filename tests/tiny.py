@@ -278,6 +278,16 @@ def t5() -> Built:
     return tf.T5ForConditionalGeneration(config), text_pairs
 
 
+def albert() -> Built:
+    """Two layers that share their weights."""
+    return tf.AlbertForSequenceClassification(tf.AlbertConfig(**DECODER, embedding_size=8, **CLASSES)), text_classes
+
+
+def mixtral() -> Built:
+    """A mixture of experts: tokens of all samples are sorted by expert, whose weights are one tensor of three axes."""
+    return tf.MixtralForCausalLM(tf.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2)), causal_text
+
+
 ARCHITECTURES: dict[str, Callable[[], Built]] = {
     build.__name__: build
     for build in (
@@ -306,6 +316,8 @@ ARCHITECTURES: dict[str, Callable[[], Built]] = {
         phi,
         phi3,
         t5,
+        albert,
+        mixtral,
     )
 }
 
