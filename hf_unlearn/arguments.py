@@ -122,6 +122,14 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             raise ValueError(
                 f"fp16: {self.method} writes gradients that the loss scaler does not see; use bf16=True instead"
             )
+        # Older releases of transformers say gradient_checkpointing.
+        new = getattr(self, "activation_checkpointing_kwargs", None)
+        checkpointing: Any = new or self.gradient_checkpointing_kwargs or {}
+        if checkpointing.get("use_reentrant") and METHODS[self.method].surgery:
+            raise ValueError(
+                f"activation_checkpointing_kwargs: use_reentrant=True hides the layers from {self.method}, which "
+                "needs the gradient of every sample; use use_reentrant=False"
+            )
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(
                 f'hub_strategy: must be "end", got {str(HubStrategy(self.hub_strategy).value)!r}, which uploads '

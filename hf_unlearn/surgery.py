@@ -1,4 +1,4 @@
-"""The optimizer step of a method that combines gradients: retain samples recorded, geometry solved, `p.grad` written."""
+"""The step of a method that combines gradients: record retain samples, solve the geometry, write `p.grad`."""
 
 from __future__ import annotations
 
@@ -109,10 +109,11 @@ class SurgeryStep(LossStep):
                     self._recordings, {name: weights[name if self.per_tensor else ""] for name in parameters}, step
                 )
                 for name, p in parameters.items():
-                    p += change[name]
+                    p.add_(change[name])
                 step = {name: p - self._before[name] for name, p in parameters.items()}
                 slopes = self._slopes(step)
-            total, inner = sum(slopes.values()), sum(self._grams.values())
+            total = torch.stack(list(slopes.values())).sum(0)
+            inner = torch.stack(list(self._grams.values())).sum(0)
             length = float(torch.stack([s.double().square().sum() for s in step.values()]).sum().sqrt())
             norms = inner.diagonal().clamp_min(0).sqrt() * length
             self.note(step_cosine=float((total / norms.clamp_min(1e-30)).max()))
@@ -156,7 +157,9 @@ def update_of(
     for key, (inner, slopes) in products.items():
         square = squares[key] if per_tensor else sum(squares.values())
         found[key] = method.combine(Geometry(inner, slopes, square, retain_loss), retain_weight)
-    log = {name: sum(each.log[name] for each in found.values()) / len(found) for name in next(iter(found.values())).log}
+    log = {
+        name: sum(each.log[name] for each in found.values()) / len(found) for name in next(iter(found.values())).log
+    }
     per_name = {name: found[name if per_tensor else ""] for name in forget}
     retain = combine(recordings, {name: each.retain for name, each in per_name.items()}, forget)
     update = {name: per_name[name].forget * g + retain[name] for name, g in forget.items()}

@@ -6,6 +6,10 @@ from tiny import make
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer
 
+# Older releases of transformers say gradient_checkpointing.
+NEW = hasattr(UnlearningArguments, "activation_checkpointing_kwargs")
+CHECKPOINTING = f"{'activation' if NEW else 'gradient'}_checkpointing_kwargs"
+
 
 def settings(tmp_path, **values):
     return UnlearningArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **values)
@@ -26,6 +30,11 @@ def settings(tmp_path, **values):
         ({"retain_batch_size": 0}, "retain_batch_size: must be at least 1"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: must be 0"),
         ({"method": "orthograd", "fp16": True}, "fp16: orthograd writes gradients"),
+        (
+            {"method": "orthograd", CHECKPOINTING: {"use_reentrant": True}},
+            "activation_checkpointing_kwargs: use_reentrant=True hides the layers from orthograd",
+        ),
+        ({"method": "orthograd", "projection": "weights"}, "projection: unknown value 'weights', use one of"),
         ({"push_to_hub": True, "hub_strategy": "checkpoint"}, 'hub_strategy: must be "end"'),
     ],
 )

@@ -16,7 +16,12 @@ SETTING = Setting(forget_rows=10, retain_rows=90, text=False)
 
 
 def method(name, setting=SETTING, **settings):
-    defaults = {"retain_weight": None, "forget_target": "auto", "forgetting_loss": "nabla_tau", "projection": "gradient"}
+    defaults = {
+        "retain_weight": None,
+        "forget_target": "auto",
+        "forgetting_loss": "nabla_tau",
+        "projection": "gradient",
+    }
     return METHODS[name](SimpleNamespace(**{**defaults, **settings}), setting)
 
 

@@ -1,6 +1,5 @@
-"""The geometry: hand-computed cases, QR as the oracle, degenerate bases, cones; and the Gram matrices it starts from."""
+"""The geometry: hand-computed cases, QR as the oracle, degenerate bases, cones; and its Gram matrices."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -7,8 +7,7 @@ from hf_unlearn.methods.orthograd import ConeGrad, OrthoGrad
 from hf_unlearn.methods.surgery import FORGETTING_LOSSES, GDRGMA, NGDiff, PCGrad, SurgeryMethod
 
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls
-    for cls in (NablaTau, OrthoGrad, ConeGrad, PCGrad, GDRGMA, NGDiff, GradAscent, GradDiff, Finetune)
+    cls.name: cls for cls in (NablaTau, OrthoGrad, ConeGrad, PCGrad, GDRGMA, NGDiff, GradAscent, GradDiff, Finetune)
 }
 
 __all__ = ["FORGETTING_LOSSES", "METHODS", "Method", "Setting", "SurgeryMethod"]

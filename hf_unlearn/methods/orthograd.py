@@ -55,7 +55,9 @@ class ConeGrad(SurgeryMethod):
         coefficients = -cone_coefficients(geometry.gram, -geometry.cross)
         retain = retain_weight / len(coefficients) - (1 - retain_weight) * coefficients
         active = float((coefficients != 0).sum())
-        return Combination(1 - retain_weight, retain, {"active_samples": active, **_forget_part(geometry, coefficients)})
+        return Combination(
+            1 - retain_weight, retain, {"active_samples": active, **_forget_part(geometry, coefficients)}
+        )
 
 
 def _forget_part(geometry: Geometry, coefficients: torch.Tensor) -> dict[str, float]:

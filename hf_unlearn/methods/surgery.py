@@ -97,8 +97,8 @@ class GDRGMA(SurgeryMethod):
     """`(1 - l) g_r' + l g_f'`, `l = 1 / (1 + exp(gamma (L_r - eps)))` (Lin et al. 2024, GDR-GMA, ACM Multimedia).
 
     Where the two conflict, g_r' and g_f' are each projected off the other (direction rectification); the magnitude
-    follows the retain loss: forgetting waits while L_r is above eps = 0.02 (gamma = 100). The paper's memory of earlier
-    forget gradients for the last layer is left out. `retain_weight` has no effect.
+    follows the retain loss: forgetting waits while L_r is above eps = 0.02 (gamma = 100). Left out: the paper's memory
+    of earlier forget gradients of the last layer. `retain_weight` has no effect.
     """
 
     name = "gdr_gma"

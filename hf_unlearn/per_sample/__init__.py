@@ -30,7 +30,6 @@ class PerSampleGradients:
 
     def __init__(self, model: nn.Module, losses: Losses, engine: str = "auto"):
         self.model, self.losses, self.engine = model, losses, engine
-        self.verified = False
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -60,10 +59,7 @@ class PerSampleGradients:
     def _recorded(self, batch: Batch) -> Recording:
         while True:
             try:
-                recording = record(self._plan, self.losses, batch, verify=not self.verified)
+                return record(self._plan, self.losses, batch)
             except Mismatch as error:
                 if not self._plan.reconsider(error.names):
                     raise
-            else:
-                self.verified = True
-                return recording

@@ -1,9 +1,9 @@
-"""Per-sample gradients of parameters that no layer's batch passes through: class tokens, position tables, layer scales.
+"""Per-sample gradients of parameters that no layer's batch passes through: class tokens, tables, scales.
 
-Such a parameter, or something made from it alone (a slice, a row of a table, a permutation), is broadcast over the
-batch by some operation: added to embeddings, expanded, multiplied into a block, added to attention scores. The autograd
-graph shows where. The gradient of that operation's output still has the batch axis, and from there every sample's share
-goes down to the parameter on its own.
+Such a parameter, or something made from it alone (a slice, a row of a table, a permutation), meets the batch in some
+operation: added to embeddings, expanded, multiplied into a block, added to attention scores. The autograd graph shows
+where. The gradient of that operation's output still has the batch axis, and from there every sample's share goes down
+to the parameter on its own.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from hf_unlearn.per_sample.factors import Dense, Factors, Scatter
+from hf_unlearn.per_sample.factors import Dense, Factors, Outer, Scatter
 from hf_unlearn.per_sample.layers import NotCovered
 
 # Operations that keep a tensor free of the batch, when what goes in is free of it.
 CLIMBED = {
-    "View", "UnsafeView", "ReshapeAlias", "Permute", "Transpose", "T", "Unsqueeze", "Squeeze", "Slice", "Select", "Clone",
-    "ToCopy", "Alias", "Index", "Embedding", "Neg", "Exp", "Sigmoid", "Cat",
+    "View", "UnsafeView", "ReshapeAlias", "Permute", "Transpose", "T", "Unsqueeze", "Squeeze", "Slice", "Select",
+    "Clone", "ToCopy", "Alias", "Index", "Embedding", "Neg", "Exp", "Sigmoid", "Cat",
 }  # fmt: skip
 # Operations that may broadcast it over the batch.
 BROADCAST = {"Expand", "Add", "Sub", "Mul", "Div", "Where"}
@@ -30,58 +30,75 @@ BROADCAST = {"Expand", "Add", "Sub", "Mul", "Div", "Where"}
 
 @dataclass(frozen=True)
 class Broadcast:
-    """One place where a tensor made from a parameter is broadcast over the batch.
+    """An operand that is broadcast over the batch; the gradient of the result is multiplied with `factor`."""
 
-    Attributes:
-        edge: the place of the operation's output, whose gradient `factors` wants.
-        factor: what that gradient is multiplied with on the way to the operand; a tensor or a number.
-        source: the place of the operand in the graph.
-        shape: of the operand.
-    """
-
-    edge: GradientEdge
     factor: Any
-    source: GradientEdge
-    shape: torch.Size
 
-    def factors(self, grad: Tensor, parameter: nn.Parameter, size: int) -> Factors:
-        """Every sample's gradient, from the gradient of the operation's output."""
+    def factors(self, grad: Tensor, shape: torch.Size, size: int) -> Factors:
+        """Of every sample's gradient by the operand of that shape, from the gradient of the result."""
         grad = (grad * self.factor).unflatten(0, (size, -1)).sum(1)
-        padded = (1,) * (grad.dim() - len(self.shape)) + tuple(self.shape)
+        padded = (1,) * (grad.dim() - len(shape)) + tuple(shape)
         over = [d for d in range(1, grad.dim()) if padded[d] == 1 and grad.shape[d] > 1]
-        grad = (grad.sum(over, keepdim=True) if over else grad).reshape(size, *self.shape)
-        if not self.source.node.name().endswith("AccumulateGrad"):
-            grad = torch.stack([torch.autograd.grad(self.source, parameter, g, retain_graph=True)[0] for g in grad])
-        return Dense(grad.to(parameter.dtype))
+        return Dense((grad.sum(over, keepdim=True) if over else grad).reshape(size, *shape))
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """One place where rows of a parameter are looked up, by other ids in every sample.
+    """An operand whose rows are looked up by the samples' ids [size, ...]; the row of `ignored` has no gradient."""
 
-    Attributes:
-        edge: the place of the result.
-        ids: [size, ...].
-        ignored: an id whose row has no gradient, or -1.
-    """
-
-    edge: GradientEdge
     ids: Tensor
     ignored: int
 
-    def factors(self, grad: Tensor, parameter: nn.Parameter, size: int) -> Factors:
-        """Every sample's gradient, from the gradient of the result."""
+    def factors(self, grad: Tensor, shape: torch.Size, size: int) -> Factors:
+        """As `Broadcast.factors`."""
         ids = self.ids.reshape(size, -1)
         grads = grad.reshape(*ids.shape, -1)
-        return Scatter(ids.masked_fill(ids == self.ignored, -1), grads, len(parameter), parameter.dtype)
+        return Scatter(ids.masked_fill(ids == self.ignored, -1), grads, shape[0], grad.dtype)
 
 
-Use = Broadcast | Lookup
+@dataclass(frozen=True)
+class Product:
+    """An operand [in, out] that the samples' rows [size * t, in] are multiplied with."""
+
+    inputs: Tensor
+
+    def factors(self, grad: Tensor, shape: torch.Size, size: int) -> Factors:
+        """As `Broadcast.factors`."""
+        left, right = (side.unflatten(0, (size, -1)).unsqueeze(1) for side in (self.inputs, grad))
+        return Outer(left, right, grad.dtype)
 
 
-def uses_of(
-    values: Tensor, parameters: Mapping[str, nn.Parameter], size: int, tables: Container[str]
-) -> list[tuple[str, Use]]:
+@dataclass(frozen=True)
+class Use:
+    """One place where a tensor made from a parameter meets the batch.
+
+    Attributes:
+        name: of the parameter.
+        way: how they meet.
+        edge: the place of the result in the graph, whose gradient `factors` wants.
+        source: the place of the tensor.
+        shape: of the tensor.
+    """
+
+    name: str
+    way: Broadcast | Lookup | Product
+    edge: GradientEdge
+    source: GradientEdge
+    shape: torch.Size
+
+    def factors(self, grad: Tensor, parameter: nn.Parameter, size: int) -> Factors:
+        """Of every sample's gradient by the parameter, from the gradient of the result."""
+        found = self.way.factors(grad.to(parameter.dtype), self.shape, size)
+        return found if hasattr(self.source.node, "variable") else through(self.source, self.shape, found, parameter)
+
+
+def through(source: Tensor | GradientEdge, shape: torch.Size, factors: Factors, parameter: nn.Parameter) -> Factors:
+    """From gradients by a tensor [*shape] that is made from a parameter to those by the parameter."""
+    rows = factors.rows(0, shape[0]).view(-1, *shape)
+    return Dense(torch.stack([torch.autograd.grad(source, parameter, r, retain_graph=True)[0] for r in rows]))
+
+
+def uses_of(values: Tensor, parameters: Mapping[str, nn.Parameter], size: int, tables: Container[str]) -> list[Use]:
     """Where each of these parameters meets a batch of `size`; none for one that `values` do not need.
 
     Args:
@@ -93,7 +110,7 @@ def uses_of(
     Raises:
         NotCovered: when one is used in another way.
     """
-    found: list[tuple[str, Use]] = []
+    found: list[Use] = []
     consumers, leaves = _graph(values.grad_fn, {id(p): name for name, p in parameters.items()})
     for leaf, name in leaves.items():
         ahead: list[tuple[Node, int]] = [(leaf, 0)]
@@ -102,19 +119,41 @@ def uses_of(
             for consumer, slot in consumers[node]:
                 if consumer.next_functions[slot][1] != output:
                     continue
-                operation = consumer.name().split("Backward")[0]
-                shape, result = _shape(node, output), _shape(consumer, 0)
-                batched = len(result) > 0 and result[0] % size == 0
-                if operation in BROADCAST and batched and (len(shape) < len(result) or shape[0] == 1 != result[0]):
-                    factor = _factor(consumer, operation, slot, name)
-                    found.append((name, Broadcast(GradientEdge(consumer, 0), factor, GradientEdge(node, output), shape)))
-                elif node is leaf and name not in tables and (lookup := _lookup(consumer, operation, size)):
-                    found.append((name, lookup))
+                operation, shape = consumer.name().split("Backward")[0], _shape(node, output)
+                way = _meeting(consumer, operation, slot, shape, size, name in tables)
+                if way is not None:
+                    found.append(Use(name, way, GradientEdge(consumer, 0), GradientEdge(node, output), shape))
                 elif operation in CLIMBED | BROADCAST:
                     ahead.append((consumer, 0))
                 else:
                     raise NotCovered(f"{name} (used by {operation})")
     return found
+
+
+def _meeting(
+    node: Any, operation: str, slot: int, shape: torch.Size, size: int, table: bool
+) -> Broadcast | Lookup | Product | None:
+    """How an operand meets the batch in this operation; None when it does not, or not in a way that is known."""
+    result = _shape(node, 0)
+    if not result or result[0] % size:
+        return None
+    if operation in ("Mm", "Addmm") and slot == (1 if operation == "Mm" else 2):
+        return Product(node._saved_self if operation == "Mm" else node._saved_mat1)
+    if operation in ("Embedding", "Index") and not table:
+        return _lookup(node, operation, size)
+    if len(shape) == len(result) and (shape[0] != 1 or result[0] == 1):
+        return None
+    if operation in ("Expand", "Add", "Addmm"):
+        return Broadcast(node._saved_alpha if operation == "Add" and slot == 1 else 1)
+    if operation == "Sub":
+        return Broadcast(1 if slot == 0 else -node._saved_alpha)
+    if operation == "Mul":
+        return Broadcast((node._saved_other if slot == 0 else node._saved_self).detach())
+    if operation == "Div" and slot == 0:
+        return Broadcast(1 / node._saved_other.detach())
+    if operation == "Where":
+        return Broadcast(node._saved_condition if slot == 0 else ~node._saved_condition)
+    return None
 
 
 def _lookup(node: Any, operation: str, size: int) -> Lookup | None:
@@ -127,7 +166,7 @@ def _lookup(node: Any, operation: str, size: int) -> Lookup | None:
         return None
     # Unsigned in the graph: -1 comes back as 2^64 - 1.
     ignored = ignored if 0 <= ignored < 2**63 else -1
-    return Lookup(GradientEdge(node, 0), ids, ignored) if ids.dim() > 1 and ids.shape[0] % size == 0 else None
+    return Lookup(ids, ignored) if ids.dim() > 1 and ids.shape[0] % size == 0 else None
 
 
 def _shape(node: Any, output: int) -> torch.Size:
@@ -151,18 +190,3 @@ def _graph(root: Node | None, names: Mapping[int, str]) -> tuple[dict[Node, list
                     leaves[below] = names[id(variable)]
             consumers[below].append((node, slot))
     return consumers, leaves
-
-
-def _factor(node: Any, operation: str, slot: int, name: str) -> Any:
-    """The derivative of an operation of `BROADCAST` by one operand, before the sum over what it broadcasts."""
-    if operation in ("Add", "Sub"):
-        return 1 if slot == 0 else node._saved_alpha * (1 if operation == "Add" else -1)
-    if operation == "Mul":
-        return (node._saved_other if slot == 0 else node._saved_self).detach()
-    if operation == "Div":
-        if slot == 1:
-            raise NotCovered(f"{name} (divides by it)")
-        return 1 / node._saved_other.detach()
-    if operation == "Where":
-        return node._saved_condition if slot == 0 else ~node._saved_condition
-    return 1

@@ -1,7 +1,7 @@
 """Per-sample gradients of one tensor, kept in the smallest exact form, and what is asked of them.
 
 A weight's gradient for one sample is a sum of outer products of what went into the layer and what came back to its
-output. Everything that gradient surgery needs (inner products, rows, a weighted sum over samples) can be had from these
+output. All that gradient surgery needs (inner products, rows, a weighted sum over samples) can be had from these
 factors; the k x d matrix of all gradients need not exist.
 """
 
@@ -97,7 +97,9 @@ class Outer:
         return (left.mT @ right).flatten()
 
     def grouped(self, samples: int) -> Outer:
-        left, right = (side.unflatten(0, (samples, -1)).transpose(1, 2).flatten(2, 3) for side in (self.left, self.right))
+        left, right = (
+            side.unflatten(0, (samples, -1)).transpose(1, 2).flatten(2, 3) for side in (self.left, self.right)
+        )
         return Outer(left, right, self.dtype)
 
     def gram(self) -> Tensor:

@@ -45,7 +45,12 @@ def gram(recordings: Sequence[Recording], gradient: Gradient, per_tensor: bool) 
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name, g in gradient.items():
         factors = [f for recording in recordings for f in recording.factors[name]]
-        if processes() == 1 and len(factors) == len(recordings) == 1 and isinstance(factors[0], Outer) and factors[0].short:
+        if (
+            processes() == 1
+            and len(factors) == len(recordings) == 1
+            and isinstance(factors[0], Outer)
+            and factors[0].short
+        ):
             shares = [(factors[0].gram(), factors[0].cross(g.view(factors[0].shape)))]
         else:
             blocks = ((rows.double(), part.double()) for rows, part in _blocks(recordings, name, g))
@@ -58,7 +63,9 @@ def gram(recordings: Sequence[Recording], gradient: Gradient, per_tensor: bool) 
 
 def cross(recordings: Sequence[Recording], gradient: Gradient) -> Tensor:
     """`c_i = <g_i, g>` [n] alone, float64, over all tensors."""
-    parts = [rows.double() @ part.double() for name, g in gradient.items() for rows, part in _blocks(recordings, name, g)]
+    parts = [
+        rows.double() @ part.double() for name, g in gradient.items() for rows, part in _blocks(recordings, name, g)
+    ]
     return add_up(torch.stack(parts).sum(0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.per_sample.factors import Dense, Factors, Later, Outer, Scatter
 
-Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Factors]]
+Rule = Callable[[Any, Tensor, Tensor], dict[str, Factors]]
 RULES: dict[type[nn.Module], Rule] = {}
 
 
@@ -48,7 +49,7 @@ def rule_of(module: nn.Module) -> Rule | None:
 
 
 @rule(nn.Linear)
-def linear(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
+def linear(module: nn.Linear, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
     """`y = x W^T + b`, x [k, ..., in], W [out, in]."""
     inputs, grads = _sequence(inputs), _sequence(grads)
     dtype = module.weight.dtype
@@ -56,7 +57,7 @@ def linear(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Factor
 
 
 @rule(Conv1D)
-def conv1d_of_gpt2(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
+def conv1d_of_gpt2(module: Conv1D, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
     """`y = x W + b`, x [k, ..., in], W [in, out]: a linear layer with its weight transposed."""
     inputs, grads = _sequence(inputs), _sequence(grads)
     dtype = module.weight.dtype
@@ -64,8 +65,8 @@ def conv1d_of_gpt2(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str
 
 
 @rule(nn.Conv1d, nn.Conv2d)
-def convolution(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
-    """A convolution is a linear layer on patches: x [k, in, ...], W [out, in / groups, ...], any stride and dilation."""
+def convolution(module: nn.Conv1d | nn.Conv2d, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
+    """A linear layer on patches: x [k, in, ...], W [out, in / groups, ...], any stride and dilation."""
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise NotCovered(f"a convolution with padding {module.padding!r} and padding_mode {module.padding_mode!r}")
     kernel, dilation, stride, padding = module.kernel_size, module.dilation, module.stride, module.padding
@@ -85,7 +86,7 @@ def convolution(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, F
 
 
 @rule(nn.Embedding)
-def embedding(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
+def embedding(module: nn.Embedding, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
     """A table: ids [k, ...], W [size, dim]. The row of `padding_idx` has no gradient."""
     if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
         raise NotCovered("an embedding with max_norm, scale_grad_by_freq or sparse")
@@ -96,27 +97,27 @@ def embedding(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Fac
     return {"weight": Scatter(ids, grads, module.num_embeddings, module.weight.dtype)}
 
 
-def scaled_embedding(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
+def scaled_embedding(module: Any, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
     """`scale * W[ids]`: the word embeddings of Gemma, BART and others."""
     return embedding(module, inputs, grads * module.embed_scale)
 
 
 @rule(nn.LayerNorm)
-def layer_norm(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
+def layer_norm(module: nn.LayerNorm, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
     """`y = norm(x) * w + b`, over the last dimensions."""
     normal = F.layer_norm(inputs, module.normalized_shape, eps=module.eps)
     return _affine(normal.to(grads), grads, module.weight.dtype, last=len(module.normalized_shape))
 
 
 @rule(nn.GroupNorm)
-def group_norm(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
+def group_norm(module: nn.GroupNorm, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
     """`y = norm(x) * w + b`, w over the channels, x [k, channels, ...]."""
     normal = F.group_norm(inputs, module.num_groups, eps=module.eps)
     return _affine(normal.movedim(1, -1).to(grads), grads.movedim(1, -1), module.weight.dtype)
 
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d)
-def batch_norm(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
+def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
     """`y = (x - mean) / std * w + b` with the running figures: eval mode only, or the samples would mix."""
     if module.training or module.running_mean is None:
         raise NotCovered("batch normalisation over the batch itself (it mixes samples; put it in eval mode)")
@@ -132,7 +133,7 @@ def leaf(module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Factors]
     parameters = {name: p.detach() for name, p in module.named_parameters(recurse=False)}
 
     def gradients(x: Tensor, g: Tensor) -> dict[str, Tensor]:
-        output, backward = vjp(lambda values: functional_call(module, values, (x[None],)), parameters)
+        output, backward, *_ = vjp(lambda values: functional_call(module, values, (x[None],)), parameters)
         return backward(g[None].to(output.dtype))[0]
 
     return {name: Dense(g) for name, g in vmap(gradients)(inputs, grads).items()}

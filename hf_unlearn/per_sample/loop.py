@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_unlearn.per_sample.factors import Dense, Recording
+from hf_unlearn.per_sample.factors import Dense, Factors, Recording
 
 Batch = Mapping[str, Any]
 Losses = Callable[[Batch], torch.Tensor]
@@ -40,5 +40,7 @@ def loop_gradients(losses: Losses, batch: Batch, parameters: Mapping[str, nn.Par
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         values.append(loss.detach())
         rows.append([torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters.values(), strict=True)])
-    factors = {name: [Dense(torch.stack([row[j] for row in rows]))] for j, name in enumerate(parameters)}
+    factors: dict[str, list[Factors]] = {
+        name: [Dense(torch.stack([row[j] for row in rows]))] for j, name in enumerate(parameters)
+    }
     return Recording(torch.stack(values), factors)

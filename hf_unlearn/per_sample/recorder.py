@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.utils.parametrize import is_parametrized
 
-from hf_unlearn.per_sample.bare import uses_of
+from hf_unlearn.per_sample.bare import Use, through, uses_of
 from hf_unlearn.per_sample.factors import Dense, Factors, Recording
-from hf_unlearn.per_sample.layers import NotCovered, rule_of
+from hf_unlearn.per_sample.layers import NotCovered, leaf, rule_of
 from hf_unlearn.per_sample.loop import Batch, Losses, batch_size
 
 
 class Mismatch(NotCovered):
-    """The check of the first batch failed for `names`."""
+    """The layers of `names` run without the batch, or their gradients failed the check of the first batch."""
 
     def __init__(self, names: list[str]):
         super().__init__(f"{', '.join(names)} (its layer does not treat the samples independently, or is bypassed)")
@@ -26,10 +27,11 @@ class Mismatch(NotCovered):
 
 @dataclass
 class Call:
-    """One use of a layer: its input, the shape of its output, and the output's place in the graph."""
+    """One use of a layer: its input (alone, or with others), its output's shape and place in the graph."""
 
     module: nn.Module
     inputs: Tensor
+    alone: bool
     version: int
     shape: torch.Size
     edge: GradientEdge
@@ -46,6 +48,7 @@ class Plan:
         tables: those of them that are looked up by position, whatever the samples hold.
         made: name of a weight that is made from parameters (weight normalisation) to the module that makes it, and
             the names of those parameters.
+        verified: the ways of use for which the gradients were checked.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -53,6 +56,7 @@ class Plan:
     bare: set[str] = field(default_factory=set)
     tables: set[str] = field(default_factory=set)
     made: dict[str, tuple[nn.Module, list[str]]] = field(default_factory=dict)
+    verified: set[frozenset] = field(default_factory=set)
 
     def reconsider(self, names: list[str]) -> bool:
         """Another way to the gradients of these parameters, where there is one left.
@@ -74,7 +78,7 @@ class Plan:
         for path, module in model.named_modules():
             held = {a: names[id(p)] for a, p in module._parameters.items() if p is not None and id(p) in names}
             if is_parametrized(module):
-                for attribute, maker in module.parametrizations.items():  # type: ignore[union-attr, operator]
+                for attribute, maker in module.parametrizations.items():
                     held[attribute] = f"{path}.{attribute}"
                     sources = [names[id(p)] for p in maker.parameters() if id(p) in names]
                     plan.made[held[attribute]] = maker, sources
@@ -87,23 +91,23 @@ class Plan:
         return plan
 
 
-def record(plan: Plan, losses: Losses, batch: Batch, verify: bool = False) -> Recording:
+def record(plan: Plan, losses: Losses, batch: Batch) -> Recording:
     """The gradient of every sample's loss, by one ordinary batched forward and backward pass.
 
     Every layer that holds trainable parameters lets its input and the place of its output in the graph be seen; the
     backward pass then goes to those outputs only, and no weight gradient of the batch is ever formed. Right for models
     that treat the samples of a batch independently (BatchNorm in eval mode) and keep the batch on the leading axis,
-    alone or as its outer part (windows of an image).
+    alone or as its outer part (windows of an image). The first batch, and every one in which parameters are used in
+    other ways than before, is checked against the gradient of a randomly weighted sum of its losses.
 
     Args:
-        plan: of the model that `losses` runs; a parameter whose layer is called without the batch moves to `bare`.
+        plan: of the model that `losses` runs; a parameter whose layer is not called moves to `bare`.
         losses: gives the per-sample losses [k] of a batch, with gradient.
         batch: k collated rows.
-        verify: also form the gradient of a randomly weighted sum of the losses, and compare.
 
     Raises:
         NotCovered: when a parameter is used in a way that no rule covers.
-        Mismatch: when the check of `verify` fails.
+        Mismatch: when a layer runs without the batch, or the check fails; see `Plan.reconsider`.
     """
     size = batch_size(batch)
     calls: list[Call] = []
@@ -115,47 +119,62 @@ def record(plan: Plan, losses: Losses, batch: Batch, verify: bool = False) -> Re
     finally:
         for handle in handles:
             handle.remove()
-    _find_bare(plan, calls, size)
-    bare = {name: plan.parameters[name] for name in plan.bare}
-    uses = uses_of(values, bare, size, plan.tables) if bare else []
+    _find_bypassed(plan, calls)
     calls = [call for call in calls if not plan.bare.issuperset(plan.layers[call.module].values())]
-    edges = [call.edge for call in calls] + [use.edge for _, use in uses]
+    uses = uses_of(values, {name: plan.parameters[name] for name in plan.bare}, size, plan.tables)
+    edges = [call.edge for call in calls] + [use.edge for use in uses]
+    ways = frozenset((use.name, type(use.way)) for use in uses) | frozenset(call.module for call in calls)
+    verify = ways not in plan.verified
     grads = torch.autograd.grad(values.sum(), edges, retain_graph=verify, allow_unused=True) if edges else ()
 
-    factors: dict[str, list[Factors]] = {name: [] for name in [*plan.parameters, *plan.made]}
-    for call, grad in zip(calls, grads, strict=False):
-        if grad is None:
-            continue
-        found = rule_of(call.module)(call.module, _unchanged(call, plan), grad.view(call.shape))  # type: ignore[misc]
-        for attribute, name in plan.layers[call.module].items():
-            if name not in plan.bare:
-                factors[name].append(_smallest(found[attribute], size, getattr(call.module, attribute)))
-    for (name, use), grad in zip(uses, grads[len(calls) :], strict=True):
-        if grad is not None:
-            factors[name].append(use.factors(grad, plan.parameters[name], size))
-    for name, (maker, sources) in plan.made.items():
-        for made_factors in factors.pop(name):
-            rows = made_factors.rows(0, len(made[maker])).view(size, *made[maker].shape)
-            for source in sources:
-                p = plan.parameters[source]
-                shares = [torch.autograd.grad(made[maker], p, row, retain_graph=True)[0] for row in rows]
-                factors[source].append(Dense(torch.stack(shares)))
-    recording = Recording(values.detach(), factors)
+    recording = Recording(values.detach(), _factors(plan, calls, uses, grads, made, size))
     if verify:
-        _verify(values, recording, plan.parameters)
+        half = any(grad is not None and grad.dtype in (torch.float16, torch.bfloat16) for grad in grads)
+        _verify(values, recording, plan.parameters, half)
+        plan.verified.add(ways)
     return recording
 
 
+@torch.no_grad()
+def _factors(
+    plan: Plan,
+    calls: list[Call],
+    uses: list[Use],
+    grads: Sequence[Tensor],
+    made: Mapping[nn.Module, Tensor],
+    size: int,
+) -> dict[str, list[Factors]]:
+    factors: dict[str, list[Factors]] = {name: [] for name in [*plan.parameters, *plan.made]}
+    for call, grad in zip(calls, grads[: len(calls)], strict=True):
+        if grad is None:
+            continue
+        names = {a: name for a, name in plan.layers[call.module].items() if name not in plan.bare}
+        _has_batch(call, list(names.values()), size)
+        found = rule_of(call.module)(call.module, call.inputs, grad.view(call.shape))  # type: ignore[misc]
+        for attribute, name in names.items():
+            factors[name].append(_smallest(found[attribute], size, getattr(call.module, attribute).shape))
+    for use, grad in zip(uses, grads[len(calls) :], strict=True):
+        if grad is not None:
+            parameter = plan.parameters[use.name]
+            factors[use.name].append(_smallest(use.factors(grad, parameter, size), size, parameter.shape))
+    for name, (maker, sources) in plan.made.items():
+        for each in factors.pop(name):
+            for source in sources:
+                factors[source].append(through(made[maker], made[maker].shape, each, plan.parameters[source]))
+    return factors
+
+
 def _listen(calls: list[Call]) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-        if output.requires_grad:
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
             inputs = args[0] if args else next(iter(kwargs.values()))
             # A linear layer's output is often a view of what it computed. A model that then writes into it (padding
             # set to zero) reroutes the view's gradient, but not the base's.
-            base = output._base
-            same = base is not None and base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous()
-            origin = base if same else output
-            calls.append(Call(module, inputs.detach(), inputs._version, output.shape, get_gradient_edge(origin)))
+            base, origin = output._base, output
+            if base is not None and base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous():
+                origin = base
+            alone, edge = len(args) + len(kwargs) == 1, get_gradient_edge(origin)
+            calls.append(Call(module, inputs.detach(), alone, inputs._version, output.shape, edge))
 
     return hook
 
@@ -167,40 +186,40 @@ def _listen_to_maker(made: dict[nn.Module, Tensor]) -> Callable[..., None]:
     return hook
 
 
-def _find_bare(plan: Plan, calls: list[Call], size: int) -> None:
-    """Parameters whose layer runs without the batch (position tables), or is bypassed, are looked up in the graph."""
-    called = set()
-    for call in calls:
-        called.update(plan.layers[call.module].values())
-        if call.shape[0] % size or call.inputs.shape[0] != call.shape[0]:
-            plan.bare.update(plan.layers[call.module].values())
+def _find_bypassed(plan: Plan, calls: list[Call]) -> None:
+    """Parameters of layers that are not called, but used, are looked up in the graph."""
+    called = {name for call in calls for name in plan.layers[call.module].values()}
     made = {source for name, (_, sources) in plan.made.items() if name in called for source in sources}
     plan.bare.update(plan.parameters.keys() - called - made)
 
 
-def _unchanged(call: Call, plan: Plan) -> Tensor:
+def _has_batch(call: Call, names: list[str], size: int) -> None:
+    """Position tables, say, are called without the batch."""
+    if call.shape[0] % size or call.inputs.shape[0] != call.shape[0]:
+        raise Mismatch(names)
+    if rule_of(call.module) is leaf and not call.alone:
+        raise Mismatch(names)
     if call.inputs._version != call.version:
-        names = ", ".join(plan.layers[call.module].values())
-        raise NotCovered(f"{names} (the model writes into its layer's input)")
-    return call.inputs
+        raise NotCovered(f"{', '.join(names)} (the model writes into its layer's input)")
 
 
-def _smallest(factors: Factors, size: int, parameter: nn.Parameter) -> Factors:
-    """Factors or rows, whichever takes less memory: adapters, biases and norms end up as rows, large weights do not."""
+def _smallest(factors: Factors, size: int, shape: torch.Size) -> Factors:
+    """Factors or rows, whichever is smaller: adapters, biases and norms end up as rows, large weights do not."""
     if factors.samples != size:
         factors = factors.grouped(size)
-    if isinstance(factors, Dense) or factors.numbers < size * parameter.numel():
+    if isinstance(factors, Dense) or factors.numbers < size * shape.numel():
         return factors
-    return Dense(factors.rows(0, len(parameter)).view(size, *parameter.shape))
+    return Dense(factors.rows(0, shape[0]).view(size, *shape))
 
 
-def _verify(values: Tensor, recording: Recording, parameters: Mapping[str, nn.Parameter]) -> None:
+@torch.no_grad()
+def _verify(values: Tensor, recording: Recording, parameters: Mapping[str, nn.Parameter], half: bool) -> None:
     # Random weights, so that rows given to the wrong sample are seen as well as rows that are missing.
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(len(values), generator=generator).to(values) + 0.5
-    grads = torch.autograd.grad((weights * values).sum(), list(parameters.values()), allow_unused=True)
+    grads = torch.autograd.grad(values, list(parameters.values()), weights, allow_unused=True)
     scale = max((float(g.norm()) for g in grads if g is not None), default=0.0)
-    tolerance = 1e-6 if values.dtype == torch.float64 else 1e-3
+    tolerance = 1e-6 if values.dtype == torch.float64 else 5e-2 if half else 1e-3
     wrong = []
     for (name, p), grad in zip(parameters.items(), grads, strict=True):
         expected = torch.zeros_like(p) if grad is None else grad
