@@ -14,11 +14,12 @@ from hf_unlearn.methods.surgery import Geometry
 from hf_unlearn.per_sample import PerSampleGradients, Recording
 from hf_unlearn.per_sample.gram import combine, cross, gram
 from hf_unlearn.per_sample.loop import Batch, batch_size, part
-from hf_unlearn.per_sample.projection import cone_coefficients
+from hf_unlearn.per_sample.projection import cone_coefficients, far_from_dependent
 from hf_unlearn.steps import LossStep
 
 # Retain rows recorded at once, unless the forget batch is larger: what fits there fits here.
 CHUNK = 32
+Products = dict[str, tuple[Tensor, Tensor]]
 
 
 class SurgeryStep(LossStep):
@@ -80,12 +81,19 @@ class SurgeryStep(LossStep):
         forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget.items()}
         losses = self.accelerator.gather(torch.cat([recording.losses for recording in self._recordings]))
         update, self._grams, log = update_of(
-            self.method, self._recordings, forget, self.per_tensor, retain_weight, float(losses.mean())
+            self.method, self._recordings, forget, self._products(forget), retain_weight, float(losses.mean())
         )
         self.note(**log)
         for name, p in parameters.items():
             p.grad = update[name]
         self._forget = {}
+
+    def _products(self, forget: Mapping[str, Tensor]) -> Products:
+        # Every step decides for itself: a resumed run must do what an uninterrupted one does.
+        products = gram(self._recordings, forget, self.per_tensor, precise=False)
+        if all(far_from_dependent(inner) for inner, _ in products.values()):
+            return products
+        return gram(self._recordings, forget, self.per_tensor)
 
     def before_update(self, watch: bool) -> None:
         """Before the optimizer's step; `watch` to log how it lies to the retain gradients."""
@@ -133,7 +141,7 @@ def update_of(
     method: SurgeryMethod,
     recordings: Sequence[Recording],
     forget: Mapping[str, Tensor],
-    per_tensor: bool,
+    products: Products,
     retain_weight: float,
     retain_loss: float = 0.0,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
@@ -143,7 +151,7 @@ def update_of(
         method: combines them.
         recordings: the per-sample retain gradients of all batches of the step on this process.
         forget: name to gradient of the forgetting loss, the same on every process.
-        per_tensor: whether every tensor has a geometry of its own.
+        products: Gram matrix and slopes, as `gram` gives them: by parameter, or under "" for all together.
         retain_weight: in [0, 1].
         retain_loss: mean over the step.
 
@@ -151,7 +159,7 @@ def update_of(
         The gradient by parameter; the Gram matrices [n, n], by parameter or under ""; figures for the log (means over
         the tensors where each has its own geometry).
     """
-    products = gram(recordings, forget, per_tensor)
+    per_tensor = "" not in products
     squares = {name: float(g.double().square().sum()) for name, g in forget.items()}
     found = {}
     for key, (inner, slopes) in products.items():

@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from hf_unlearn.per_sample import gram as gram_module
 from hf_unlearn.per_sample.factors import Dense, Outer, Recording
 from hf_unlearn.per_sample.gram import combine, cross, gram
-from hf_unlearn.per_sample.projection import cone_coefficients, span_coefficients
+from hf_unlearn.per_sample.projection import cone_coefficients, far_from_dependent, span_coefficients
 
 SHAPES = {"a": (2, 3), "b": (4,)}
 
@@ -91,6 +91,25 @@ def test_cone_leaves_a_harmless_step_alone():
     assert cone_coefficients(rows @ rows.T, rows @ torch.tensor([-1.0, 5.0]).double()).tolist() == [0.0, 0.0]
     nothing = torch.zeros(2, 2).double()
     assert cone_coefficients(nothing, nothing[0]).tolist() == [0.0, 0.0]
+
+
+def test_far_from_dependent():
+    near = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 0.0]]).double()
+    assert not far_from_dependent(near @ near.T) and far_from_dependent(near[1:] @ near[1:].T)
+    assert far_from_dependent(torch.zeros(2, 2).double())
+
+
+def test_float32_products_in_pieces_are_good_to_1e7(monkeypatch):
+    torch.manual_seed(5)
+    monkeypatch.setattr(gram_module, "PIECE", 64)
+    batch = Recording(
+        torch.zeros(6), {"w": [Outer(torch.randn(6, 1, 50, 40), torch.randn(6, 1, 50, 30), torch.float32)]}
+    )
+    gradient = {"w": torch.randn(40, 30)}
+    (exact, slopes), (found, along) = (gram([batch], gradient, False, precise)[""] for precise in (True, False))
+    norms = exact.diagonal().sqrt()
+    assert ((found - exact) / norms[:, None] / norms[None]).abs().max() < 2e-7 and not torch.equal(found, exact)
+    assert ((along - slopes) / norms / gradient["w"].norm()).abs().max() < 2e-7
 
 
 def test_gram_by_blocks_by_factors_and_by_rows_agree(monkeypatch):

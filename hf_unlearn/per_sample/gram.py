@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hf_unlearn.per_sample.factors import Outer, Recording
+from hf_unlearn.per_sample.factors import Dense, Later, Outer, Recording
 
 # Numbers formed at once: small beside activations, large enough for fast matrix products.
-BLOCK = 2**23
+BLOCK = 2**22
+# Columns multiplied at once in float32: the shorter, the less rounding adds up.
+PIECE = 2**13
 Gradient = Mapping[str, Tensor]
 
 
@@ -31,13 +33,18 @@ def add_up(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gram(recordings: Sequence[Recording], gradient: Gradient, per_tensor: bool) -> dict[str, tuple[Tensor, Tensor]]:
+def gram(
+    recordings: Sequence[Recording], gradient: Gradient, per_tensor: bool, precise: bool = True
+) -> dict[str, tuple[Tensor, Tensor]]:
     """`K_ij = <g_i, g_j>` and `c_i = <g_i, g>`, over the samples of all processes (those of the first one first).
 
     Args:
         recordings: one for every batch.
         gradient: name to g, of the parameter's shape; the same on every process.
         per_tensor: one K and c for every tensor, under its name; otherwise one for all together, under "".
+        precise: multiply in float64. Otherwise tensors kept as factors (large weights) are multiplied in their own
+            precision, a few thousand columns at a time, and added up in float64: in float32 the error is about 5e-8
+            of the norms, good for vectors that are far from dependent (see `far_from_dependent`).
 
     Returns:
         Name to K [n, n] and c [n], float64.
@@ -45,16 +52,16 @@ def gram(recordings: Sequence[Recording], gradient: Gradient, per_tensor: bool) 
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name, g in gradient.items():
         factors = [f for recording in recordings for f in recording.factors[name]]
-        if (
-            processes() == 1
-            and len(factors) == len(recordings) == 1
-            and isinstance(factors[0], Outer)
-            and factors[0].short
-        ):
-            shares = [(factors[0].gram(), factors[0].cross(g.view(factors[0].shape)))]
+        only = factors[0] if processes() == len(factors) == len(recordings) == 1 else None
+        if isinstance(only, Outer) and only.short:
+            shares = [(only.gram(), only.cross(g.view(only.shape)))]
         else:
-            blocks = ((rows.double(), part.double()) for rows, part in _blocks(recordings, name, g))
-            shares = [(rows @ rows.T, rows @ part) for rows, part in blocks]
+            dtype = torch.float64 if precise or all(isinstance(f, Dense) for f in factors) else g.dtype
+            shares = [
+                ((rows @ rows.T).double(), (rows @ part).double())
+                for block in _blocks(recordings, name, g, dtype)
+                for rows, part in zip(*(side.split(PIECE, -1) for side in block), strict=True)
+            ]
         for k, c in shares:
             key = name if per_tensor else ""
             found[key] = (found[key][0] + k, found[key][1] + c) if key in found else (k, c)
@@ -63,10 +70,8 @@ def gram(recordings: Sequence[Recording], gradient: Gradient, per_tensor: bool) 
 
 def cross(recordings: Sequence[Recording], gradient: Gradient) -> Tensor:
     """`c_i = <g_i, g>` [n] alone, float64, over all tensors."""
-    parts = [
-        rows.double() @ part.double() for name, g in gradient.items() for rows, part in _blocks(recordings, name, g)
-    ]
-    return add_up(torch.stack(parts).sum(0))
+    blocks = (block for name, g in gradient.items() for block in _blocks(recordings, name, g, torch.float64))
+    return add_up(torch.stack([rows @ part for rows, part in blocks]).sum(0))
 
 
 def combine(recordings: Sequence[Recording], weights: Mapping[str, Tensor], like: Gradient) -> dict[str, Tensor]:
@@ -79,10 +84,9 @@ def combine(recordings: Sequence[Recording], weights: Mapping[str, Tensor], like
     """
     found = {}
     for name, parameter in like.items():
-        total = torch.zeros_like(parameter).flatten()
-        for recording, own in zip(recordings, split(weights[name], recordings), strict=True):
-            for f in recording.factors[name]:
-                total += f.combine(own)
+        shares = zip(recordings, split(weights[name], recordings), strict=True)
+        parts = [f.combine(own) for recording, own in shares for f in recording.factors[name]]
+        total = sum(parts[1:], parts[0]) if parts else torch.zeros_like(parameter)
         found[name] = add_up(total).view_as(parameter)
     return found
 
@@ -93,19 +97,22 @@ def split(weights: Tensor, recordings: Sequence[Recording]) -> Sequence[Tensor]:
     return own.split([len(recording.losses) for recording in recordings])
 
 
-def _blocks(recordings: Sequence[Recording], name: str, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows [n, columns] of all samples, and the same columns of a gradient, for this process's share of a tensor."""
+def _blocks(
+    recordings: Sequence[Recording], name: str, g: Tensor, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows [n, columns] of all samples and the same columns of a gradient, this process's share of them."""
     leading = len(g) if g.dim() else 1
     flat = g.reshape(leading, -1)
-    step = max(1, BLOCK // (sum(len(recording.losses) for recording in recordings) * flat.shape[1]))
+    kept = [[f.make() if isinstance(f, Later) else f for f in recording.factors[name]] for recording in recordings]
+    sizes = [len(recording.losses) for recording in recordings]
+    step = max(1, BLOCK // (sum(sizes) * flat.shape[1]))
     for start in range(0, leading, step):
         stop = min(start + step, leading)
-        rows = []
-        for recording in recordings:
-            parts = [f.rows(start, stop) for f in recording.factors[name]]
-            nothing = flat.new_zeros(len(recording.losses), (stop - start) * flat.shape[1])
-            rows.append(sum(parts[1:], parts[0]) if parts else nothing)
-        yield _exchange(torch.cat(rows), flat[start:stop].flatten())
+        rows = [sum((f.rows(start, stop) for f in factors[1:]), factors[0].rows(start, stop)) if factors
+                else flat.new_zeros(size, (stop - start) * flat.shape[1])
+                for factors, size in zip(kept, sizes, strict=True)]  # fmt: skip
+        everyone = rows[0] if len(rows) == 1 else torch.cat(rows)
+        yield _exchange(everyone.to(dtype), flat[start:stop].flatten().to(dtype))
 
 
 def _exchange(rows: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,22 @@ def cone_coefficients(gram: Tensor, slopes: Tensor, rtol: float = 1e-10) -> Tens
     return inverse * torch.from_numpy(np.asarray(found)).to(gram)
 
 
+def far_from_dependent(gram: Tensor) -> bool:
+    """Whether coefficients from this Gram matrix stand a relative error of 1e-7 in its entries.
+
+    Args:
+        gram: [k, k] float64, `K_ij = <g_i, g_j>`.
+
+    Returns:
+        True when no unit vector is within a tenth of the span of the others, so that solving enlarges errors at most
+        a hundredfold. Zero vectors, which no projection sees, are left out.
+    """
+    lengths = gram.diagonal()
+    inner = gram[lengths > 0][:, lengths > 0]
+    scale = inner.diagonal().rsqrt()
+    return len(inner) == 0 or float(torch.linalg.eigvalsh(scale[:, None] * inner * scale[None])[0]) > 1e-2
+
+
 def _normalised(gram: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
     """Inverse norms [k], and the eigenvalues [r] and eigenvectors [k, r] of the Gram matrix of the unit vectors."""
     norms = gram.diagonal().clamp_min(0).sqrt()

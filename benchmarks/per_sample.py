@@ -1,0 +1,333 @@
+"""What exact gradient surgery costs: this library's engine, and four other ways to the same gradient, side by side.
+
+    python benchmarks/per_sample.py --case vit-lora --k 8 32
+    python benchmarks/per_sample.py --table          # prints the table of README.md from the results
+
+Every engine gets the same model, the same forget batch and the same retain batch of k rows each, and has to produce
+OrthoGrad's update; "grad_diff" is the plain gradient-difference step, the yardstick for time and memory. Runs
+alternate within one process; figures are medians, relative to grad_diff. Memory is the peak above what stands before
+the step: of the allocator on a GPU, of the process (in one of its own for every engine) otherwise. Opacus and TorchJD
+take part where they are installed and can run the model.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import transformers as tf
+from accelerate import Accelerator
+
+import hf_unlearn
+from hf_unlearn.adapters import add_adapter
+from hf_unlearn.losses import head_of
+from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.methods.surgery import Geometry
+from hf_unlearn.per_sample.factors import Dense, Recording
+from hf_unlearn.per_sample.gram import gram
+from hf_unlearn.steps import LossStep
+from hf_unlearn.surgery import SurgeryStep, update_of
+from hf_unlearn.targets import DistributionTarget
+
+RESULTS = Path(__file__).parent / "results" / "per_sample"
+VIT = {"num_labels": 10, "image_size": 224, "patch_size": 16}
+SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def images(k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {"pixel_values": torch.randn(k, 3, 224, 224, generator=generator), "labels": torch.arange(k) % 10}
+
+
+def speech(k, seed):
+    """Ten seconds."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(k, 80, 1000, generator=generator)
+    return {"input_features": features, "labels": torch.randint(10, 50000, (k, 24), generator=generator)}
+
+
+def text(tokens):
+    def batch(k, seed):
+        ids = torch.randint(10, 50000, (k, tokens), generator=torch.Generator().manual_seed(seed))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    return batch
+
+
+def vit(layers, **size):
+    return lambda: tf.ViTForImageClassification(tf.ViTConfig(**VIT, **size, num_hidden_layers=layers))
+
+
+def whisper():
+    return tf.WhisperForConditionalGeneration(tf.WhisperConfig(
+        d_model=384, encoder_layers=4, decoder_layers=4, encoder_attention_heads=6, decoder_attention_heads=6,
+        encoder_ffn_dim=1536, decoder_ffn_dim=1536, max_source_positions=500,
+    ))  # fmt: skip
+
+
+def gpt2():
+    return tf.GPT2LMHeadModel(tf.GPT2Config())
+
+
+# name: (what it is, model, batch, with adapters)
+CASES = {
+    "vit-lora": ("ViT-base, LoRA, 197 tokens", vit(12), images, True),
+    "vit-lora-4": ("ViT-base, 4 of its 12 layers, LoRA, 197 tokens", vit(4), images, True),
+    "whisper-lora": ("Whisper-tiny, LoRA, 500 frames", whisper, speech, True),
+    "vit-all": ("ViT of 11 M weights, all of them, 197 tokens", vit(6, **SMALL), images, False),
+    "vit-all-2": ("the same, 2 of its 6 layers", vit(2, **SMALL), images, False),
+    "gpt2-lora": ("GPT-2 of 124 M weights, LoRA, 512 tokens", gpt2, text(512), True),
+    "gpt2-all": ("GPT-2 of 124 M weights, all of them, 512 tokens", gpt2, text(512), False),
+}
+
+
+class Setup:
+    """A model, its two batches, and every engine as a function without arguments that returns the update."""
+
+    def __init__(self, case, k):
+        _, build, batch, adapters = CASES[case]
+        torch.manual_seed(0)
+        model = build()
+        if adapters:
+            model = add_adapter(model)
+            for name, p in model.named_parameters():
+                if "lora_B" in name:  # zeros in a fresh adapter: half of the gradients would be zero as well
+                    torch.nn.init.normal_(p, std=0.02)
+        self.model = model.to(DEVICE).eval()
+        self.forget, self.retain = ({n: v.to(DEVICE) for n, v in batch(k, seed).items()} for seed in (1, 2))
+        self.k, self.head, self.accelerator = k, head_of(self.model), Accelerator(cpu=DEVICE == "cpu")
+        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.pairs = {"forget": self.forget, "retain": self.retain, "index": torch.arange(k, device=DEVICE)}
+        self.wrapped = None
+
+    def method(self, name):
+        args = SimpleNamespace(
+            forgetting_loss="grad_ascent", retain_weight=0.5, projection="gradient", forget_target="auto"
+        )
+        return METHODS[name](args, Setting(self.k, self.k, text=False))
+
+    def losses(self, batch):
+        return self.head.losses(self.model(**self.head.inputs(batch)), batch)
+
+    def descend(self, name, target=None):
+        step = LossStep(self.method(name), self.head, self.accelerator)
+        step.start(target)
+        step.look_ahead(self.model, [self.pairs], 0.5)
+        step.loss(self.model, self.pairs, 0.5).backward()
+        return self.written()
+
+    def grad_diff(self):
+        return self.descend("grad_diff")
+
+    def nabla_tau(self):
+        return self.descend("nabla_tau", DistributionTarget(torch.linspace(0.0, 5.0, 64, device=DEVICE)))
+
+    def ours(self, engine="hooks"):
+        if getattr(self, "engine", None) != engine:  # the first batch is checked, the others are not
+            self.engine = engine
+            self.step = SurgeryStep(
+                self.method("orthograd"), self.head, self.accelerator, self.model, engine, per_tensor=False
+            )
+            self.step.start(None)
+        self.step.look_ahead(self.model, [self.pairs], 0.5)
+        self.step.gradients(self.pairs, 0.5, last=True)
+        self.step.after_update()
+        return self.written()
+
+    def loop(self):
+        return self.ours("loop")
+
+    def vmap(self):
+        from torch.func import functional_call, grad, vmap
+
+        rest = {n: p.detach() for n, p in self.model.named_parameters() if n not in self.parameters}
+
+        def loss(parameters, sample):
+            batch = {n: v[None] for n, v in sample.items()}
+            outputs = functional_call(self.model, {**rest, **parameters}, (), self.head.inputs(batch))
+            return self.head.losses(outputs, batch).sum()
+
+        parameters = {n: p.detach() for n, p in self.parameters.items()}
+        return self.from_rows(vmap(grad(loss), in_dims=(None, 0))(parameters, self.retain))
+
+    def opacus(self):
+        from opacus import GradSampleModule
+
+        if self.wrapped is None:  # it records in train mode only; these models have no dropout
+            self.wrapped = GradSampleModule(self.model.train(), strict=False, loss_reduction="sum")
+        self.wrapped.enable_hooks()
+        self.losses(self.retain).sum().backward()
+        # Parameters that are not a layer's (class tokens) have none: zeros, and the error shows it.
+        rows = {n: getattr(p, "grad_sample", None) for n, p in self.parameters.items()}
+        rows = {n: self.parameters[n].new_zeros(self.k, *self.parameters[n].shape) if r is None else r
+                for n, r in rows.items()}  # fmt: skip
+        for p in self.parameters.values():
+            p.grad = p.grad_sample = None
+        self.wrapped.disable_hooks()
+        return self.from_rows(rows)
+
+    def torchjd(self):
+        """The Gram matrix of forget and retain rows together, then one backward pass with the weights it gives."""
+        from torchjd.autogram import Engine
+
+        if self.wrapped is None:
+            self.wrapped = Engine(self.model, batch_dim=0)
+        both = {n: torch.cat([self.forget[n], v]) for n, v in self.retain.items()}
+        losses = self.losses(both)
+        gram = self.wrapped.compute_gramian(losses).double()
+        forget, k = torch.full((self.k,), -1 / self.k, device=DEVICE).double(), self.k
+        inner, slopes = gram[k:, k:], gram[k:, :k] @ forget
+        found = self.method("orthograd").combine(
+            Geometry(inner, slopes, float(forget @ gram[:k, :k] @ forget), 0), 0.5
+        )
+        weights = torch.cat([found.forget * forget, found.retain]).to(losses)
+        grads = torch.autograd.grad(losses, list(self.parameters.values()), weights)
+        return dict(zip(self.parameters, grads, strict=True))
+
+    def from_rows(self, rows):
+        grads = torch.autograd.grad(-self.losses(self.forget).mean(), list(self.parameters.values()))
+        recording = Recording(torch.zeros(self.k), {n: [Dense(r)] for n, r in rows.items()})
+        forget = dict(zip(self.parameters, grads, strict=True))
+        products = gram([recording], forget, per_tensor=False)
+        return update_of(self.method("orthograd"), [recording], forget, products, 0.5)[0]
+
+    def written(self):
+        found = {n: p.grad for n, p in self.parameters.items()}
+        for p in self.parameters.values():
+            p.grad = None
+        return found
+
+
+ENGINES = ("grad_diff", "nabla_tau", "ours", "loop", "vmap", "opacus", "torchjd")
+
+
+def run(case, k, engines, repeats):
+    setup, steps, expected = Setup(case, k), {}, None
+    found = {"case": CASES[case][0], "k": k, "engines": {}}
+    for engine in engines:
+        each = found["engines"][engine] = {}
+        # An engine that wraps the model gets one of its own, with the same weights.
+        one = Setup(case, k) if engine in ("opacus", "torchjd", "loop") else setup
+        try:
+            update = getattr(one, engine)()
+        except Exception as error:  # a library that cannot run this model is reported as such
+            each["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+            continue
+        steps[engine] = getattr(one, engine)
+        if engine == "ours":
+            expected = Setup(case, k).loop()
+        if engine not in ("grad_diff", "nabla_tau") and expected:
+            norm = torch.stack([g.square().sum() for g in expected.values()]).sum().sqrt()
+            error = torch.stack([(update[n] - g).square().sum() for n, g in expected.items()]).sum().sqrt()
+            each["error"] = float(error / norm)
+    seconds = {engine: [] for engine in steps}
+    for _ in range(repeats):
+        for engine, step in steps.items():
+            seconds[engine].append(timed(step))
+    for engine, values in seconds.items():
+        found["engines"][engine]["seconds"] = statistics.median(values)
+        found["engines"][engine]["peak_bytes"] = peak(case, k, engine, steps[engine])
+    for each in found["engines"].values():
+        if "seconds" in each:
+            for name, figure in (("time", "seconds"), ("memory", "peak_bytes")):
+                each[name] = each[figure] / found["engines"]["grad_diff"][figure]
+    return found
+
+
+def timed(step):
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    step()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def peak(case, k, engine, step):
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    # Freed memory must go back at once, or the peak would be that of an earlier step.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, "--case", case, "--k", str(k), "--peak-of", engine]
+    return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def peak_of_this_process(case, k, engine):
+    step = getattr(Setup(case, k), engine)
+    step()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = resident("VmRSS")
+    step()
+    print(resident("VmHWM") - before)
+
+
+def resident(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def save(results):
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+    path = RESULTS / f"{device.lower().replace(' ', '-')}.json"
+    report = json.loads(path.read_text()) if path.exists() else {"results": []}
+    versions = {m.__name__: m.__version__ for m in (hf_unlearn, torch, tf)}
+    report |= {"device": device if DEVICE == "cuda" else platform.machine(), "versions": versions}
+    report["threads"] = torch.get_num_threads()
+    for result in results:
+        same = (result["case"], result["k"])
+        report["results"] = [r for r in report["results"] if (r["case"], r["k"]) != same] + [result]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def table():
+    for path in sorted(RESULTS.glob("*.json")):
+        report = json.loads(path.read_text())
+        print(f"Device: {report['device']}, {report['threads']} thread(s). Time, memory; relative to grad_diff.\n")
+        print("| model | k | " + " | ".join(ENGINES[1:]) + " | largest error |\n" + "|---" * (len(ENGINES) + 2) + "|")
+        for result in report["results"]:
+            cells = []
+            for engine in ENGINES[1:]:
+                each = result["engines"].get(engine, {})
+                cells.append(f"{each['time']:.2f}, {each['memory']:.2f}" if "time" in each else
+                             "cannot" if "failed" in each else "-")  # fmt: skip
+            error = result["engines"].get("ours", {}).get("error")
+            shown = "-" if error is None else f"{error:.0e}"
+            print(f"| {result['case']} | {result['k']} | " + " | ".join(cells) + f" | {shown} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--k", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--peak-of", choices=ENGINES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.table:
+        return table()
+    torch.set_num_threads(options.threads)
+    if options.peak_of:
+        return peak_of_this_process(options.case, options.k[0], options.peak_of)
+    for k in options.k:
+        result = run(options.case, k, options.engines, options.repeats)
+        save([result])
+        print(json.dumps(result, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
