@@ -30,8 +30,8 @@ from hf_unlearn.adapters import add_adapter
 from hf_unlearn.losses import head_of
 from hf_unlearn.methods import METHODS, Setting
 from hf_unlearn.methods.surgery import Geometry
+from hf_unlearn.per_sample.basis import Basis
 from hf_unlearn.per_sample.factors import Dense, Recording
-from hf_unlearn.per_sample.gram import gram
 from hf_unlearn.steps import LossStep
 from hf_unlearn.surgery import SurgeryStep, update_of
 from hf_unlearn.targets import DistributionTarget
@@ -196,8 +196,9 @@ class Setup:
         grads = torch.autograd.grad(-self.losses(self.forget).mean(), list(self.parameters.values()))
         recording = Recording(torch.zeros(self.k), {n: [Dense(r)] for n, r in rows.items()})
         forget = dict(zip(self.parameters, grads, strict=True))
-        products = gram([recording], forget, per_tensor=False)
-        return update_of(self.method("orthograd"), [recording], forget, products, 0.5)[0]
+        basis = Basis(None)
+        basis.recordings = [recording]
+        return update_of(self.method("orthograd"), basis, forget, basis.gram(forget, per_tensor=False), 0.5)[0]
 
     def written(self):
         found = {n: p.grad for n, p in self.parameters.items()}

@@ -11,6 +11,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 
 from hf_unlearn.data import REQUESTS
 from hf_unlearn.methods import FORGETTING_LOSSES, METHODS
+from hf_unlearn.per_sample.basis import GRAM_CACHES
 from hf_unlearn.per_sample.projection import SCOPES
 from hf_unlearn.targets import FORGET_TARGETS, HINGES
 
@@ -56,6 +57,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     Args:
         per_sample_engine: `"auto"` (hooks where every trainable layer has a rule, else the loop, with a warning),
             `"hooks"`, or `"loop"`.
+        gram_cache: what happens to the recorded retain samples of a step: `"keep"` them until its end, `"recompute"`
+            (run them again, in chunks: slower, in less memory), or `"auto"` (by the free memory, said in the log).
 
     > Defaults that differ from `TrainingArguments`
 
@@ -76,6 +79,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     hinge: str = field(default="squared", metadata={"help": f"Hinge of the mean target, one of {HINGES}."})
     stop_at_target: bool | None = field(default=None, metadata={"help": "Stop when the target is reached."})
     per_sample_engine: str = field(default="auto", metadata={"help": "auto, hooks or loop."})
+    gram_cache: str = field(default="auto", metadata={"help": f"Recorded retain samples, one of {GRAM_CACHES}."})
 
     learning_rate: float | None = field(default=None, metadata={"help": "Default: the method's own."})  # type: ignore[assignment]
     num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the larger set."})  # type: ignore[assignment]
@@ -105,6 +109,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         _one_of("projection_scope", self.projection_scope, SCOPES)
         _one_of("hinge", self.hinge, HINGES)
         _one_of("per_sample_engine", self.per_sample_engine, ("auto", "hooks", "loop"))
+        _one_of("gram_cache", self.gram_cache, GRAM_CACHES)
         if self.request is not None:
             _one_of("request", self.request, REQUESTS)
         if isinstance(self.forget_target, str):
@@ -117,10 +122,6 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             raise ValueError(
                 "label_smoothing_factor: must be 0 while unlearning, got "
                 f"{self.label_smoothing_factor}; smoothed losses cannot be compared with the target"
-            )
-        if self.fp16 and METHODS[self.method].surgery:
-            raise ValueError(
-                f"fp16: {self.method} writes gradients that the loss scaler does not see; use bf16=True instead"
             )
         # Older releases of transformers say gradient_checkpointing.
         new = getattr(self, "activation_checkpointing_kwargs", None)

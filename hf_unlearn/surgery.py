@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from hf_unlearn.losses import Head
 from hf_unlearn.methods import SurgeryMethod
 from hf_unlearn.methods.surgery import Geometry
-from hf_unlearn.per_sample import PerSampleGradients, Recording
-from hf_unlearn.per_sample.gram import combine, cross, gram
-from hf_unlearn.per_sample.loop import Batch, batch_size, part
-from hf_unlearn.per_sample.projection import cone_coefficients, far_from_dependent
+from hf_unlearn.per_sample import PerSampleGradients
+from hf_unlearn.per_sample.basis import Basis
+from hf_unlearn.per_sample.loop import Batch, batch_size
+from hf_unlearn.per_sample.projection import cone_coefficients
 from hf_unlearn.steps import LossStep
 
 # Retain rows recorded at once, unless the forget batch is larger: what fits there fits here.
@@ -32,6 +32,7 @@ class SurgeryStep(LossStep):
         model: unwrapped.
         engine: of the per-sample gradients.
         per_tensor: whether every tensor has a geometry of its own.
+        cache: what to do with the recorded retain samples; see `Basis`.
     """
 
     method: SurgeryMethod
@@ -44,12 +45,13 @@ class SurgeryStep(LossStep):
         model: nn.Module,
         engine: str,
         per_tensor: bool,
+        cache: str = "auto",
     ):
         super().__init__(method, head, accelerator)
         self.per_sample = PerSampleGradients(model, self._retain_losses, engine)
+        self.basis = Basis(self.per_sample, cache)
         self.model, self.per_tensor = model, per_tensor
         self._forget: dict[str, Tensor] = {}
-        self._recordings: list[Recording] = []
         self._before: dict[str, Tensor] = {}
         self._grams: dict[str, Tensor] = {}
 
@@ -61,15 +63,12 @@ class SurgeryStep(LossStep):
         """
         parameters = self.per_sample.parameters
         share = self.forget_share(self.model, inputs["forget"], inputs["index"])
-        grads = torch.autograd.grad(share, list(parameters.values()), allow_unused=True)
+        grads = torch.autograd.grad(self._scaled(share), list(parameters.values()), allow_unused=True)
         for (name, p), grad in zip(parameters.items(), grads, strict=True):
             grad = torch.zeros_like(p) if grad is None else grad
             self._forget[name] = self._forget[name] + grad if name in self._forget else grad
-        chunk = max(CHUNK, batch_size(inputs["forget"]))
-        rows = batch_size(inputs["retain"])
-        recordings = [self.per_sample(part(inputs["retain"], i, i + chunk)) for i in range(0, rows, chunk)]
-        self._recordings += recordings
-        retain_loss = torch.cat([recording.losses for recording in recordings]).mean()
+        rows = max(CHUNK, batch_size(inputs["forget"]))
+        retain_loss = self.basis.add(inputs["retain"], rows, self.batches).mean() / self.scale
         self.note(retain_loss=retain_loss, retain_weight=retain_weight)
         if last:
             self._write(parameters, retain_weight)
@@ -79,21 +78,18 @@ class SurgeryStep(LossStep):
     def _write(self, parameters: Mapping[str, nn.Parameter], retain_weight: float) -> None:
         # The basis is all retain rows of the step: projections of parts do not add up to the projection of the sum.
         forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget.items()}
-        losses = self.accelerator.gather(torch.cat([recording.losses for recording in self._recordings]))
-        update, self._grams, log = update_of(
-            self.method, self._recordings, forget, self._products(forget), retain_weight, float(losses.mean())
-        )
-        self.note(**log)
+        losses = self.accelerator.gather(self.basis.losses)
+        products = self.basis.gram(forget, self.per_tensor)
+        self._forget, self._grams = {}, {key: inner for key, (inner, _) in products.items()}
+        if not all(inner.isfinite().all() and slopes.isfinite().all() for inner, slopes in products.values()):
+            # For the loss scaler, or the log, to see: there is no geometry of what has overflowed.
+            update = {name: torch.full_like(p, torch.nan) for name, p in parameters.items()}
+        else:
+            retain_loss = float(losses.mean()) / self.scale
+            update, log = update_of(self.method, self.basis, forget, products, retain_weight, retain_loss, self.scale)
+            self.note(**log)
         for name, p in parameters.items():
             p.grad = update[name]
-        self._forget = {}
-
-    def _products(self, forget: Mapping[str, Tensor]) -> Products:
-        # Every step decides for itself: a resumed run must do what an uninterrupted one does.
-        products = gram(self._recordings, forget, self.per_tensor, precise=False)
-        if all(far_from_dependent(inner) for inner, _ in products.values()):
-            return products
-        return gram(self._recordings, forget, self.per_tensor)
 
     def before_update(self, watch: bool) -> None:
         """Before the optimizer's step; `watch` to log how it lies to the retain gradients."""
@@ -107,68 +103,84 @@ class SurgeryStep(LossStep):
         The cosine is that of the step with the retain sample's gradient along which it climbs most: where it is
         positive, that sample's loss rises to first order.
         """
-        parameters = self.per_sample.parameters
         if self._before:
-            step = {name: p - self._before[name] for name, p in parameters.items()}
+            self._look_back(self.per_sample.parameters)
+        self.basis.clear()
+        self._before, self._grams = {}, {}
+
+    def _look_back(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        after = {name: p.clone() for name, p in parameters.items()}
+        step = {name: p - self._before[name] for name, p in parameters.items()}
+        for name, p in parameters.items():  # retain samples that are run again must see the weights of the step
+            p.copy_(self._before[name])
+        slopes = self._slopes(step)
+        if self.method.corrects_step:
+            weights = {key: -cone_coefficients(inner, slopes[key]) for key, inner in self._grams.items()}
+            change = self.basis.combine({name: weights[name if self.per_tensor else ""] for name in parameters}, step)
+            after = {name: p + change[name] for name, p in after.items()}
+            step = {name: p - self._before[name] for name, p in after.items()}
             slopes = self._slopes(step)
-            if self.method.corrects_step:
-                weights = {key: -cone_coefficients(inner, slopes[key]) for key, inner in self._grams.items()}
-                change = combine(
-                    self._recordings, {name: weights[name if self.per_tensor else ""] for name in parameters}, step
-                )
-                for name, p in parameters.items():
-                    p.add_(change[name])
-                step = {name: p - self._before[name] for name, p in parameters.items()}
-                slopes = self._slopes(step)
-            total = torch.stack(list(slopes.values())).sum(0)
-            inner = torch.stack(list(self._grams.values())).sum(0)
-            length = float(torch.stack([s.double().square().sum() for s in step.values()]).sum().sqrt())
-            norms = inner.diagonal().clamp_min(0).sqrt() * length
-            self.note(step_cosine=float((total / norms.clamp_min(1e-30)).max()))
-        self._recordings, self._before, self._grams = [], {}, {}
+        for name, p in parameters.items():
+            p.copy_(after[name])
+        total = torch.stack(list(slopes.values())).sum(0)
+        inner = torch.stack(list(self._grams.values())).sum(0)
+        length = float(torch.stack([s.double().square().sum() for s in step.values()]).sum().sqrt())
+        norms = inner.diagonal().clamp_min(0).sqrt() * length
+        self.note(step_cosine=float((total / norms.clamp_min(1e-30)).max()))
 
     def _slopes(self, step: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`<step, g_i>` of all retain samples, for every tensor or over all of them."""
         if not self.per_tensor:
-            return {"": cross(self._recordings, step)}
-        return {name: cross(self._recordings, {name: s}) for name, s in step.items()}
+            return {"": self.basis.cross(step)}
+        return {name: self.basis.cross({name: s}) for name, s in step.items()}
+
+    @property
+    def scale(self) -> float:
+        """What losses are multiplied with before their gradients are taken: the loss scaler's factor in float16."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _retain_losses(self, batch: Batch) -> Tensor:
-        return self.head.losses(self.model(**self.head.inputs(batch)), batch)
+        return self._scaled(self.head.losses(self.model(**self.head.inputs(batch)), batch))
+
+    def _scaled(self, losses: Tensor) -> Tensor:
+        scaler = self.accelerator.scaler
+        return losses if scaler is None else scaler.scale(losses)
 
 
 def update_of(
     method: SurgeryMethod,
-    recordings: Sequence[Recording],
+    basis: Basis,
     forget: Mapping[str, Tensor],
     products: Products,
     retain_weight: float,
     retain_loss: float = 0.0,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    scale: float = 1.0,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The gradient that the optimizer gets, from the retain samples' gradients and the forget gradient.
 
     Args:
         method: combines them.
-        recordings: the per-sample retain gradients of all batches of the step on this process.
+        basis: the retain samples of the step.
         forget: name to gradient of the forgetting loss, the same on every process.
         products: Gram matrix and slopes, as `gram` gives them: by parameter, or under "" for all together.
         retain_weight: in [0, 1].
         retain_loss: mean over the step.
+        scale: what all gradients were multiplied with, for half precision; the update comes multiplied as well.
 
     Returns:
-        The gradient by parameter; the Gram matrices [n, n], by parameter or under ""; figures for the log (means over
-        the tensors where each has its own geometry).
+        The gradient by parameter, and figures for the log (means over the tensors where each has its own geometry).
     """
     per_tensor = "" not in products
     squares = {name: float(g.double().square().sum()) for name, g in forget.items()}
     found = {}
     for key, (inner, slopes) in products.items():
-        square = squares[key] if per_tensor else sum(squares.values())
-        found[key] = method.combine(Geometry(inner, slopes, square, retain_loss), retain_weight)
+        square = (squares[key] if per_tensor else sum(squares.values())) / scale**2
+        geometry = Geometry(inner / scale**2, slopes / scale**2, square, retain_loss)
+        found[key] = method.combine(geometry, retain_weight)
     log = {
         name: sum(each.log[name] for each in found.values()) / len(found) for name in next(iter(found.values())).log
     }
     per_name = {name: found[name if per_tensor else ""] for name in forget}
-    retain = combine(recordings, {name: each.retain for name, each in per_name.items()}, forget)
-    update = {name: per_name[name].forget * g + retain[name] for name, g in forget.items()}
-    return update, {key: inner for key, (inner, _) in products.items()}, log
+    retain = basis.combine({name: each.retain for name, each in per_name.items()}, forget)
+    return {name: per_name[name].forget * g + retain[name] for name, g in forget.items()}, log

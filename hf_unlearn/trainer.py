@@ -173,7 +173,8 @@ class UnlearningTrainer(SavingTrainer):
     def _make_step(self, model: Any) -> LossStep:
         if isinstance(self.method, SurgeryMethod):
             engine, per_tensor = self.args.per_sample_engine, self.args.projection_scope == "tensor"
-            return SurgeryStep(self.method, self.head, self.accelerator, model, engine, per_tensor)
+            cache = self.args.gram_cache
+            return SurgeryStep(self.method, self.head, self.accelerator, model, engine, per_tensor, cache)
         return LossStep(self.method, self.head, self.accelerator)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:

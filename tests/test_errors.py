@@ -25,11 +25,11 @@ def settings(tmp_path, **values):
         ({"hinge": "cubic"}, "hinge: unknown value"),
         ({"request": "person"}, "request: unknown value"),
         ({"projection_scope": "layer"}, "projection_scope: unknown value"),
+        ({"gram_cache": "disk"}, "gram_cache: unknown value 'disk', use one of"),
         ({"per_sample_engine": "vmap"}, "per_sample_engine: unknown value"),
         ({"retain_weight": 1.5}, r"retain_weight: must lie in \[0, 1\]"),
         ({"retain_batch_size": 0}, "retain_batch_size: must be at least 1"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: must be 0"),
-        ({"method": "orthograd", "fp16": True}, "fp16: orthograd writes gradients"),
         (
             {"method": "orthograd", CHECKPOINTING: {"use_reentrant": True}},
             "activation_checkpointing_kwargs: use_reentrant=True hides the layers from orthograd",

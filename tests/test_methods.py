@@ -8,8 +8,8 @@ import torch
 
 from hf_unlearn import UnlearningArguments
 from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.per_sample.basis import Basis
 from hf_unlearn.per_sample.factors import Dense, Recording
-from hf_unlearn.per_sample.gram import gram
 from hf_unlearn.surgery import update_of
 from hf_unlearn.targets import Ascent, MeanTarget
 
@@ -31,8 +31,10 @@ def update(name, forget, rows, retain_weight, per_tensor=False, retain_loss=0.0,
     forget = {n: torch.tensor(g) for n, g in forget.items()}
     factors = {n: [Dense(torch.tensor(r))] for n, r in rows.items()}
     recording = Recording(torch.zeros(len(next(iter(rows.values())))), factors)
-    products = gram([recording], forget, per_tensor)
-    found, _, log = update_of(method(name, **settings), [recording], forget, products, retain_weight, retain_loss)
+    basis = Basis(None)
+    basis.recordings = [recording]
+    products = basis.gram(forget, per_tensor)
+    found, log = update_of(method(name, **settings), basis, forget, products, retain_weight, retain_loss)
     return {n: g.tolist() for n, g in found.items()}, log
 
 

@@ -205,6 +205,11 @@ class Recording:
     losses: Tensor
     factors: dict[str, list[Factors]]
 
+    @property
+    def bytes(self) -> int:
+        """How much memory the factors hold, about."""
+        return sum(4 * f.numbers for factors in self.factors.values() for f in factors)
+
     def rows(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Per parameter the flattened gradients [k, numel]: the matrix that `factors` makes needless."""
         found = {}

@@ -82,12 +82,19 @@ def combine(recordings: Sequence[Recording], weights: Mapping[str, Tensor], like
         weights: parameter name to w [n], of all samples.
         like: parameter name to a tensor of its shape, type and device.
     """
+    own = {name: split(w, recordings) for name, w in weights.items()}
+    return {name: add_up(total) for name, total in weighted_sum(recordings, own, like).items()}
+
+
+def weighted_sum(
+    recordings: Sequence[Recording], weights: Mapping[str, Sequence[Tensor]], like: Gradient
+) -> dict[str, Tensor]:
+    """As `combine`, over the samples of this process alone, with the weights of each recording's samples."""
     found = {}
     for name, parameter in like.items():
-        shares = zip(recordings, split(weights[name], recordings), strict=True)
+        shares = zip(recordings, weights[name], strict=True)
         parts = [f.combine(own) for recording, own in shares for f in recording.factors[name]]
-        total = sum(parts[1:], parts[0]) if parts else torch.zeros_like(parameter)
-        found[name] = add_up(total).view_as(parameter)
+        found[name] = (sum(parts[1:], parts[0]) if parts else torch.zeros_like(parameter)).view_as(parameter)
     return found
 
 
