@@ -101,6 +101,11 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             self.num_train_epochs = 3.0  # unused: max_steps overrides it
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = self.lr_scheduler_kwargs or {"min_lr_rate": 0.1}
+        if self.deepspeed and self.method in METHODS and METHODS[self.method].surgery:
+            raise ValueError(
+                f"deepspeed: {self.method} writes the gradients itself, and ZeRO lets nobody; use DDP or FSDP2, or a "
+                "method that descends a loss"
+            )
         super().__post_init__()
         self.forget_target = _parse_target(self.forget_target)
         _one_of("method", self.method, METHODS)

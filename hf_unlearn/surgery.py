@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_unlearn.losses import Head
 from hf_unlearn.methods import SurgeryMethod
@@ -49,6 +50,8 @@ class SurgeryStep(LossStep):
     ):
         super().__init__(method, head, accelerator)
         self.per_sample = PerSampleGradients(model, self._retain_losses, engine)
+        if self.per_sample.sharded and method.corrects_step:
+            raise ValueError('projection: "update" does not work on sharded parameters; use "gradient"')
         self.basis = Basis(self.per_sample, cache)
         self.model, self.per_tensor = model, per_tensor
         self._forget: dict[str, Tensor] = {}
@@ -61,21 +64,23 @@ class SurgeryStep(LossStep):
         Returns:
             The detached loss of the batch, such that the sum over batches is the loss of the step.
         """
-        parameters = self.per_sample.parameters
-        share = self.forget_share(self.model, inputs["forget"], inputs["index"])
-        grads = torch.autograd.grad(self._scaled(share), list(parameters.values()), allow_unused=True)
-        for (name, p), grad in zip(parameters.items(), grads, strict=True):
-            grad = torch.zeros_like(p) if grad is None else grad
+        shares = []
+
+        def forget_share(batch: Batch) -> Tensor:
+            shares.append(self.forget_share(self.model, batch, inputs["index"]))
+            return self._scaled(shares[0])
+
+        for name, grad in self.per_sample.gradient(forget_share, inputs["forget"]).items():
             self._forget[name] = self._forget[name] + grad if name in self._forget else grad
         rows = max(CHUNK, batch_size(inputs["forget"]))
         retain_loss = self.basis.add(inputs["retain"], rows, self.batches).mean() / self.scale
         self.note(retain_loss=retain_loss, retain_weight=retain_weight)
         if last:
-            self._write(parameters, retain_weight)
+            self._write(retain_weight)
         processes = self.accelerator.num_processes
-        return ((1 - retain_weight) * share * processes + retain_weight * retain_loss / self.batches).detach()
+        return ((1 - retain_weight) * shares[0] * processes + retain_weight * retain_loss / self.batches).detach()
 
-    def _write(self, parameters: Mapping[str, nn.Parameter], retain_weight: float) -> None:
+    def _write(self, retain_weight: float) -> None:
         # The basis is all retain rows of the step: projections of parts do not add up to the projection of the sum.
         forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget.items()}
         losses = self.accelerator.gather(self.basis.losses)
@@ -83,17 +88,19 @@ class SurgeryStep(LossStep):
         self._forget, self._grams = {}, {key: inner for key, (inner, _) in products.items()}
         if not all(inner.isfinite().all() and slopes.isfinite().all() for inner, slopes in products.values()):
             # For the loss scaler, or the log, to see: there is no geometry of what has overflowed.
-            update = {name: torch.full_like(p, torch.nan) for name, p in parameters.items()}
+            update = {name: torch.full_like(g, torch.nan) for name, g in forget.items()}
         else:
             retain_loss = float(losses.mean()) / self.scale
             update, log = update_of(self.method, self.basis, forget, products, retain_weight, retain_loss, self.scale)
             self.note(**log)
-        for name, p in parameters.items():
+        for name, p in self.per_sample.parameters.items():
             p.grad = update[name]
+            if isinstance(p, DTensor):
+                p.grad = distribute_tensor(update[name], p.device_mesh, p.placements)
 
     def before_update(self, watch: bool) -> None:
         """Before the optimizer's step; `watch` to log how it lies to the retain gradients."""
-        if watch or self.method.corrects_step:
+        if self.method.corrects_step or (watch and not self.per_sample.sharded):
             self._before = {name: p.detach().clone() for name, p in self.per_sample.parameters.items()}
 
     @torch.no_grad()

@@ -91,6 +91,8 @@ class UnlearningTrainer(SavingTrainer):
             raise ValueError("model: is missing; give a model, the name of a checkpoint, or model_init")
         # Everything is checked before the model is touched; with model_init, on a model that is then let go.
         loaded = load_model(model) if isinstance(model, str) else model
+        # A compiled model is unlearned as what it was compiled from; torch_compile=True is there for the loss methods.
+        loaded = getattr(loaded, "_orig_mod", loaded)
         checked = loaded if loaded is not None or model_init is None else model_init()
         self.head = head_of(checked, per_sample_loss)
         check_sets(forget_ds, retain_ds, unseen_ds, _columns_read(checked))

@@ -25,6 +25,10 @@ def settings(tmp_path, **values):
         ({"hinge": "cubic"}, "hinge: unknown value"),
         ({"request": "person"}, "request: unknown value"),
         ({"projection_scope": "layer"}, "projection_scope: unknown value"),
+        (
+            {"method": "orthograd", "deepspeed": {"zero_optimization": {"stage": 2}}},
+            "deepspeed: orthograd writes the grad",
+        ),
         ({"gram_cache": "disk"}, "gram_cache: unknown value 'disk', use one of"),
         ({"per_sample_engine": "vmap"}, "per_sample_engine: unknown value"),
         ({"retain_weight": 1.5}, r"retain_weight: must lie in \[0, 1\]"),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cached_property
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hf_unlearn.per_sample.factors import Recording
+from hf_unlearn.per_sample.gram import weighted_sum
 from hf_unlearn.per_sample.layers import NotCovered
 from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, loop_gradients
 from hf_unlearn.per_sample.recorder import Mismatch, Plan, record
@@ -37,17 +41,37 @@ class PerSampleGradients:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @cached_property
+    def sharded(self) -> bool:
+        """Whether the parameters are spread over processes (FSDP2): the forward pass uses other tensors then."""
+        return any(isinstance(p, DTensor) for p in self.parameters.values())
+
+    @cached_property
     def _plan(self) -> Plan:
-        return Plan.of(self.model, self.parameters)
+        return Plan.of(self.model, self.parameters, checked=not self.sharded)
+
+    def gradient(self, loss: Callable[[Batch], Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The gradient of any loss of a batch by the trainable parameters, whole also where these are sharded.
+
+        Raises:
+            NotCovered: for sharded parameters that no rule covers.
+        """
+        if not self.sharded:
+            grads = torch.autograd.grad(loss(batch), list(self.parameters.values()), allow_unused=True)
+            pairs = zip(self.parameters.items(), grads, strict=True)
+            return {name: torch.zeros_like(p) if grad is None else grad for (name, p), grad in pairs}
+        recording = record(self._plan, lambda rows: loss(rows)[None], batch)
+        ones = torch.ones(batch_size(batch), device=recording.losses.device)
+        like = {name: torch.empty(p.shape, dtype=p.dtype, device=ones.device) for name, p in self.parameters.items()}
+        return weighted_sum([recording], {name: [ones] for name in like}, like)
 
     def __call__(self, batch: Batch) -> Recording:
         """The losses of a batch, and the factors of every trainable parameter's per-sample gradients."""
         # Of one sample the gradient of the batch is the sample's: nothing to tell apart, and the loop is one pass.
-        if self.engine != "loop" and batch_size(batch) > 1:
+        if self.sharded or (self.engine != "loop" and batch_size(batch) > 1):
             try:
                 return self._recorded(batch)
             except NotCovered as error:
-                if self.engine == "hooks":
+                if self.engine == "hooks" or self.sharded:
                     raise
                 self.engine = "loop"
                 logger.warning(

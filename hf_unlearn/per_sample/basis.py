@@ -25,8 +25,8 @@ class Basis:
 
     Args:
         per_sample: gives the gradients.
-        cache: `"keep"` what was recorded; `"recompute"`, which needs the memory of two chunks, and records every pair of
-            chunks anew; `"auto"`: keep, unless that would fill more than half of the free memory.
+        cache: `"keep"` what was recorded; `"recompute"`: record every pair of chunks anew, in the memory of two;
+            `"auto"`: keep, unless that would fill more than half of the free memory.
     """
 
     def __init__(self, per_sample: PerSampleGradients, cache: str = "auto"):

@@ -49,6 +49,7 @@ class Plan:
         made: name of a weight that is made from parameters (weight normalisation) to the module that makes it, and
             the names of those parameters.
         verified: the ways of use for which the gradients were checked.
+        checked: whether they can be: not where the forward pass uses other tensors than the parameters (FSDP2).
     """
 
     parameters: dict[str, nn.Parameter]
@@ -57,6 +58,7 @@ class Plan:
     tables: set[str] = field(default_factory=set)
     made: dict[str, tuple[nn.Module, list[str]]] = field(default_factory=dict)
     verified: set[frozenset] = field(default_factory=set)
+    checked: bool = True
 
     def reconsider(self, names: list[str]) -> bool:
         """Another way to the gradients of these parameters, where there is one left.
@@ -72,9 +74,9 @@ class Plan:
         return False
 
     @classmethod
-    def of(cls, model: nn.Module, parameters: dict[str, nn.Parameter]) -> Plan:
+    def of(cls, model: nn.Module, parameters: dict[str, nn.Parameter], checked: bool = True) -> Plan:
         """By the modules that the parameters hang on."""
-        names, plan = {id(p): name for name, p in parameters.items()}, cls(parameters)
+        names, plan = {id(p): name for name, p in parameters.items()}, cls(parameters, checked=checked)
         for path, module in model.named_modules():
             held = {a: names[id(p)] for a, p in module._parameters.items() if p is not None and id(p) in names}
             if is_parametrized(module):
@@ -124,7 +126,9 @@ def record(plan: Plan, losses: Losses, batch: Batch) -> Recording:
     uses = uses_of(values, {name: plan.parameters[name] for name in plan.bare}, size, plan.tables)
     edges = [call.edge for call in calls] + [use.edge for use in uses]
     ways = frozenset((use.name, type(use.way)) for use in uses) | frozenset(call.module for call in calls)
-    verify = ways not in plan.verified
+    verify = plan.checked and ways not in plan.verified
+    if plan.bare and not plan.checked:
+        raise NotCovered(f"{', '.join(sorted(plan.bare))} (sharded, and used outside its layer)")
     grads = torch.autograd.grad(values.sum(), edges, retain_graph=verify, allow_unused=True) if edges else ()
 
     recording = Recording(values.detach(), _factors(plan, calls, uses, grads, made, size))

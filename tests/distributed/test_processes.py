@@ -54,3 +54,18 @@ def test_processes_change_nothing(tmp_path, alone, processes):
             rows = sorted(i for rank in many for i in rank["seen"][step * share : (step + 1) * share])
             assert rows == sorted(one["seen"][step * 8 : (step + 1) * 8])
         assert all(torch.equal(many[0]["weights"][n], rank["weights"][n]) for rank in many for n in rank["weights"])
+
+
+@pytest.mark.parametrize("name", ["vit", "llama"])
+def test_fsdp2_gives_the_gradient_of_the_whole_model(tmp_path, name):
+    """torch's `fully_shard` on gloo; accelerate's own FSDP needs a GPU, and has not been run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(SCRIPT.with_name("run_sharded.py")), name, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    scale = max(float(g.norm()) for g in found["whole"].values())
+    assert scale > 0 and found["sharded"].keys() == found["whole"].keys()
+    for name, g in found["whole"].items():
+        assert float((found["sharded"][name] - g).norm()) < 1e-10 * scale, name

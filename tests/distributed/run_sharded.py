@@ -1,0 +1,72 @@
+"""One step of OrthoGrad on a model sharded by FSDP2, and on the whole model, same rows; see test_processes.py."""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from accelerate import Accelerator
+from tiny import make
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from hf_unlearn.adapters import add_adapter
+from hf_unlearn.losses import head_of
+from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.per_sample.loop import part
+from hf_unlearn.surgery import SurgeryStep
+
+LAYERS = {"vit": lambda m: m.vit.layers, "llama": lambda m: m.model.layers}
+
+
+def adapted(name):
+    model, batch = make(name)
+    model = add_adapter(model).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.1)
+    return model, lambda n, seed: {k: v.double() if v.is_floating_point() else v for k, v in batch(n, seed).items()}
+
+
+def gradients(model, head, accelerator, forget, retain):
+    args = SimpleNamespace(
+        forgetting_loss="grad_ascent", retain_weight=0.3, projection="gradient", forget_target="auto"
+    )
+    method = METHODS["orthograd"](args, Setting(4, 4, text=False))
+    step = SurgeryStep(method, head, accelerator, model, "hooks", per_tensor=False)
+    step.start(None)
+    for i in range(2):  # two accumulated batches
+        index = torch.arange(2)
+        pairs = {"forget": part(forget, 2 * i, 2 * i + 2), "retain": part(retain, 2 * i, 2 * i + 2), "index": index}
+        if i == 0:
+            step.look_ahead(model, [pairs, pairs], 0.3)
+        step.gradients(pairs, 0.3, last=i == 1)
+    grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in grads.items()}
+
+
+if __name__ == "__main__":
+    name, folder = sys.argv[1:]
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    rank = dist.get_rank()
+    model, batch = adapted(name)
+    forget, retain = (part(batch(8, seed), 4 * rank, 4 * rank + 4) for seed in (1, 2))
+    head = head_of(model)
+    whole = gradients(model, head, accelerator, forget, retain)
+    model, _ = adapted(name)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in LAYERS[name](model.get_base_model()):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    sharded = gradients(model, head_of(model), accelerator, forget, retain)
+    if rank == 0:
+        torch.save({"whole": whole, "sharded": sharded}, f"{folder}/gradients.pt")
+    dist.barrier()
+    os._exit(0)
