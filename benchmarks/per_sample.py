@@ -1,7 +1,7 @@
 """What exact gradient surgery costs: this library's engine, and four other ways to the same gradient, side by side.
 
     python benchmarks/per_sample.py --case vit-lora --k 8 32
-    python benchmarks/per_sample.py --table          # prints the table of README.md from the results
+    python benchmarks/table.py                       # the table of README.md, from the results
 
 Every engine gets the same model, the same forget batch and the same retain batch of k rows each, and has to produce
 OrthoGrad's update; "grad_diff" is the plain gradient-difference step, the yardstick for time and memory. Runs
@@ -244,12 +244,15 @@ def run(case, k, engines, repeats):
 
 
 def timed(step):
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+    """Seconds; of one thread's processor time on a CPU, which says less about what else the machine is doing."""
+    if DEVICE == "cpu":
+        started = time.process_time()
+        step()
+        return time.process_time() - started
+    torch.cuda.synchronize()
     started = time.perf_counter()
     step()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -293,34 +296,15 @@ def save(results):
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def table():
-    for path in sorted(RESULTS.glob("*.json")):
-        report = json.loads(path.read_text())
-        print(f"Device: {report['device']}, {report['threads']} thread(s). Time, memory; relative to grad_diff.\n")
-        print("| model | k | " + " | ".join(ENGINES[1:]) + " | largest error |\n" + "|---" * (len(ENGINES) + 2) + "|")
-        for result in report["results"]:
-            cells = []
-            for engine in ENGINES[1:]:
-                each = result["engines"].get(engine, {})
-                cells.append(f"{each['time']:.2f}, {each['memory']:.2f}" if "time" in each else
-                             "cannot" if "failed" in each else "-")  # fmt: skip
-            error = result["engines"].get("ours", {}).get("error")
-            shown = "-" if error is None else f"{error:.0e}"
-            print(f"| {result['case']} | {result['k']} | " + " | ".join(cells) + f" | {shown} |")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--case", choices=CASES, required=True)
     parser.add_argument("--k", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true")
     parser.add_argument("--peak-of", choices=ENGINES, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.table:
-        return table()
     torch.set_num_threads(options.threads)
     if options.peak_of:
         return peak_of_this_process(options.case, options.k[0], options.peak_of)

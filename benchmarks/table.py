@@ -1,6 +1,6 @@
-"""Writes the quality table of README.md from benchmarks/results/quality/*.json.
+"""Writes the tables of README.md from the JSON files in benchmarks/results.
 
-python benchmarks/table.py            # rewrites the part of README.md between the markers
+python benchmarks/table.py            # rewrites the parts of README.md between the markers
 python benchmarks/table.py --check    # exits with 1 if README.md is not up to date
 """
 
@@ -10,7 +10,6 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 NAMES = {
     ("digits", "class"): "digits, one class",
     ("digits", "rows 10 %"): "digits, random 10 %",
@@ -20,6 +19,14 @@ NAMES = {
     ("fashion", "rows 30 %"): "Fashion-MNIST (6,000), random 30 %",
     ("speech", "speaker"): "Whisper on spoken-digit strings, one speaker (word error rate)",
     ("tofu", "authors"): "TOFU, small decoder, 5 % of the authors (token accuracy)",
+}
+ENGINES = {
+    "nabla_tau": "∇τ step",
+    "ours": "OrthoGrad step",
+    "loop": "by the loop",
+    "vmap": "by vmap",
+    "opacus": "by Opacus",
+    "torchjd": "by TorchJD",
 }
 MODELS = ("original", "retrained again", "∇τ", "OrthoGrad + LoRA")
 
@@ -79,14 +86,38 @@ def table():
     return "\n".join(lines)
 
 
+def per_sample_table():
+    """Time and memory of every way to exact gradient surgery, relative to the plain gradient-difference step."""
+    lines = []
+    for path in sorted((ROOT / "benchmarks/results/per_sample").glob("*.json")):
+        report = json.loads(path.read_text())
+        engines = list(max((r["engines"] for r in report["results"]), key=len))[1:]
+        lines.append("| model | k | " + " | ".join(ENGINES[e] for e in engines) + " | error, ours against the loop |")
+        lines.append("|---" * (len(engines) + 3) + "|")
+        for result in sorted(report["results"], key=lambda r: (r["case"], r["k"])):
+            shown = []
+            for engine in engines:
+                each = result["engines"].get(engine, {})
+                ran = f"{each['time']:.2f}, {each['memory']:.2f}" if "time" in each else "-"
+                shown.append("cannot" if "failed" in each else ran)
+            error = result["engines"]["ours"].get("error")
+            error = "-" if error is None else f"{error:.0e}"
+            lines.append(f"| {result['case']} | {result['k']} | {' | '.join(shown)} | {error} |")
+        versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+        lines.append(f"\nDevice: {report['device']}, {report['threads']} thread; {versions}.")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     readme = ROOT / "README.md"
     text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    wanted = f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    wanted = text
+    for name, content in (("quality", table()), ("per-sample", per_sample_table())):
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, rest = wanted.split(begin)
+        wanted = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     if parser.parse_args().check:
         raise SystemExit(wanted != text)
     readme.write_text(wanted)

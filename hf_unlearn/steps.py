@@ -105,9 +105,11 @@ class LossStep:
     def _scores(self, model: nn.Module, batch: Batch, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.objective is not None
         outputs = model(**self.head.inputs(batch))
+        scores = self.objective.scores(outputs, batch, self.head, index)
+        if type(self.objective).scores is ForgetTarget.scores:
+            return scores, scores.detach()  # a loss over a large vocabulary is not computed twice
         with torch.no_grad():
-            losses = self.head.losses(outputs, batch)
-        return self.objective.scores(outputs, batch, self.head, index), losses
+            return scores, self.head.losses(outputs, batch)
 
     @torch.enable_grad()
     def _weigh(self, scores: Sequence[torch.Tensor]) -> None:

@@ -224,3 +224,10 @@ def test_batch_norm_that_is_frozen_in_a_model_that_trains():
     engine = PerSampleGradients(model, losses_of(model), "hooks")
     with pytest.raises(NotCovered, match="put it in eval mode"):
         engine(batch(5, seed=2))
+
+
+def test_a_compiled_model_is_unlearned_as_what_it_was_compiled_from(unlearn):
+    model, _ = make("vit")
+    trainer = unlearn("vit", model=torch.compile(model, backend="eager"), method="orthograd", peft_config=None)
+    trainer.train()
+    assert trainer.model is model and trainer.step.per_sample.engine == "auto"

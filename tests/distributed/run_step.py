@@ -24,7 +24,7 @@ class Keep(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def run(folder, method, target, batch, accumulation):
+def run(folder, method, target, weights, batch, accumulation):
     model, make_batch = make("vit")
     data = [{k: torch.as_tensor(v) for k, v in row.items()} for row in rows(make_batch(24, seed=1))]
     data = [{k: v.double() if v.is_floating_point() else v for k, v in row.items()} for row in data]
@@ -34,7 +34,8 @@ def run(folder, method, target, batch, accumulation):
         gradient_accumulation_steps=accumulation, max_grad_norm=0.0, report_to="none", disable_tqdm=True,
         use_cpu=True, stop_at_target=False, logging_steps=1,
     )  # fmt: skip
-    trainer = UnlearningTrainer(model.double(), data[:6], data[6:16], args, unseen_ds=data[16:], callbacks=[keep])
+    trainer = UnlearningTrainer(model.double(), data[:6], data[6:16], args, unseen_ds=data[16:], callbacks=[keep],
+                                peft_config=None if weights == "all" else "auto")  # fmt: skip
     seen = []
     take = trainer.get_batch_samples
 

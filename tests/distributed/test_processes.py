@@ -10,12 +10,16 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("run_step.py")
-# Method, target, batch of a process, accumulation: 8 rows a step for any number of processes below.
-ALONE = [("nabla_tau", "auto", 8, 1), ("nabla_tau", "mean", 8, 1), ("orthograd", "auto", 8, 1)]
-SPLIT = {
-    2: [("nabla_tau", "auto", 4, 1), ("nabla_tau", "mean", 2, 2), ("orthograd", "auto", 2, 2)],
-    4: [("nabla_tau", "auto", 1, 2), ("nabla_tau", "mean", 2, 1), ("orthograd", "auto", 2, 1)],
-}
+# Method, target, which weights; batch of a process and accumulation: 8 rows a step for any number of processes.
+CASES = [
+    ("nabla_tau", "auto", "default"), ("nabla_tau", "mean", "default"), ("orthograd", "auto", "default"),
+    ("orthograd", "auto", "all"),
+]  # fmt: skip
+SPLIT = {1: [(8, 1)] * 4, 2: [(4, 1), (2, 2), (2, 2), (1, 4)], 4: [(1, 2), (2, 1), (2, 1), (2, 1)]}
+
+
+def cases(processes):
+    return [(*case, *split) for case, split in zip(CASES, SPLIT[processes], strict=True)]
 
 
 def run(folder, processes, cases):
@@ -32,13 +36,13 @@ def run(folder, processes, cases):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return [ranks[0] for ranks in run(tmp_path_factory.mktemp("alone"), 1, ALONE)]
+    return [ranks[0] for ranks in run(tmp_path_factory.mktemp("alone"), 1, cases(1))]
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_change_nothing(tmp_path, alone, processes):
-    together = run(tmp_path, processes, SPLIT[processes])
-    for (*case, batch, accumulation), one, many in zip(SPLIT[processes], alone, together, strict=True):
+    together = run(tmp_path, processes, cases(processes))
+    for (*case, batch, accumulation), one, many in zip(cases(processes), alone, together, strict=True):
         for step, expected in enumerate(one["gradients"]):
             scale = max(float(g.norm()) for g in expected.values())
             for rank in many:
