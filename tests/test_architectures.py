@@ -27,8 +27,14 @@ def gradient_reaches(trainer):
     return reached
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("name", NAMES)
+# These differ from orthograd in k + 1 numbers, not in what they do to a model.
+COUSINS = {"conegrad", "pcgrad", "gdr_gma", "ngdiff"}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(n, m) for n in NAMES for m in sorted(METHODS) if m not in COUSINS or n in ("vit", "resnet", "gpt2", "whisper")],
+)
 def test_two_steps_save_and_reload(unlearn, tmp_path, name, method):
     trainer = unlearn(name, method=method, learning_rate=1e-2, stop_at_target=False, lr_scheduler_type="constant")
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}

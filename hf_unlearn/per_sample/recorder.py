@@ -123,7 +123,8 @@ def record(plan: Plan, losses: Losses, batch: Batch) -> Recording:
             handle.remove()
     _find_bypassed(plan, calls)
     calls = [call for call in calls if not plan.bare.issuperset(plan.layers[call.module].values())]
-    uses = uses_of(values, {name: plan.parameters[name] for name in plan.bare}, size, plan.tables)
+    bare = {name: plan.parameters[name] for name in plan.bare}
+    uses = uses_of(values, bare, size, plan.tables) if bare else []
     edges = [call.edge for call in calls] + [use.edge for use in uses]
     ways = frozenset((use.name, type(use.way)) for use in uses) | frozenset(call.module for call in calls)
     verify = plan.checked and ways not in plan.verified
@@ -132,7 +133,8 @@ def record(plan: Plan, losses: Losses, batch: Batch) -> Recording:
     grads = torch.autograd.grad(values.sum(), edges, retain_graph=verify, allow_unused=True) if edges else ()
 
     recording = Recording(values.detach(), _factors(plan, calls, uses, grads, made, size))
-    if verify:
+    # What has overflowed in half precision cannot be checked: the loss scaler will see it, and the next batch is.
+    if verify and all(grad is None or grad.isfinite().all() for grad in grads):
         half = any(grad is not None and grad.dtype in (torch.float16, torch.bfloat16) for grad in grads)
         _verify(values, recording, plan.parameters, half)
         plan.verified.add(ways)
