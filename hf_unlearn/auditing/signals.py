@@ -34,6 +34,22 @@ class Signals:
         """Rows."""
         return len(self.losses)
 
+    def scores(self) -> dict[str, torch.Tensor]:
+        """Scores [n] that are higher where a row is remembered better, by the name of the signal.
+
+        `loss`: minus the loss. Single-label heads also: `confidence`, the probability of the label; `margin`, its
+        logarithm minus that of the likeliest other class; `entropy`, minus the entropy of the prediction, which needs
+        no label.
+        """
+        found = {"loss": -self.losses.double()}
+        if self.log_probs is not None and self.labels is not None:
+            log_probs = self.log_probs.double()
+            own = log_probs.gather(1, self.labels[:, None]).squeeze(1)
+            others = log_probs.scatter(1, self.labels[:, None], -torch.inf).max(1).values
+            found["confidence"], found["margin"] = own.exp(), own - others
+            found["entropy"] = torch.special.xlogy(log_probs.exp(), log_probs.exp()).sum(1)
+        return found
+
     def select(self, mask: torch.Tensor) -> Signals:
         """The rows where `mask` [n] is true."""
         kept = {name: None if value is None else value[mask] for name, value in vars(self).items()}
