@@ -83,7 +83,7 @@ CASES = {
     "vit-lora-4": ("ViT-base, 4 of its 12 layers, LoRA, 197 tokens", vit(4), images, True),
     "whisper-lora": ("Whisper-tiny, LoRA, 500 frames", whisper, speech, True),
     "vit-all": ("ViT of 11 M weights, all of them, 197 tokens", vit(6, **SMALL), images, False),
-    "vit-all-2": ("the same, 2 of its 6 layers", vit(2, **SMALL), images, False),
+    "vit-all-2": ("ViT of 11 M weights, 2 of its 6 layers, all of them, 197 tokens", vit(2, **SMALL), images, False),
     "gpt2-lora": ("GPT-2 of 124 M weights, LoRA, 512 tokens", gpt2, text(512), True),
     "gpt2-all": ("GPT-2 of 124 M weights, all of them, 512 tokens", gpt2, text(512), False),
 }
