@@ -50,8 +50,6 @@ class SurgeryStep(LossStep):
     ):
         super().__init__(method, head, accelerator)
         self.per_sample = PerSampleGradients(model, self._retain_losses, engine)
-        if self.per_sample.sharded and method.corrects_step:
-            raise ValueError('projection: "update" does not work on sharded parameters; use "gradient"')
         self.basis = Basis(self.per_sample, cache)
         self.model, self.per_tensor = model, per_tensor
         self._forget: dict[str, Tensor] = {}
@@ -64,6 +62,9 @@ class SurgeryStep(LossStep):
         Returns:
             The detached loss of the batch, such that the sum over batches is the loss of the step.
         """
+        # Not before training starts: until then FSDP2 has not replaced the parameters.
+        if self.per_sample.sharded and self.method.corrects_step:
+            raise ValueError('projection: "update" does not work on sharded parameters; use "gradient"')
         shares = []
 
         def forget_share(batch: Batch) -> Tensor:

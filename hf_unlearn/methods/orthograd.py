@@ -31,11 +31,12 @@ class OrthoGrad(SurgeryMethod):
 
     def combine(self, geometry: Geometry, retain_weight: float) -> Combination:
         """As the class says; logs effective rank, surviving share, and the largest cosine with a retain gradient."""
-        coefficients, rank = span_coefficients(geometry.gram, geometry.cross)
-        log = {"effective_rank": float(rank), **_forget_part(geometry, coefficients)}
+        count = len(geometry.cross)
         if self.corrects_step:
-            coefficients, log = torch.zeros_like(coefficients), {}
-        retain = retain_weight / len(coefficients) - (1 - retain_weight) * coefficients
+            return Combination(1 - retain_weight, torch.full_like(geometry.cross, retain_weight / count), {})
+        coefficients, rank = span_coefficients(geometry.gram, geometry.cross)
+        retain = retain_weight / count - (1 - retain_weight) * coefficients
+        log = {"effective_rank": float(rank), **_forget_part(geometry, coefficients)}
         return Combination(1 - retain_weight, retain, log)
 
 

@@ -34,13 +34,15 @@ def adapted(name):
     return model, lambda n, seed: {k: v.double() if v.is_floating_point() else v for k, v in batch(n, seed).items()}
 
 
-def gradients(model, head, accelerator, forget, retain):
+def gradients(model, accelerator, forget, retain, shard=lambda model: None):
+    """As the trainer does: the step is made first, and the model sharded after that."""
     args = SimpleNamespace(
         forgetting_loss="grad_ascent", retain_weight=0.3, projection="gradient", forget_target="auto"
     )
     method = METHODS["orthograd"](args, Setting(4, 4, text=False))
-    step = SurgeryStep(method, head, accelerator, model, "hooks", per_tensor=False)
+    step = SurgeryStep(method, head_of(model), accelerator, model, "hooks", per_tensor=False)
     step.start(None)
+    shard(model)
     for i in range(2):  # two accumulated batches
         index = torch.arange(2)
         pairs = {"forget": part(forget, 2 * i, 2 * i + 2), "retain": part(retain, 2 * i, 2 * i + 2), "index": index}
@@ -58,14 +60,15 @@ if __name__ == "__main__":
     rank = dist.get_rank()
     model, batch = adapted(name)
     forget, retain = (part(batch(8, seed), 4 * rank, 4 * rank + 4) for seed in (1, 2))
-    head = head_of(model)
-    whole = gradients(model, head, accelerator, forget, retain)
-    model, _ = adapted(name)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in LAYERS[name](model.get_base_model()):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    sharded = gradients(model, head_of(model), accelerator, forget, retain)
+
+    def shard(model):
+        for layer in LAYERS[name](model.get_base_model()):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    whole = gradients(model, accelerator, forget, retain)
+    sharded = gradients(adapted(name)[0], accelerator, forget, retain, shard)
     if rank == 0:
         torch.save({"whole": whole, "sharded": sharded}, f"{folder}/gradients.pt")
     dist.barrier()
