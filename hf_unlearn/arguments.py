@@ -15,10 +15,6 @@ from hf_unlearn.per_sample.basis import GRAM_CACHES
 from hf_unlearn.per_sample.projection import SCOPES
 from hf_unlearn.targets import FORGET_TARGETS, HINGES
 
-# Chosen by benchmarks; benchmarks/README.md has what was tried.
-DEFAULT_STEPS = 240
-# Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
-STEPS_WITHOUT_TARGET = 30
 PROJECTIONS = ("gradient", "update")
 
 
@@ -62,8 +58,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     > Defaults that differ from `TrainingArguments`
 
-    `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (240 unless
-    `num_train_epochs` or `max_steps` is given; one epoch is one pass over the larger of the two sets),
+    `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (four passes
+    over the larger of the two sets, but at least 60 steps and at most 240, unless `num_train_epochs` or `max_steps` is
+    given; one epoch is one pass),
     `per_device_train_batch_size` and `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
     `logging_steps` (10), `save_strategy` ("no"), `logging_nan_inf_filter` (False: divergence must show),
     `ddp_find_unused_parameters` (by a forward pass of one row: whether the model has parameters without use),
@@ -99,10 +96,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     def __post_init__(self):
         """Resolve defaults and refuse what cannot work, one line each."""
         self.default_steps = self.max_steps <= 0 and self.num_train_epochs is None
-        if self.default_steps:
-            self.max_steps = DEFAULT_STEPS
         if self.num_train_epochs is None:
-            self.num_train_epochs = 3.0  # unused: max_steps overrides it
+            self.num_train_epochs = 3.0  # unused: max_steps overrides it, which the trainer sets by the data
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = self.lr_scheduler_kwargs or {"min_lr_rate": 0.1}
         if self.deepspeed and self.method in METHODS and METHODS[self.method].surgery:

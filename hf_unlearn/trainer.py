@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from hf_unlearn.adapters import add_adapter
-from hf_unlearn.arguments import STEPS_WITHOUT_TARGET, UnlearningArguments
+from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.collate import columns_read, default_collator
 from hf_unlearn.conducting import Conductor
 from hf_unlearn.data import PairCollator, PairedDataset, PairSampler, request_of
+from hf_unlearn.defaults import STEPS_WITHOUT_TARGET, default_learning_rate, default_steps
 from hf_unlearn.loading import load_model
 from hf_unlearn.losses import head_of
 from hf_unlearn.methods import METHODS, Method, Setting, SurgeryMethod
@@ -164,6 +165,10 @@ class UnlearningTrainer(PushingTrainer):
         if args.learning_rate is None:
             trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
             args.learning_rate = default_learning_rate(self.method, trainable, isinstance(model, PeftModel))
+        if args.default_steps:
+            per_step = args.gradient_accumulation_steps * args.world_size
+            rows = args.per_device_train_batch_size * per_step, args.retain_rows * per_step
+            args.max_steps = default_steps(self.method.setting, *rows)
         if self.target_kind == "none" and args.forget_target == "auto" and self.method.ascends:
             if args.default_steps:
                 args.max_steps = STEPS_WITHOUT_TARGET
@@ -330,23 +335,14 @@ class UnlearningTrainer(PushingTrainer):
         self.step.start(self.target, self.original_losses)
 
     def refresh(self) -> None:
-        """Measure the target again on the unseen data, where the method asks for it."""
-        every = self.method.refresh_steps(self.pairs.forget_per_step)
+        """Measure a target from unseen data again, where the method asks for it."""
+        if self.target_kind not in ("mean", "distribution") or not isinstance(self.args.forget_target, str):
+            return
+        every = self.method.refresh_steps(self.pairs.forget_per_step, self.state.max_steps)
         if every is not None and self.state.global_step and self.state.global_step % every == 0:
             signals = {"unseen": self.collect(self.unseen_ds, "Measuring the target")}
-            self.target = make_target("mean", self.args.forget_target, self.args.hinge, signals)
+            self.target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, signals)
             self.step.start(self.target, self.original_losses)
-
-
-def default_learning_rate(method: Method, trainable: int, adapter: bool) -> float:
-    """2e-3 for an adapter; for all weights the method's own, smaller for more than a million of them.
-
-    Args:
-        method: the method.
-        trainable: number of trainable weights.
-        adapter: whether they are an adapter's.
-    """
-    return 2e-3 if adapter else method.learning_rate * min(1.0, (1e6 / trainable) ** 0.5)
 
 
 def _is_paired(inputs: Any) -> bool:

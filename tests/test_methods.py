@@ -98,8 +98,9 @@ def test_ngdiff_by_hand():
 def test_published_nabla_tau_starts_at_five_thirds_of_the_share_and_falls_to_zero():
     published = method("nabla_tau", forget_target="mean")
     assert [1 - published.retain_weight(p) for p in (0, 0.5, 1)] == pytest.approx([1 / 6, 1 / 12, 0])
-    assert published.refresh_steps(4) == 13  # five passes over ten rows, four a step
-    assert method("nabla_tau").refresh_steps(4) is None
+    assert published.refresh_steps(4, 100) == 13  # five passes over ten rows, four a step
+    assert method("nabla_tau").refresh_steps(4, 100) == method("orthograd").refresh_steps(4, 100) == 10
+    assert method("orthograd", forgetting_loss="grad_ascent").refresh_steps(4, 100) is None
     text = Setting(forget_rows=10, retain_rows=90, text=True)
     assert method("nabla_tau", text, forget_target="mean").retain_weight(0.9) == 0.5
     large = Setting(forget_rows=80, retain_rows=20, text=False)
@@ -129,7 +130,7 @@ def test_only_losses_that_end_by_themselves_are_bounded():
 
 def test_arguments_resolve_their_defaults():
     args = UnlearningArguments(output_dir="x")
-    assert (args.max_steps, args.default_steps, args.retain_rows) == (240, True, 64)
+    assert (args.max_steps, args.default_steps, args.retain_rows) == (-1, True, 64)
     args = UnlearningArguments(output_dir="x", num_train_epochs=2, retain_batch_size=5)
     assert (args.max_steps, args.default_steps, args.retain_rows) == (-1, False, 5)
     assert UnlearningArguments(output_dir="x", forget_target="2.5").forget_target == 2.5

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 from torch.utils.data import DataLoader
+from transformers import ResNetConfig, ResNetForImageClassification, set_seed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import audio_classification
@@ -40,6 +41,15 @@ class Digits(Task):
         return digits_data(self.seed)
 
 
+class DigitsResNet(Digits):
+    """A ResNet of 79 k weights on the same digits: convolutions and BatchNorm."""
+
+    def build(self, seed):
+        set_seed(seed)
+        sizes = {"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"}
+        return ResNetForImageClassification(ResNetConfig(num_channels=1, num_labels=10, **sizes))
+
+
 class Fashion(Task):
     """A ViT of 307 k weights on 6,000 rows of Fashion-MNIST."""
 
@@ -51,14 +61,19 @@ class Fashion(Task):
 
 
 class Banking(Task):
-    """A BERT of 0.6 M weights on the 10,003 training rows of Banking77."""
+    """A BERT of 0.6 M weights on Banking77: 10,003 training rows, or those of the first `intents` up to `tokens` long."""
 
     training = text_classification.TRAINING
     build = staticmethod(text_classification.tiny_model)
 
-    def load(self, data):
+    def load(self, data, intents=77, tokens=64):
         self.processor = text_classification.tiny_tokenizer(data)
-        return dict(zip(NAMES, text_classification.tiny_data(data, self.seed), strict=True))
+        sets = text_classification.tiny_data(data, self.seed)
+        short = [np.array([len(ids) <= tokens for ids in each["input_ids"]]) for each in sets]
+        chosen = [
+            np.flatnonzero(few & (np.array(each["label"]) < intents)) for few, each in zip(short, sets, strict=True)
+        ]
+        return {name: each.select(rows) for name, each, rows in zip(NAMES, sets, chosen, strict=True)}
 
 
 class SpokenDigits(Task):

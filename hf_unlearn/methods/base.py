@@ -181,8 +181,8 @@ class Method:
         least = 0.0 if self.setting.target else RETAIN_WEIGHT_WITHOUT_TARGET
         return max(self.default_retain_weight, least)
 
-    def refresh_steps(self, forget_per_step: int) -> int | None:
-        """After how many steps the target is measured again on the unseen data; None for never."""
+    def refresh_steps(self, forget_per_step: int, max_steps: int) -> int | None:
+        """After how many steps a target from unseen data is measured again; None for never."""
         return None
 
     def before_update(self, parameters: Mapping[str, nn.Parameter], progress: float, scale: float) -> dict[str, float]:

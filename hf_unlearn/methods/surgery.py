@@ -58,6 +58,10 @@ class SurgeryMethod(Method):
         """That of the forgetting loss."""
         return self.forgetting.objective(target, original)
 
+    def refresh_steps(self, forget_per_step: int, max_steps: int) -> int | None:
+        """That of the forgetting loss."""
+        return self.forgetting.refresh_steps(forget_per_step, max_steps)
+
     @property
     def corrects_step(self) -> bool:
         """Whether the optimizer's step is corrected, rather than its gradient."""
