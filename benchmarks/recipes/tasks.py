@@ -61,7 +61,7 @@ class Fashion(Task):
 
 
 class Banking(Task):
-    """A BERT of 0.6 M weights on Banking77: 10,003 training rows, or those of the first `intents` up to `tokens` long."""
+    """A BERT of 0.6 M weights on Banking77: 10,003 training rows; or its first `intents`, texts up to `tokens` long."""
 
     training = text_classification.TRAINING
     build = staticmethod(text_classification.tiny_model)
@@ -69,11 +69,11 @@ class Banking(Task):
     def load(self, data, intents=77, tokens=64):
         self.processor = text_classification.tiny_tokenizer(data)
         sets = text_classification.tiny_data(data, self.seed)
-        short = [np.array([len(ids) <= tokens for ids in each["input_ids"]]) for each in sets]
-        chosen = [
-            np.flatnonzero(few & (np.array(each["label"]) < intents)) for few, each in zip(short, sets, strict=True)
-        ]
-        return {name: each.select(rows) for name, each, rows in zip(NAMES, sets, chosen, strict=True)}
+        return {name: self.some(rows, intents, tokens) for name, rows in zip(NAMES, sets, strict=True)}
+
+    def some(self, rows, intents, tokens):
+        short = np.array([len(ids) <= tokens for ids in rows["input_ids"]])
+        return rows.select(np.flatnonzero(short & (np.array(rows["label"]) < intents)))
 
 
 class SpokenDigits(Task):
