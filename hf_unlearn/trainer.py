@@ -21,7 +21,7 @@ from hf_unlearn.data import PairCollator, PairedDataset, PairSampler, request_of
 from hf_unlearn.defaults import STEPS_WITHOUT_TARGET, default_learning_rate, default_steps
 from hf_unlearn.loading import load_model
 from hf_unlearn.losses import head_of
-from hf_unlearn.methods import METHODS, Method, Setting, SurgeryMethod
+from hf_unlearn.methods import METHODS, Setting, SurgeryMethod
 from hf_unlearn.modes import Stillness
 from hf_unlearn.pushing import PushingTrainer
 from hf_unlearn.report.tables import print_figures
