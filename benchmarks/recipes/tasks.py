@@ -61,7 +61,7 @@ class Fashion(Task):
 
 
 class Banking(Task):
-    """A BERT of 0.6 M weights on Banking77: 10,003 training rows; or its first `intents`, texts up to `tokens` long."""
+    """A BERT of 0.6 M weights on Banking77: 10,003 training rows, or its first `intents`, up to `tokens` long."""
 
     training = text_classification.TRAINING
     build = staticmethod(text_classification.tiny_model)
