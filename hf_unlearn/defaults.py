@@ -6,7 +6,7 @@ import math
 
 from hf_unlearn.methods import Method, Setting
 
-PASSES, LEAST_STEPS, MOST_STEPS = 4, 60, 240
+PASSES, LEAST_STEPS, MOST_STEPS = 4, 100, 240
 # Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
 STEPS_WITHOUT_TARGET = 30
 
@@ -23,7 +23,7 @@ def default_learning_rate(method: Method, trainable: int, adapter: bool) -> floa
 
 
 def default_steps(setting: Setting, forget_per_step: int, retain_per_step: int) -> int:
-    """Four passes over the larger of the two sets, but at least 60 steps and at most 240.
+    """Four passes over the larger of the two sets, but at least 100 steps and at most 240.
 
     Args:
         setting: the sizes of the sets.

@@ -338,8 +338,7 @@ class UnlearningTrainer(PushingTrainer):
         """Measure a target from unseen data again, where the method asks for it."""
         if self.target_kind not in ("mean", "distribution") or not isinstance(self.args.forget_target, str):
             return
-        every = self.method.refresh_steps(self.pairs.forget_per_step, self.state.max_steps)
-        if every is not None and self.state.global_step and self.state.global_step % every == 0:
+        if self.method.refreshes(self.state.global_step, self.state.max_steps, self.pairs.forget_per_step):
             signals = {"unseen": self.collect(self.unseen_ds, "Measuring the target")}
             self.target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, signals)
             self.step.start(self.target, self.original_losses)

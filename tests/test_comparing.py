@@ -148,7 +148,7 @@ def test_a_budget_of_seconds_ends_a_run(done):
     folder, _ = done
     settings = {"methods": {"nabla_tau": {}}, "seeds": [0], "requests": {"random": {"forget": ["10%"]}}}
     found = by_name(compare(config(**settings, budget={"seconds": 0.05}), folder, progress=False))
-    assert 0 < found["random", 0, "nabla_tau"]["steps"] < 60
+    assert 0 < found["random", 0, "nabla_tau"]["steps"] < 100
 
 
 def cell(model, seed, gap, forget, **more):

@@ -98,9 +98,12 @@ def test_ngdiff_by_hand():
 def test_published_nabla_tau_starts_at_five_thirds_of_the_share_and_falls_to_zero():
     published = method("nabla_tau", forget_target="mean")
     assert [1 - published.retain_weight(p) for p in (0, 0.5, 1)] == pytest.approx([1 / 6, 1 / 12, 0])
-    assert published.refresh_steps(4, 100) == 13  # five passes over ten rows, four a step
-    assert method("nabla_tau").refresh_steps(4, 100) == method("orthograd").refresh_steps(4, 100) == 10
-    assert method("orthograd", forgetting_loss="grad_ascent").refresh_steps(4, 100) is None
+    when = [
+        [step for step in range(40) if each.refreshes(step, 40, 4)]
+        for each in (published, method("nabla_tau"), method("orthograd"), method("grad_diff"))
+    ]
+    assert when == [[13, 26, 39], [20, 24, 28, 32, 36], [20, 24, 28, 32, 36], []]  # five passes: ten rows, four a step
+    assert not any(method("orthograd", forgetting_loss="grad_ascent").refreshes(step, 40, 4) for step in range(40))
     text = Setting(forget_rows=10, retain_rows=90, text=True)
     assert method("nabla_tau", text, forget_target="mean").retain_weight(0.9) == 0.5
     large = Setting(forget_rows=80, retain_rows=20, text=False)

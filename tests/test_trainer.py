@@ -217,7 +217,6 @@ def test_published_schedule_and_refresh(unlearn):
     assert trainer.method.retain_weight(0.0) == pytest.approx(1 - 5 / 3 * 6 / 24)
     assert trainer.method.retain_weight(0.5) == pytest.approx(1 - 5 / 3 * 6 / 24 / 2)
     assert trainer.method.retain_weight(1.0) == 1
-    assert trainer.method.refresh_steps(4, 10) == math.ceil(5 * 6 / 4)
     trainer.train()
     targets = [e["target"] for e in trainer.state.log_history if "target" in e]
     assert len(set(targets[:8])) == 1 and targets[8] != targets[7]
@@ -230,7 +229,8 @@ def test_a_target_from_unseen_data_follows_the_model(unlearn, method):
     trainer = unlearn(method=method, max_steps=20, stop_at_target=False)
     trainer.train()
     targets = [e["target"] for e in trainer.state.log_history if "target" in e]
-    assert len(targets) == 20 and len(set(targets)) == (1 if method == "grad_diff" else 10)
+    assert len(targets) == 20 and len(set(targets[:10])) == 1
+    assert len(set(targets)) == (1 if method == "grad_diff" else 6)
     fixed = unlearn(method=method, max_steps=20, stop_at_target=False, forget_target=[1.0, 2.0])
     fixed.train()
     assert {e["target"] for e in fixed.state.log_history if "target" in e} == {1.5}

@@ -16,6 +16,7 @@ class Finetune(Method):
     paper = "-"
     bounded = True
     ascends = False
+    learning_rate = 1e-3
 
     def retain_weight(self, progress: float, step: int = 0) -> float:
         """1: the forget set is not used."""
@@ -28,7 +29,7 @@ class GradAscent(Method):
     name = "grad_ascent"
     title = "gradient ascent"
     paper = "Golatkar et al. 2020, arXiv 1911.04933"
-    learning_rate = 1e-4
+    learning_rate = 3e-5
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
         """Minus the forget loss; the target only says when to stop."""
@@ -42,12 +43,14 @@ class GradAscent(Method):
 class GradDiff(Method):
     """Descend `alpha L_r - (1 - alpha) L_f`, alpha the retain weight (Liu et al. 2022, arXiv 2203.12817).
 
-    The source writes `L_r - gamma L_f`, which is the same up to scale with `gamma = (1 - alpha) / alpha`.
+    The source writes `L_r - gamma L_f`, which is the same up to scale with `gamma = (1 - alpha) / alpha`; alpha is 0.9.
     """
 
     name = "grad_diff"
     title = "gradient difference"
     paper = "Liu et al. 2022, arXiv 2203.12817"
+    learning_rate = 3e-5
+    default_retain_weight = 0.9
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
         """Minus the forget loss; the target only says when to stop."""

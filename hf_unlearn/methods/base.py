@@ -181,9 +181,9 @@ class Method:
         least = 0.0 if self.setting.target else RETAIN_WEIGHT_WITHOUT_TARGET
         return max(self.default_retain_weight, least)
 
-    def refresh_steps(self, forget_per_step: int, max_steps: int) -> int | None:
-        """After how many steps a target from unseen data is measured again; None for never."""
-        return None
+    def refreshes(self, step: int, max_steps: int, forget_per_step: int) -> bool:
+        """Whether a target from unseen data is measured again before step `step`, counted from 0, of `max_steps`."""
+        return False
 
     def before_update(self, parameters: Mapping[str, nn.Parameter], progress: float, scale: float) -> dict[str, float]:
         """Change `grad` of the parameters, when it is whole and before it is clipped.

@@ -64,12 +64,14 @@ class Distillation(Objective):
 class KL(Method):
     """Descend `-L_f` and `KL(ref || model)` on the retain rows (Maini et al. 2024, TOFU, arXiv 2401.06121).
 
-    The paper calls it KL minimization; the weights are equal. The divergence is the mean over a row's decisions: of a
+    The paper calls it KL minimization, at equal weights; here the retain weight is 0.9. The divergence is the mean over a row's decisions: of a
     language model, its label tokens. It keeps what the original says of retain rows, right or wrong. The ascent never
     ends, so training stops at the target.
     """
 
     name = "kl"
+    learning_rate = 3e-5
+    default_retain_weight = 0.9
     title = "KL minimization"
     paper = "Maini et al. 2024, arXiv 2401.06121"
     heads = DECISION_HEADS
@@ -88,12 +90,13 @@ class BadTeacher(Method):
     """Descend `KL(q || model)` on forget rows, `KL(ref || model)` on retain rows (Chundawat et al. 2023).
 
     arXiv 2205.08096. q: an incompetent teacher, a model of the same class and configuration with random weights (drawn
-    from the seed); temperature 1, the weights are equal. A second model is in memory for it, a plain one also where
+    from the seed); temperature 1; the retain weight is 0.9. A second model is in memory for it, a plain one also where
     the trained model is an adapter on a frozen base. Random weights need not err as unseen data does, so training
     stops at the target.
     """
 
     name = "bad_teacher"
+    default_retain_weight = 0.9
     title = "bad teacher"
     paper = "Chundawat et al. 2023, arXiv 2205.08096"
     heads = DECISION_HEADS
@@ -137,6 +140,7 @@ class Scrub(Method):
     """
 
     name = "scrub"
+    learning_rate = 3e-5
     title = "SCRUB"
     paper = "Kurmanji et al. 2023, arXiv 2302.09880"
     heads = DECISION_HEADS

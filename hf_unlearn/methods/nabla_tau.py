@@ -8,7 +8,7 @@ from hf_unlearn.methods.base import Method
 
 # The authors measure the unseen loss again every five passes over the forget set (published notebooks).
 REFRESH_PASSES = 5
-REFRESHES = 10
+REFRESHES = 10  # tenths of a run
 
 
 class NablaTau(Method):
@@ -19,9 +19,9 @@ class NablaTau(Method):
     and alpha starts at `5/3 * |D_f| / |D|` and falls linearly to 0 (text: constant 0.5).
 
     Ours, the default: the target follows the request (`hf_unlearn.targets`): loss-distribution matching for rows and
-    groups, the original's prediction without the class for a whole class, both with equal weights. A target from
-    unseen data is self-consistent: the losses of the unseen rows are measured again ten times a run. What the original
-    says of them is too low where many rows are forgotten, because a model trained on fewer rows errs more.
+    groups, the original's prediction without the class for a whole class, both with equal weights. From the middle of
+    the run on, a target from unseen data follows the model: its losses are measured again every tenth of the run. What
+    the original says of unseen rows is too low where many rows are forgotten: a model trained on fewer rows errs more.
     """
 
     name = "nabla_tau"
@@ -43,8 +43,8 @@ class NablaTau(Method):
         share = self.setting.forget_rows / (self.setting.forget_rows + self.setting.retain_rows)
         return 1 - min(1.0, 5 / 3 * share) * (1 - progress)
 
-    def refresh_steps(self, forget_per_step: int, max_steps: int) -> int | None:
-        """Ten times a run; in the published form, after five passes over the forget set."""
+    def refreshes(self, step: int, max_steps: int, forget_per_step: int) -> bool:
+        """Every tenth of the run from its middle on; in the published form, after five passes over the forget set."""
         if not self.published:
-            return max(1, max_steps // REFRESHES)
-        return max(1, math.ceil(REFRESH_PASSES * self.setting.forget_rows / forget_per_step))
+            return 2 * step >= max_steps and step % max(1, max_steps // REFRESHES) == 0
+        return step > 0 and step % math.ceil(REFRESH_PASSES * self.setting.forget_rows / forget_per_step) == 0

@@ -39,11 +39,13 @@ class RandomLabel(Method):
     """Descend the cross-entropy to random wrong labels on the forget rows, and `L_r` (Graves et al. 2021).
 
     arXiv 2010.10981. A row's label is drawn once, from the seed and the row's number alone: batches, processes and
-    resuming change nothing. The paper trains on both sets as one; here their weights are equal. What ends is the loss
+    resuming change nothing. The paper trains on both sets as one; here the retain weight is 0.9. What ends is the loss
     of the wrong labels, not that of the row's own, so training stops at the target.
     """
 
     name = "random_label"
+    learning_rate = 1e-4
+    default_retain_weight = 0.9
     title = "random labels"
     paper = "Graves et al. 2021, arXiv 2010.10981"
     heads = ("single_label",)

@@ -58,9 +58,9 @@ class SurgeryMethod(Method):
         """That of the forgetting loss."""
         return self.forgetting.objective(target, original)
 
-    def refresh_steps(self, forget_per_step: int, max_steps: int) -> int | None:
-        """That of the forgetting loss."""
-        return self.forgetting.refresh_steps(forget_per_step, max_steps)
+    def refreshes(self, step: int, max_steps: int, forget_per_step: int) -> bool:
+        """When the forgetting loss's is."""
+        return self.forgetting.refreshes(step, max_steps, forget_per_step)
 
     @property
     def corrects_step(self) -> bool:
