@@ -43,7 +43,7 @@ class GradAscent(Method):
 class GradDiff(Method):
     """Descend `alpha L_r - (1 - alpha) L_f`, alpha the retain weight (Liu et al. 2022, arXiv 2203.12817).
 
-    The source writes `L_r - gamma L_f`, which is the same up to scale with `gamma = (1 - alpha) / alpha`; alpha is 0.9.
+    The source writes `L_r - gamma L_f`, the same up to scale with `gamma = (1 - alpha) / alpha`; alpha is 0.9.
     """
 
     name = "grad_diff"

@@ -64,9 +64,9 @@ class Distillation(Objective):
 class KL(Method):
     """Descend `-L_f` and `KL(ref || model)` on the retain rows (Maini et al. 2024, TOFU, arXiv 2401.06121).
 
-    The paper calls it KL minimization, at equal weights; here the retain weight is 0.9. The divergence is the mean over a row's decisions: of a
-    language model, its label tokens. It keeps what the original says of retain rows, right or wrong. The ascent never
-    ends, so training stops at the target.
+    The paper (KL minimization) has equal weights; here the retain weight is 0.9. The divergence is the mean over
+    a row's decisions: of a language model, its label tokens. It keeps what the original says of retain rows, right or
+    wrong. The ascent never ends, so training stops at the target.
     """
 
     name = "kl"
