@@ -90,13 +90,13 @@ class BadTeacher(Method):
     """Descend `KL(q || model)` on forget rows, `KL(ref || model)` on retain rows (Chundawat et al. 2023).
 
     arXiv 2205.08096. q: an incompetent teacher, a model of the same class and configuration with random weights (drawn
-    from the seed); temperature 1; the retain weight is 0.9. A second model is in memory for it, a plain one also where
+    from the seed); temperature 1; the weights are equal. A second model is in memory for it, a plain one also where
     the trained model is an adapter on a frozen base. Random weights need not err as unseen data does, so training
     stops at the target.
     """
 
     name = "bad_teacher"
-    default_retain_weight = 0.9
+    learning_rate = 1e-4
     title = "bad teacher"
     paper = "Chundawat et al. 2023, arXiv 2205.08096"
     heads = DECISION_HEADS
