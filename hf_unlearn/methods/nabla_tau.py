@@ -20,8 +20,10 @@ class NablaTau(Method):
 
     Ours, the default: the target follows the request (`hf_unlearn.targets`): loss-distribution matching for rows and
     groups, the original's prediction without the class for a whole class, both with equal weights. From the middle of
-    the run on, a target from unseen data follows the model: its losses are measured again every tenth of the run. What
-    the original says of unseen rows is too low where many rows are forgotten: a model trained on fewer rows errs more.
+    the run on, when the learning rate falls, a target from unseen data *follows the model* (ours): the unseen losses
+    are measured again every tenth of the run. What the original says of unseen rows is too low where many rows are
+    forgotten, as a model trained on fewer rows errs more. Its limit: damage to unseen rows raises the target, too;
+    followed from the first step on it did so more than it helped.
     """
 
     name = "nabla_tau"
