@@ -34,7 +34,3 @@ class Conductor(TrainerCallback):
         if isinstance(self.trainer.step, SurgeryStep):
             self.trainer.step.after_update()
         self.trainer.method.after_update(self.trainer.trainable())
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the target again, where it is time."""
-        self.trainer.refresh()

@@ -233,6 +233,7 @@ class UnlearningTrainer(PushingTrainer):
         """All batches of the next step, looked at before the first is used where the objective needs it."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
+            self.refresh()
             self._stillness.apply(self.model)
             with self.compute_loss_context_manager():
                 prepared = [self._prepare_inputs(batch) for batch in batches]

@@ -115,7 +115,7 @@ def test_published_nabla_tau_starts_at_five_thirds_of_the_share_and_falls_to_zer
 def test_weights_and_objectives_of_the_baselines():
     target = MeanTarget(2.0)
     assert method("finetune").retain_weight(0.5) == 1 and method("grad_ascent").retain_weight(0.5) == 0
-    assert method("grad_diff").retain_weight(0.5) == 0.5
+    assert method("grad_diff").retain_weight(0.5) == 0.9
     assert isinstance(method("grad_diff").objective(target, None), Ascent)
     assert isinstance(method("grad_ascent").objective(target, None), Ascent)
     assert method("nabla_tau").objective(target, None) is target

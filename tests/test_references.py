@@ -187,7 +187,7 @@ def test_kl_keeps_what_the_original_says_of_retain_rows(unlearn):
     kept, seen = Gradients(), []
     trainer = unlearn(
         "gpt2", method="kl", dtype=torch.float64, max_grad_norm=0.0, callbacks=[kept], stop_at_target=False,
-        learning_rate=1e-2,
+        learning_rate=1e-2, retain_weight=0.5,
     )  # fmt: skip
     take = trainer.step.loss
 
