@@ -13,16 +13,6 @@ from hf_unlearn.methods import METHODS
 from hf_unlearn.report import comparison
 
 ROOT = Path(__file__).parents[1]
-NAMES = {
-    ("digits", "class"): "digits, one class",
-    ("digits", "rows 10 %"): "digits, random 10 %",
-    ("digits", "rows 30 %"): "digits, random 30 %",
-    ("fashion", "class"): "Fashion-MNIST (6,000), one class",
-    ("fashion", "rows 10 %"): "Fashion-MNIST (6,000), random 10 %",
-    ("fashion", "rows 30 %"): "Fashion-MNIST (6,000), random 30 %",
-    ("speech", "speaker"): "Whisper on spoken-digit strings, one speaker (word error rate)",
-    ("tofu", "authors"): "TOFU, small decoder, 5 % of the authors (token accuracy)",
-}
 ENGINES = {
     "nabla_tau": "∇τ step",
     "ours": "OrthoGrad step",
@@ -48,21 +38,20 @@ HEADS = {
     "CTC": ("ctc",),
     "your own `per_sample_loss`": ("custom",),
 }
-MODELS = ("original", "retrained again", "∇τ", "OrthoGrad + LoRA")
+OURS = ("nabla_tau", "orthograd")
+CAPTION = "\nMean ± deviation over seeds {}, one thread a run. Device: {}."
 
 
-def cells(folder=ROOT / "benchmarks/results/quality"):
-    """(task, request) to model to the figures of every seed."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        report = json.loads(path.read_text())
-        for request, models in report["requests"].items():
-            row = found.setdefault((report["task"], request), {})
-            for name, figures in models.items():
-                if report.get("clock") != "processor":
-                    figures.pop("seconds", None)  # wall-clock time on a shared machine
-                row.setdefault(name, []).append(figures)
-    return found
+def reports():
+    """The comparisons that are shown, in the order of `RECIPES`."""
+    paths = [ROOT / f"benchmarks/results/compare/{name}.json" for name in RECIPES]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def caption():
+    seeds = sorted({seed for each in reports() for seed in each["seeds"]})
+    devices = sorted({c["device"] for each in reports() for c in each["cells"] if "device" in c})
+    return CAPTION.format(seeds, ", ".join(devices))
 
 
 def spread(values, digits=2):
@@ -70,48 +59,36 @@ def spread(values, digits=2):
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def cell(figures, request):
-    done = [f for f in figures if "failed" not in f]
-    if len(done) < len(figures):
-        return f"failed in {len(figures) - len(done)} of {len(figures)}"
-    shown = spread([f["gap"] for f in done])
-    if request == "class":
-        worst = max(f["forget_accuracy"] for f in done)
-        shown += f" (forgotten class: at most {100 * worst:.1f} %)"
-    return shown
-
-
-def table():
-    found = cells()
-    lines = [
-        "| gap to the retrained model (points), mean ± deviation over seeds | seeds | original | "
-        "retrained, other seed | ∇τ | OrthoGrad + LoRA | forget loss: retrained, ∇τ, OrthoGrad | "
-        "seconds: retrain, ∇τ, OrthoGrad |",
-        "|---|---|---|---|---|---|---|---|",
+def quality_table():
+    """Our two methods beside retraining, by recipe and request."""
+    models = ("original", "retrained 2", *OURS)
+    rows = [
+        "| gap to the retrained model (points) | seeds | original | retrained, other seed | ∇τ | OrthoGrad + LoRA | "
+        "forget loss / retrained: other seed, ∇τ, OrthoGrad | time / retraining: ∇τ, OrthoGrad |",
+        "|---" * 8 + "|",
     ]
-    for (task, request), name in NAMES.items():
-        models = found.get((task, request))
-        if not models:
-            continue
-        gaps = [cell(models[m], request if m not in MODELS[:2] else "") if m in models else "-" for m in MODELS]
-        shown = [m for m in ("retrained", "∇τ", "OrthoGrad + LoRA") if m in models]
-        losses = ", ".join(spread([f["forget_loss"] for f in models[m] if "failed" not in f]) for m in shown)
-        timed = [[f["seconds"] for f in models[m] if "seconds" in f] for m in shown]
-        seconds = ", ".join(f"{statistics.mean(t):.0f}" if t else "-" for t in timed)
-        lines.append(f"| {name} | {len(models['retrained'])} | {' | '.join(gaps)} | {losses} | {seconds} |")
-    devices = sorted(
-        {json.loads(p.read_text())["device"] for p in (ROOT / "benchmarks/results/quality").glob("*.json")}
-    )
-    lines.append(f"\nDefault settings everywhere. Device: {', '.join(devices)}, one thread a run; processor seconds.")
-    return "\n".join(lines)
+    for report in reports():
+        found = {(line.request, line.model): line.values for line in comparison.lines(report)}
+        for request in report["requests"]:
+            each = {model: found[request, model] for model in models}
+            gaps = [spread(values["gap"]) for values in each.values()]
+            losses = [spread(each[model]["forget loss / retrained"]) for model in models[1:]]
+            times = [f"{statistics.mean(each[model]['time / retraining']):.2f}" for model in OURS]
+            name = f"{RECIPES[report['name']]}, {request}"
+            seeds = len(each["original"]["gap"])
+            rows.append(f"| {name} | {seeds} | {' | '.join(gaps)} | {', '.join(losses)} | {', '.join(times)} |")
+    return "\n".join([*rows, caption()])
 
 
 def compare_table():
-    """Gap of every method to the retrained model, by recipe and request; best mean rank first."""
-    reports = [json.loads(p.read_text()) for p in sorted((ROOT / "benchmarks/results/compare").glob("*.json"))]
-    reports = [each for each in reports if each["name"] in RECIPES]
-    found = {each["name"]: comparison.lines(each) for each in reports}
-    ranks = comparison.mean_ranks([line for each in found.values() for line in each])
+    """Gap of every method to the retrained model, by recipe and request; best mean rank first.
+
+    Ranks are those in the recipes that have all methods.
+    """
+    found = {each["name"]: comparison.lines(each) for each in reports()}
+    models = {name: {line.model for line in each} for name, each in found.items()}
+    everything = set().union(*models.values())  # a rank among six methods is none among twenty
+    ranks = comparison.mean_ranks([x for name, each in found.items() if models[name] == everything for x in each])
     columns = [(name, request) for name, each in found.items() for request in dict.fromkeys(x.request for x in each)]
     cells = {(name, x.request, x.model): x for name, each in found.items() for x in each}
     headings = [f"{RECIPES[name]}, {request}" for name, request in columns]
@@ -126,12 +103,7 @@ def compare_table():
         rank = "{:.1f} ± {:.1f}".format(*ranks[model]) if model in ranks else "-"
         time = f"{statistics.mean(times):.2f}" if times and model in ranks else "-"
         rows.append(f"| {model} | {rank} | {time} | {' | '.join(gaps)} |")
-    seeds = sorted({seed for each in reports for seed in each["seeds"]})
-    devices = sorted({c["device"] for each in reports for c in each["cells"] if "device" in c})
-    rows.append(
-        f"\nGap in points, mean ± deviation over seeds {seeds}. Device: {', '.join(devices)}, one thread a run."
-    )
-    return "\n".join(rows)
+    return "\n".join([*rows, caption()])
 
 
 def per_sample_table():
@@ -172,7 +144,7 @@ def tables():
     """What stands between the markers of README.md, by their names."""
     return {
         "methods": methods_table(),
-        "quality": table(),
+        "quality": quality_table(),
         "compare": compare_table(),
         "per-sample": per_sample_table(),
     }
