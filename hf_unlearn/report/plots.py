@@ -59,7 +59,7 @@ def loss_curves(
 
 
 def gaps(lines: Sequence[Any], title: str, path: Path) -> Path:
-    """Forgetting gap against utility gap of every method, one panel a request, and beside them the time.
+    """Forgetting gap against utility gap of every method, by its number, one panel a request; beside them the time.
 
     Args:
         lines: as `hf_unlearn.report.comparison.lines` gives them.
@@ -72,25 +72,27 @@ def gaps(lines: Sequence[Any], title: str, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     requests = list(dict.fromkeys(line.request for line in lines))
-    models = list(dict.fromkeys(line.model for line in lines if line.model not in ("original", "retrained")))
+    models = list(dict.fromkeys(line.model for line in lines if not line.model.startswith(("original", "retrained"))))
     colours = dict(zip(models, _colours(len(models)), strict=True))
     figure = Figure(figsize=(4.2 * len(requests) + 4, 4.4), layout="constrained")
     panels = figure.subplots(1, len(requests) + 1, squeeze=False)[0]
     for panel, request in zip(panels[:-1], requests, strict=True):
-        for line in lines:
-            if line.request == request and line.model in colours:
-                x, y = statistics.mean(line.utility), statistics.mean(line.forgetting)
-                star = "*" if line.model.startswith("retrained") else "o"
-                panel.plot(x, y, star, color=colours[line.model], markersize=12 if star == "*" else 7)
+        for line in [each for each in lines if each.request == request]:
+            x, y = statistics.mean(line.utility), statistics.mean(line.forgetting)
+            if line.model in colours:
+                panel.plot(x, y, "o", color=colours[line.model], markersize=7)
+                panel.annotate(models.index(line.model) + 1, (x, y), xytext=(5, 3), textcoords="offset points", size=7)
+            elif line.model not in ("original", "retrained"):
+                panel.plot(x, y, "*", color="black", markersize=12)
         # Gaps run from tenths of a point to fifty.
         panel.set_xscale("symlog", linthresh=1)
         panel.set_yscale("symlog", linthresh=1)
         panel.set(title=request, xlabel="utility gap (points)", xlim=(0, None), ylim=(0, None))
         panel.grid(alpha=0.2)
     panels[0].set_ylabel("forgetting gap (points)")
-    for model, colour in colours.items():
+    for number, (model, colour) in enumerate(colours.items(), start=1):
         times = [each for line in lines if line.model == model for each in line.values.get("time / retraining", [])]
-        panels[-1].barh(model, statistics.mean(times) if times else 0.0, color=colour)
+        panels[-1].barh(f"{model}  {number}", statistics.mean(times) if times else 0.0, color=colour)
     panels[-1].axvline(1, color=TARGET, linestyle="--", linewidth=1)
     panels[-1].invert_yaxis()
     panels[-1].set(title="time / retraining")
