@@ -224,6 +224,15 @@ def test_published_schedule_and_refresh(unlearn):
     assert text.method.retain_weight(0.3) == 0.5
 
 
+def test_the_number_of_steps_follows_the_data(unlearn):
+    def steps(**settings):
+        return unlearn(retain=40, max_steps=-1, **settings).args.max_steps
+
+    assert steps(per_device_train_batch_size=1) == 160  # four passes over 40 rows
+    assert steps(per_device_train_batch_size=1, retain_batch_size=2, gradient_accumulation_steps=2) == 100
+    assert steps(per_device_train_batch_size=1, forget=70) == 240
+
+
 @pytest.mark.parametrize("method", ["nabla_tau", "orthograd", "grad_diff"])
 def test_a_target_from_unseen_data_follows_the_model(unlearn, method):
     trainer = unlearn(method=method, max_steps=20, stop_at_target=False)
