@@ -9,6 +9,8 @@ from hf_unlearn.methods.base import Method
 # The authors measure the unseen loss again every five passes over the forget set (published notebooks).
 REFRESH_PASSES = 5
 REFRESHES = 10  # tenths of a run
+# With fewer retain rows than that, for each forget row, unseen rows are damaged, and their losses lead nowhere.
+RETAIN_SHARE = 2
 
 
 class NablaTau(Method):
@@ -23,7 +25,8 @@ class NablaTau(Method):
     of the run, when the learning rate falls, a target from unseen data *follows the model* (ours): the unseen losses
     `l(x; theta_t)` are measured again at t = 5/10, 6/10, ..., 9/10 of the steps. What the original says of unseen rows
     is too low where many rows are forgotten, as a model trained on fewer rows errs more. Its limit: damage to unseen
-    rows raises the target, too; followed from the first step on it did so more than it helped.
+    rows raises the target, too; followed from the first step on it did so more than it helped, and with less than two
+    retain rows for each forget row it runs away, so there the target stays.
     """
 
     name = "nabla_tau"
@@ -48,5 +51,6 @@ class NablaTau(Method):
     def refreshes(self, step: int, max_steps: int, forget_per_step: int) -> bool:
         """Every tenth of the run from its middle on; in the published form, after five passes over the forget set."""
         if not self.published:
-            return 2 * step >= max_steps and step % max(1, max_steps // REFRESHES) == 0
+            enough = self.setting.retain_rows >= RETAIN_SHARE * self.setting.forget_rows
+            return enough and 2 * step >= max_steps and step % max(1, max_steps // REFRESHES) == 0
         return step > 0 and step % math.ceil(REFRESH_PASSES * self.setting.forget_rows / forget_per_step) == 0
