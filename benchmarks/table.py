@@ -39,7 +39,6 @@ HEADS = {
     "your own `per_sample_loss`": ("custom",),
 }
 OURS = ("nabla_tau", "orthograd")
-CAPTION = "\nMean ± deviation over seeds {}, one thread a run. Device: {}."
 
 
 def reports():
@@ -49,9 +48,9 @@ def reports():
 
 
 def caption():
-    seeds = sorted({seed for each in reports() for seed in each["seeds"]})
+    seeds = "; ".join(f"{RECIPES[each['name']]} {', '.join(map(str, each['seeds']))}" for each in reports())
     devices = sorted({c["device"] for each in reports() for c in each["cells"] if "device" in c})
-    return CAPTION.format(seeds, ", ".join(devices))
+    return f"\nMean ± deviation over seeds ({seeds}), one thread a run. Device: {', '.join(devices)}."
 
 
 def spread(values, digits=2):

@@ -9,8 +9,8 @@ from hf_unlearn.methods.base import Method
 # The authors measure the unseen loss again every five passes over the forget set (published notebooks).
 REFRESH_PASSES = 5
 REFRESHES = 10  # tenths of a run
-# With fewer retain rows than that, for each forget row, unseen rows are damaged, and their losses lead nowhere.
-RETAIN_SHARE = 2
+# With fewer retain rows for each forget row, unseen rows are damaged, and a target that follows them runs away.
+RETAIN_PER_FORGET = 2
 
 
 class NablaTau(Method):
@@ -51,6 +51,6 @@ class NablaTau(Method):
     def refreshes(self, step: int, max_steps: int, forget_per_step: int) -> bool:
         """Every tenth of the run from its middle on; in the published form, after five passes over the forget set."""
         if not self.published:
-            enough = self.setting.retain_rows >= RETAIN_SHARE * self.setting.forget_rows
+            enough = self.setting.retain_rows >= RETAIN_PER_FORGET * self.setting.forget_rows
             return enough and 2 * step >= max_steps and step % max(1, max_steps // REFRESHES) == 0
         return step > 0 and step % math.ceil(REFRESH_PASSES * self.setting.forget_rows / forget_per_step) == 0
