@@ -124,5 +124,5 @@ class LossStep:
         everyone = self.accelerator.gather(local).requires_grad_()
         value = self.objective.combine(everyone)
         (weights,) = torch.autograd.grad(value, everyone)
-        own = weights.view(self.accelerator.num_processes, -1)[self.accelerator.process_index]
+        own = weights.view(self.accelerator.num_processes, *local.shape)[self.accelerator.process_index]
         self._value, self._weights = value.detach(), list(own.split([len(s) for s in scores]))

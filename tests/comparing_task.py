@@ -60,3 +60,13 @@ class Shadowed(Small):
         model = shadows["shadow"]()
         assert not model.training
         return {"forget_target": 1.5, "retain_weight": 0.3}
+
+
+class Restless(Small):
+    """Its rows are others every time that they are loaded."""
+
+    training: ClassVar = {**Small.training, "num_train_epochs": 1}
+
+    def load(self):
+        rows = super().load()
+        return {**rows, "train": rows["train"].shuffle(seed=int.from_bytes(os.urandom(4), "big"))}

@@ -133,6 +133,16 @@ def test_a_model_that_cannot_be_trained_stops_only_the_cells_that_need_it(tmp_pa
         )
 
 
+def test_models_of_other_rows_are_refused(tmp_path):
+    settings = config(task="comparing_task.py:Restless", methods={"nabla_tau": {"max_steps": 2}}, retrained=1)
+    place, original = Workplace(settings, tmp_path), trainings(settings)[0]
+    place.train(original)
+    _, clocks = place.load(original)
+    assert set(clocks) == {"seconds", "processor_seconds"}
+    with pytest.raises(RuntimeError, match="the original model of seed 0 was trained on other rows"):
+        Workplace(settings, tmp_path).load(original)
+
+
 def test_targets_may_come_from_shadow_models_and_few_retain_rows_suffice(tmp_path):
     settings = {"task": "comparing_task.py:Shadowed", "seeds": [0], "methods": {"nabla_tau": {}}, "retrained": 1}
     requests = {"all": {"forget": "10%"}, "few": {"forget": "10%", "retain_rows": 8}}

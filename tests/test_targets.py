@@ -55,27 +55,45 @@ def test_distribution_is_the_wasserstein_distance_of_equal_samples():
 def test_masked_class_in_numpy():
     class Head:
         def losses(self, outputs, batch):
-            return outputs["logits"].sum(1)
+            return -outputs["logits"].log_softmax(1)[:, 1]
 
     rng = np.random.default_rng(0)
-    original, found = rng.normal(size=(3, 4)), rng.normal(size=(2, 4))
-    log_probs = torch.tensor(original).log_softmax(1)
-    target = MaskedClassTarget(log_probs, [1])
-    rows = torch.tensor([2, 0])
-    scores, losses = target.scores({"logits": torch.tensor(found)}, {}, Head(), rows)
-    assert np.allclose(losses.numpy(), found.sum(1))
-    wanted = np.exp(log_probs.numpy())[rows.numpy()]
+    original, found, others = rng.normal(size=(3, 4)), rng.normal(size=(2, 4)), rng.normal(size=(2, 4)) * 3
+
+    def softmax(logits):
+        return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+    log_probs, theirs = torch.tensor(original).log_softmax(1), torch.tensor(others).log_softmax(1)
+    target = MaskedClassTarget(log_probs, [1], theirs)
+    rows, logits = torch.tensor([2, 0]), torch.tensor(found, requires_grad=True)
+    scores, losses = target.scores({"logits": logits}, {}, Head(), rows)
+    model, wanted = softmax(found), softmax(original)[rows.numpy()]
+    assert np.allclose(losses.numpy(), -np.log(model[:, 1])) and not losses.requires_grad
     wanted[:, 1] = 0
     wanted /= wanted.sum(1, keepdims=True)
-    model = np.exp(found) / np.exp(found).sum(1, keepdims=True)
-    expected = [
+    divergence = [
         sum(w * np.log(w / m) for w, m in zip(ws, ms, strict=True) if w) for ws, ms in zip(wanted, model, strict=True)
     ]
-    assert np.allclose(scores.numpy(), expected, rtol=1e-6)
-    logits = torch.tensor(found, requires_grad=True)
-    target.scores({"logits": logits}, {}, Head(), rows)[0].sum().backward()
+    assert np.allclose(scores[:, 0].detach().numpy(), divergence, rtol=1e-6)
+    # two forgotten rows and two others: the quantiles are the others' losses of the class, in order
+    unlikely = np.sort(-np.log(softmax(others)[:, 1]))
+    distance = np.abs(np.sort(losses.numpy()) - unlikely).mean()
+    value = target.combine(scores)
+    assert value.item() == pytest.approx(np.mean(divergence) + distance, rel=1e-6)
+    assert target.value == pytest.approx(unlikely.mean())
     # The gradient of the divergence is model minus target: the forgotten class goes down by all it had.
-    assert np.allclose(logits.grad.numpy(), model - wanted, atol=1e-6)
+    (grad,) = torch.autograd.grad(scores[:, 0].sum(), logits)
+    assert np.allclose(grad.numpy(), model - wanted, atol=1e-6)
+
+
+def test_masked_class_says_how_unlikely():
+    """Where the divergence is flat, the losses are still drawn to those of other rows, from both sides."""
+    log_probs = torch.tensor([[0.9, 0.1, 0.0]]).log()
+    target = MaskedClassTarget(log_probs, [2], torch.full((5, 3), -8.0))
+    for loss, sign in ((5.0, -1.0), (11.0, 1.0)):
+        scores = torch.tensor([[0.0, loss]], requires_grad=True)
+        (grad,) = torch.autograd.grad(target.combine(scores), scores)
+        assert grad[0, 1] == sign
 
 
 @pytest.mark.parametrize(
@@ -126,7 +144,7 @@ def test_targets_survive_a_checkpoint(tmp_path):
         Ascent(),
         MeanTarget(1.5, "linear"),
         DistributionTarget(torch.tensor([3.0, 1.0])),
-        MaskedClassTarget(torch.zeros(2, 3), [0]),
+        MaskedClassTarget(torch.zeros(2, 3), [0], torch.zeros(4, 3)),
     ]
     for target in targets:
         torch.save(target.state(), tmp_path / "t.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from hf_unlearn.auditing.runner import fingerprint as weights_fingerprint
 from hf_unlearn.comparing.config import Comparison, fingerprint
 from hf_unlearn.comparing.task import Task
 from hf_unlearn.data import in_memory, sample_rows
+from hf_unlearn.hashing import row_hashes
 from hf_unlearn.loading import load_model
 from hf_unlearn.methods import METHODS
 from hf_unlearn.report.comparison import ORIGINAL, RETRAINED
@@ -114,6 +116,7 @@ class Workplace:
         self.config, self.folder = config, Path(folder)
         self._tasks: dict[int, Task] = {}
         self._sets: dict[tuple[int, str], dict[str, Any]] = {}
+        self._data: dict[int, str] = {}
 
     # Of tasks and sets the last one is kept, because loading data takes time.
 
@@ -122,6 +125,13 @@ class Workplace:
         if seed not in self._tasks:
             self._tasks = {seed: self.config.task_class(seed, **self.config.options)}
         return self._tasks[seed]
+
+    def data(self, seed: int) -> str:
+        """A hash of a seed's training rows."""
+        if seed not in self._data:
+            rows = row_hashes(self.task(seed).sets["train"])
+            self._data[seed] = hashlib.blake2b(b"".join(rows), digest_size=16).hexdigest()
+        return self._data[seed]
 
     def sets(self, seed: int, forget: str) -> dict[str, Any]:
         """The rows "forget", "retain" and "unseen" of a forget expression, in memory."""
@@ -162,18 +172,28 @@ class Workplace:
         # Written aside and renamed: a folder that is there is whole.
         partial = folder.with_suffix(f".{os.getpid()}")
         model.save_pretrained(partial)
-        (partial / "training.json").write_text(json.dumps(clocks))
+        (partial / "training.json").write_text(json.dumps({**clocks, "data": self.data(training.seed)}))
         try:
             os.rename(partial, folder)
         except OSError:  # another process was faster, with the same model
             shutil.rmtree(partial)
 
     def load(self, training: Training) -> tuple[Any, dict[str, float]]:
-        """A trained model, and the seconds that it took."""
+        """A trained model, and the seconds that it took.
+
+        Raises:
+            RuntimeError: there is none, or the task gave it other rows than it gives now.
+        """
         folder = self.model_folder(training)
         if not folder.exists():
             raise RuntimeError(f"the {training.name} model could not be trained")
-        return load_model(str(folder)).eval(), json.loads((folder / "training.json").read_text())
+        clocks = json.loads((folder / "training.json").read_text())
+        if clocks.pop("data") != self.data(training.seed):
+            raise RuntimeError(
+                f"the {training.name} model of seed {training.seed} was trained on other rows than the task has now; "
+                f"have it load the same rows in every process, and delete {folder}"
+            )
+        return load_model(str(folder)).eval(), clocks
 
     # ---- cells ----
 
