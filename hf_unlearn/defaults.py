@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from hf_unlearn.methods import Method, Setting
+from hf_unlearn.methods import Method
 
-PASSES, LEAST_STEPS, MOST_STEPS = 4, 100, 240
+MOST_STEPS = 240
 # Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
 STEPS_WITHOUT_TARGET = 30
 
@@ -22,17 +22,20 @@ def default_learning_rate(method: Method, trainable: int, adapter: bool) -> floa
     return 2e-3 if adapter else method.learning_rate * min(1.0, (1e6 / trainable) ** 0.5)
 
 
-def default_steps(setting: Setting, forget_per_step: int, retain_per_step: int) -> int:
-    """Four passes over the larger of the two sets, but at least 100 steps and at most 240.
+def default_steps(method: Method, forget_per_step: int, retain_per_step: int) -> int:
+    """The method's number of passes over the larger of the two sets, at least its least, at most 240.
 
     Args:
-        setting: the sizes of the sets.
+        method: the method; its setting has the sizes of the sets.
         forget_per_step: forget rows of an optimizer step, over all processes and accumulated batches.
         retain_per_step: retain rows of one.
 
     Examples:
-        >>> default_steps(Setting(100, 2000, text=False), 64, 64)
-        128
+        >>> from types import SimpleNamespace
+        >>> rows = SimpleNamespace(forget_rows=100, retain_rows=4000)
+        >>> default_steps(SimpleNamespace(passes=2, least_steps=50, setting=rows), 64, 64)
+        126
     """
+    setting = method.setting
     steps = max(math.ceil(setting.forget_rows / forget_per_step), math.ceil(setting.retain_rows / retain_per_step))
-    return min(max(PASSES * steps, LEAST_STEPS), MOST_STEPS)
+    return min(max(method.passes * steps, method.least_steps), MOST_STEPS)

@@ -168,7 +168,7 @@ class UnlearningTrainer(PushingTrainer):
         if args.default_steps:
             per_step = args.gradient_accumulation_steps * args.world_size
             rows = args.per_device_train_batch_size * per_step, args.retain_rows * per_step
-            args.max_steps = default_steps(self.method.setting, *rows)
+            args.max_steps = default_steps(self.method, *rows)
         if self.target_kind == "none" and args.forget_target == "auto" and self.method.ascends:
             if args.default_steps:
                 args.max_steps = STEPS_WITHOUT_TARGET

@@ -196,7 +196,7 @@ def test_logs_say_what_happens(unlearn):
         "surviving_share",
         "effective_rank",
     } <= entry.keys()
-    assert entry["retain_weight"] == 0.5 and 0 < entry["surviving_share"] <= 1 and entry["effective_rank"] == 4
+    assert entry["retain_weight"] == 0.7 and 0 < entry["surviving_share"] <= 1 and entry["effective_rank"] == 4
     assert entry["target"] == pytest.approx(trainer.figures_before["unseen_loss"], rel=1e-6)
     distance = trainer.target.combine(torch.zeros(4)).item()
     assert math.isfinite(distance)
@@ -228,9 +228,10 @@ def test_the_number_of_steps_follows_the_data(unlearn):
     def steps(**settings):
         return unlearn(retain=40, max_steps=-1, **settings).args.max_steps
 
-    assert steps(per_device_train_batch_size=1) == 160  # four passes over 40 rows
-    assert steps(per_device_train_batch_size=1, retain_batch_size=2, gradient_accumulation_steps=2) == 100
-    assert steps(per_device_train_batch_size=1, forget=70) == 240
+    assert steps(per_device_train_batch_size=1) == 80  # two passes over 40 rows
+    assert steps(per_device_train_batch_size=1, method="finetune") == 160
+    assert steps(per_device_train_batch_size=1, retain_batch_size=2, gradient_accumulation_steps=2) == 50
+    assert steps(per_device_train_batch_size=1, forget=130) == 240
 
 
 @pytest.mark.parametrize("method", ["nabla_tau", "orthograd", "grad_diff"])

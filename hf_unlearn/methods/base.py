@@ -72,6 +72,8 @@ class Method:
             sharded weights.
         heads: the kinds of head (`Head.kind`) that it works on; empty for all.
         learning_rate: default for all weights of a small model; see `UnlearningArguments`.
+        passes, least_steps: default number of steps: passes over the larger set, and no fewer than; see
+            `hf_unlearn.defaults`.
         default_retain_weight: where no `retain_weight` is given; at least 0.9 where there is no target.
     """
 
@@ -88,6 +90,8 @@ class Method:
     whole: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ()
     learning_rate: ClassVar[float] = 3e-4
+    passes: ClassVar[int] = 4
+    least_steps: ClassVar[int] = 100
     default_retain_weight: ClassVar[float] = 0.5
 
     def __init__(self, args: UnlearningArguments, setting: Setting):

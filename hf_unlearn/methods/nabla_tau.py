@@ -21,18 +21,20 @@ class NablaTau(Method):
     and alpha starts at `5/3 * |D_f| / |D|` and falls linearly to 0 (text: constant 0.5).
 
     Ours, the default: the target follows the request (`hf_unlearn.targets`): loss-distribution matching for rows and
-    groups, the original's prediction without the class for a whole class, both with equal weights. In the second half
-    of the run, when the learning rate falls, a target from unseen data *follows the model* (ours): the unseen losses
-    `l(x; theta_t)` are measured again at t = 5/10, 6/10, ..., 9/10 of the steps. What the original says of unseen rows
-    is too low where many rows are forgotten, as a model trained on fewer rows errs more. Its limit: damage to unseen
-    rows raises the target, too; followed from the first step on it did so more than it helped, and with less than two
-    retain rows for each forget row it runs away, so there the target stays.
+    groups, the original's prediction without the class for a whole class, with a retain weight of 0.7. In the second
+    half of the run, when the learning rate falls, a target from unseen data *follows the model* (ours): the unseen
+    losses `l(x; theta_t)` are measured again at t = 5/10, 6/10, ..., 9/10 of the steps. What the original says of
+    unseen rows is too low where many rows are forgotten, as a model trained on fewer rows errs more. Its limit: damage
+    to unseen rows raises the target, too; followed from the first step on it did so more than it helped, and with less
+    than two retain rows for each forget row it runs away, so there the target stays.
     """
 
     name = "nabla_tau"
     title = "∇τ"
     paper = "Trippa et al. 2024, arXiv 2403.14339"
     bounded = True
+    passes, least_steps = 2, 50
+    default_retain_weight = 0.7
 
     @property
     def published(self) -> bool:
