@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import multiprocessing
 import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -18,25 +16,15 @@ import torch
 from rich.console import Console
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from tqdm.auto import tqdm
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    ViTConfig,
-    ViTForImageClassification,
-    set_seed,
-)
+from transformers import PrinterCallback, ViTConfig, ViTForImageClassification, set_seed
 
 from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.auditing.runner import gap, measure
-from hf_unlearn.collate import default_collator
 from hf_unlearn.data import in_memory, split_forget_retain
 from hf_unlearn.report.plots import loss_curves
 from hf_unlearn.report.tables import print_comparison
 from hf_unlearn.trainer import UnlearningTrainer
+from hf_unlearn.training import Bar, quiet, train_from_scratch
 
 METHODS_SHOWN = {"nabla_tau": "∇τ", "orthograd": "OrthoGrad + LoRA"}
 
@@ -63,56 +51,6 @@ def digits_model(seed: int = 0) -> ViTForImageClassification:
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return ViTForImageClassification(config)
-
-
-def train_from_scratch(
-    model: PreTrainedModel,
-    rows: Any,
-    *,
-    seed: int = 0,
-    output_dir: str = "unlearned",
-    description: str | None = None,
-    line: int = 0,
-    data_collator: Any = None,
-    **settings: Any,
-) -> float:
-    """Train a model in place with a plain `transformers.Trainer`; returns the seconds it took.
-
-    `settings` are those of `TrainingArguments`.
-    """
-    args = TrainingArguments(
-        output_dir=output_dir,
-        seed=seed,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
-        **settings,
-    )
-    started = time.perf_counter()
-    trainer = Trainer(model, args, train_dataset=rows, data_collator=data_collator or default_collator(model))
-    trainer.pop_callback(PrinterCallback)
-    if description:
-        trainer.add_callback(_Bar(description, line))
-    trainer.train()
-    return time.perf_counter() - started
-
-
-class _Bar(TrainerCallback):
-    """One named progress bar for one training."""
-
-    def __init__(self, description: str, line: int = 0):
-        self.description, self.line = description, line
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc=self.description, unit="step", position=self.line)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
 
 
 def scenes(train: datasets.Dataset, seed: int) -> dict[str, tuple[Any, Any]]:
@@ -193,7 +131,7 @@ def _run_scene(number: int, original: Any, output_dir: str, seed: int) -> tuple[
         model, unseen = copy.deepcopy(original), in_memory(data["unseen"])
         trainer = UnlearningTrainer(model, forget, retain, args, unseen_ds=unseen)
         trainer.pop_callback(PrinterCallback)
-        trainer.add_callback(_Bar(f"{scene}: {name}", number))
+        trainer.add_callback(Bar(f"{scene}: {name}", number))
         started = time.perf_counter()
         trainer.train()
         found[name] = {"seconds": time.perf_counter() - started, **measure(trainer.model, audited)}
@@ -204,9 +142,3 @@ def _run_scene(number: int, original: Any, output_dir: str, seed: int) -> tuple[
     for figures in found.values():
         figures["gap"] = gap(figures, found["retrained"])
     return scene, found, runs
-
-
-def quiet() -> None:
-    """Hide what a user of the demo can do nothing about: PEFT asks transformers for attributes by their old names."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore", FutureWarning)

@@ -17,7 +17,8 @@ from hf_unlearn.auditing.probing import linear_probe, output_layer
 from hf_unlearn.auditing.recovery import quantised, without_adapter
 from hf_unlearn.auditing.relearning import finetune, relearn, relearn_advantage, relearn_time
 from hf_unlearn.collate import default_collator
-from hf_unlearn.demo import digits_data, train_from_scratch
+from hf_unlearn.demo import digits_data
+from hf_unlearn.training import train_from_scratch
 
 FORGET, RETAIN = 100, 300
 RELEARNING = {"rows": 32, "steps": 10, "measure_every": 2}

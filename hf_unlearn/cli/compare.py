@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hf_unlearn.cli import UsageError
 from hf_unlearn.cli.settings import parse, setting
 from hf_unlearn.comparing import Comparison, compare
-from hf_unlearn.demo import quiet
 from hf_unlearn.report.comparison import print_lines
+from hf_unlearn.training import quiet
 
 
 @dataclass

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_unlearn.cli.settings import parse, setting
-from hf_unlearn.demo import quiet, run_demo
+from hf_unlearn.demo import run_demo
+from hf_unlearn.training import quiet
 
 
 @dataclass

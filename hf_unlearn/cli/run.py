@@ -17,10 +17,10 @@ from hf_unlearn.cli import UsageError
 from hf_unlearn.cli.interruption import Interruption
 from hf_unlearn.cli.sets import load_sets
 from hf_unlearn.cli.settings import DataSettings, parse, setting
-from hf_unlearn.demo import quiet
 from hf_unlearn.hub import push_folder
 from hf_unlearn.loading import load_model
 from hf_unlearn.trainer import UnlearningTrainer
+from hf_unlearn.training import quiet
 
 
 @dataclass

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from hf_unlearn.cli import UsageError
 from hf_unlearn.cli.sets import load_sets
 from hf_unlearn.cli.settings import DataSettings, parse, setting
-from hf_unlearn.demo import quiet
 from hf_unlearn.loading import load_model
 from hf_unlearn.record import verify
+from hf_unlearn.training import quiet
 
 
 @dataclass

@@ -18,8 +18,8 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from hf_unlearn.comparing.cells import Cell, Training, Workplace, cells, trainings
 from hf_unlearn.comparing.config import Comparison
-from hf_unlearn.demo import quiet
 from hf_unlearn.report.comparison import write_comparison
+from hf_unlearn.training import quiet
 
 RESULTS = "results.json"
 CONTEXT: BaseContext = multiprocessing.get_context("spawn")  # a forked process may not use the GPU

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoProcessor, set_seed
 from hf_unlearn.auditing.audit import audit
 from hf_unlearn.collate import default_collator, readable_collator
 from hf_unlearn.data import split_forget_retain
-from hf_unlearn.demo import train_from_scratch
 from hf_unlearn.loading import load_model
 from hf_unlearn.preparing import prepare
 from hf_unlearn.reading import load_rows, parse_forget
+from hf_unlearn.training import train_from_scratch
 
 
 class Task:
