@@ -196,7 +196,7 @@ def test_logs_say_what_happens(unlearn):
         "surviving_share",
         "effective_rank",
     } <= entry.keys()
-    assert entry["retain_weight"] == 0.7 and 0 < entry["surviving_share"] <= 1 and entry["effective_rank"] == 4
+    assert entry["retain_weight"] == 0.5 and 0 < entry["surviving_share"] <= 1 and entry["effective_rank"] == 4
     assert entry["target"] == pytest.approx(trainer.figures_before["unseen_loss"], rel=1e-6)
     distance = trainer.target.combine(torch.zeros(4)).item()
     assert math.isfinite(distance)

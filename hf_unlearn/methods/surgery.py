@@ -49,7 +49,6 @@ class SurgeryMethod(Method):
     surgery = True
     adapters = True
     passes, least_steps = NablaTau.passes, NablaTau.least_steps
-    default_retain_weight = NablaTau.default_retain_weight
 
     def __init__(self, args, setting: Setting):
         super().__init__(args, setting)
