@@ -59,7 +59,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     > Defaults that differ from `TrainingArguments`
 
     `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (two to four
-    passes over the larger of the two sets, by the method, and 240 at most; one of `num_train_epochs` is one pass),
+    passes over the larger set, by the method, eight over the forget set, 240 at most; one of `num_train_epochs` is one
+    pass over the larger),
     `per_device_train_batch_size` and `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
     `logging_steps` (10), `save_strategy` ("no"), `logging_nan_inf_filter` (False: divergence must show),
     `ddp_find_unused_parameters` (by a forward pass of one row: whether the model has parameters without use),

@@ -7,6 +7,7 @@ import math
 from hf_unlearn.methods import Method
 
 MOST_STEPS = 240
+FORGET_PASSES = 8
 # Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
 STEPS_WITHOUT_TARGET = 30
 
@@ -23,7 +24,7 @@ def default_learning_rate(method: Method, trainable: int, adapter: bool) -> floa
 
 
 def default_steps(method: Method, forget_per_step: int, retain_per_step: int) -> int:
-    """The method's number of passes over the larger of the two sets, at least its least, at most 240.
+    """The method's passes over the larger set or eight over the forget set, whichever is more; its least to 240.
 
     Args:
         method: the method; its setting has the sizes of the sets.
@@ -37,5 +38,6 @@ def default_steps(method: Method, forget_per_step: int, retain_per_step: int) ->
         126
     """
     setting = method.setting
-    steps = max(math.ceil(setting.forget_rows / forget_per_step), math.ceil(setting.retain_rows / retain_per_step))
-    return min(max(method.passes * steps, method.least_steps), MOST_STEPS)
+    forget = math.ceil(setting.forget_rows / forget_per_step)
+    larger = max(forget, math.ceil(setting.retain_rows / retain_per_step))
+    return min(max(method.passes * larger, FORGET_PASSES * forget, method.least_steps), MOST_STEPS)

@@ -230,6 +230,7 @@ def test_the_number_of_steps_follows_the_data(unlearn):
 
     assert steps(per_device_train_batch_size=1) == 80  # two passes over 40 rows
     assert steps(per_device_train_batch_size=1, method="finetune") == 160
+    assert steps(per_device_train_batch_size=1, forget=20) == 160  # eight passes over 20 rows
     assert steps(per_device_train_batch_size=1, retain_batch_size=2, gradient_accumulation_steps=2) == 50
     assert steps(per_device_train_batch_size=1, forget=130) == 240
 
