@@ -7,6 +7,7 @@ python benchmarks/table.py --check    # exits with 1 if README.md is not up to d
 import argparse
 import json
 import statistics
+from collections import defaultdict
 from pathlib import Path
 
 from hf_unlearn.methods import METHODS
@@ -82,12 +83,16 @@ def quality_table():
 def compare_table():
     """Gap of every method to the retrained model, by recipe and request; best mean rank first.
 
-    Ranks are those in the recipes that have all methods.
+    Ranks are those in the requests that have all methods.
     """
     found = {each["name"]: comparison.lines(each) for each in reports()}
-    models = {name: {line.model for line in each} for name, each in found.items()}
+    models = defaultdict(set)
+    for name, each in found.items():
+        for line in each:
+            models[name, line.request].add(line.model)
     everything = set().union(*models.values())  # a rank among six methods is none among twenty
-    ranks = comparison.mean_ranks([x for name, each in found.items() if models[name] == everything for x in each])
+    whole = [x for name, each in found.items() for x in each if models[name, x.request] == everything]
+    ranks = comparison.mean_ranks(whole)
     columns = [(name, request) for name, each in found.items() for request in dict.fromkeys(x.request for x in each)]
     cells = {(name, x.request, x.model): x for name, each in found.items() for x in each}
     headings = [f"{RECIPES[name]}, {request}" for name, request in columns]
