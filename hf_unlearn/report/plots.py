@@ -42,7 +42,7 @@ def loss_curves(
             panel.plot(*zip(*points, strict=True), color=colour, label=key.replace("_", " "))
         tau = next((entry["target"] for entry in history if "target" in entry), None)
         if tau is not None:
-            panel.axhline(tau, color=TARGET, linestyle="--", linewidth=1, label="τ: unseen loss")
+            panel.axhline(tau, color=TARGET, linestyle="--", linewidth=1, label="target")
         panel.axhline(
             figures["retrained"]["forget_loss"], color=REFERENCE, linestyle=":", label="retrained: forget loss"
         )
