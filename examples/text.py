@@ -2,7 +2,7 @@
 
 On the Hub, or on local folders and parquet files (columns question, answer) in their place:
     python examples/text.py --model open-unlearning/tofu_Llama-3.2-1B-Instruct_full --dataset locuslab/TOFU
-From scratch in minutes, a small Llama on 60 of the 200 authors of TOFU (tofu.parquet in DIR):
+From scratch in minutes, a small Llama on 40 of the 200 authors of TOFU (tofu.parquet in DIR):
     python examples/text.py --tiny --data DIR --reference
 """
 
@@ -50,10 +50,10 @@ def with_authors(rows: Dataset) -> Dataset:
 
 
 def tiny_data(data_dir: str, seed: int = 0) -> tuple[Dataset, Dataset, Dataset]:
-    """Rows of 60 authors to train on, 3 of them from TOFU's forget05 (5 %), and of 20 and 20 never trained on."""
+    """Rows of 40 authors to train on, 2 of them from TOFU's forget05 (5 %), and of 20 and 20 never trained on."""
     rows, rng = load_rows(f"{data_dir}/tofu.parquet"), np.random.default_rng(seed)
-    others, forget = rng.permutation(190), 190 + rng.permutation(10)[:3]
-    groups = [{*others[:57], *forget}, set(others[57:77]), set(others[77:97])]
+    others, forget = rng.permutation(190), 190 + rng.permutation(10)[:2]
+    groups = [{*others[:38], *forget}, set(others[38:58]), set(others[58:78])]
     rows = prepare(rows.select_columns(["question", "answer", "author_id"]), tiny_model(), tiny_tokenizer(data_dir))
     authors = np.array(rows["author_id"])
     return tuple(rows.select(np.flatnonzero(np.isin(authors, list(group)))) for group in groups)

@@ -88,7 +88,7 @@ class SpokenDigits(Task):
 
 
 class Tofu(Task):
-    """A Llama of 1.2 M weights on 60 authors of TOFU; the target comes from 20 authors never trained on."""
+    """A Llama of 1.2 M weights on 40 authors of TOFU; the target comes from 20 authors never trained on."""
 
     training = text.TRAINING
     build = staticmethod(text.tiny_model)
