@@ -81,21 +81,11 @@ def split_forget_retain(
         raise ValueError(f"request: expected one of {REQUESTS}, got {request!r}")
     size = len(dataset)
     if column is not None:
-        if not values:
-            raise ValueError(f"values: say which values of column {column!r} to forget")
-        found = column_of(dataset, column)
-        missing = [value for value in values if value not in set(found)]
-        if missing:
-            raise ValueError(
-                f"values: column {column!r} has no {missing}; it has {_some(sorted(set(found), key=str))}"
-            )
-        chosen = [i for i, value in enumerate(found) if value in set(values)]
+        chosen = _with_values(dataset, column, values)
     elif fraction is not None:
         chosen = _draw(dataset, fraction, stratify_by, seed)
     elif indices is not None:
-        chosen = sorted({int(i) for i in indices})
-        if chosen and not (chosen[0] >= 0 and chosen[-1] < size):
-            raise ValueError(f"indices: must lie in [0, {size}), got {chosen[0]} to {chosen[-1]}")
+        chosen = _within(indices, size)
     else:
         assert where is not None
         chosen = [i for i in range(size) if where(dataset[i])]
@@ -151,6 +141,24 @@ def _some(values: list, most: int = 8) -> str:
 def _request_of_column(dataset: Any, column: str) -> str:
     typed = isinstance(dataset, datasets.Dataset) and isinstance(dataset.features[column], datasets.ClassLabel)
     return "class" if typed or column in ("label", "labels") else "group"
+
+
+def _with_values(dataset: Any, column: str, values: Sequence[Any] | None) -> list[int]:
+    if not values:
+        raise ValueError(f"values: say which values of column {column!r} to forget")
+    found = column_of(dataset, column)
+    there = set(found)
+    if missing := [value for value in values if value not in there]:
+        raise ValueError(f"values: column {column!r} has no {missing}; it has {_some(sorted(there, key=str))}")
+    wanted = set(values)
+    return [i for i, value in enumerate(found) if value in wanted]
+
+
+def _within(indices: Sequence[int], size: int) -> list[int]:
+    chosen = sorted({int(i) for i in indices})
+    if chosen and not (chosen[0] >= 0 and chosen[-1] < size):
+        raise ValueError(f"indices: must lie in [0, {size}), got {chosen[0]} to {chosen[-1]}")
+    return chosen
 
 
 def _draw(dataset: Any, fraction: float, stratify_by: str | None, seed: int) -> list[int]:
