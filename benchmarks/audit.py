@@ -63,9 +63,8 @@ def attacks(number, known, signals, forget, unseen):
     masks = {name: known[others][:, np.sort(rows)] for name, rows in (("forget", forget), ("unseen", unseen))}
     shadows = Shadows((), masks, {name: ~mask for name, mask in masks.items()})
     compared, found = np.ones(len(unseen), bool), sets(signals[number])
-    scores = comparisons.own_scores(found, compared) | comparisons.against_population(found, compared, number)
-    theirs = (sets(signals[i]) for i in others)
-    scores |= comparisons.against_shadows(found, compared, shadows, theirs, number)
+    theirs = [sets(signals[i]) for i in others]
+    scores = comparisons.every_score(found, compared, number, shadows=shadows, theirs=theirs)
     return attack_figures(scores, seed=number)[0]
 
 

@@ -115,19 +115,11 @@ def audit(
     if request == "class" and labels[0] is not None:
         classes = labels[0].unique().tolist()
         compared = torch.isin(labels[1], labels[0]).numpy()
-    enough = compared.sum() > 1  # half of the unseen rows are a population
-    with_shadows = shadows if enough else None
-    theirs = [] if with_shadows is None else [signals(each, ("forget", "unseen")) for each in with_shadows.models()]
+    theirs = [] if shadows is None else [signals(each, ("forget", "unseen")) for each in shadows.models()]
     scores = {}
     for name, each in found.items():
-        scores[name] = comparisons.own_scores(each, compared)
-        if enough:
-            scores[name] |= comparisons.against_population(each, compared, seed)
-        if "reference" in found and name != "reference":
-            with np.errstate(invalid="ignore"):  # the difference of infinite losses is no score, and is left out
-                scores[name] |= comparisons.reference_scores(each, found["reference"], compared)
-        if with_shadows is not None:
-            scores[name] |= comparisons.against_shadows(each, compared, with_shadows, theirs, seed)
+        known = found.get("reference") if name != "reference" else None
+        scores[name] = comparisons.every_score(each, compared, seed, reference=known, shadows=shadows, theirs=theirs)
 
     estimates, notes = {}, []
     for name, each in found.items():

@@ -15,6 +15,31 @@ Found = Mapping[str, Signals]
 Scores = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
+def every_score(
+    found: Found,
+    compared: np.ndarray,
+    seed: int,
+    *,
+    reference: Found | None = None,
+    shadows: Shadows | None = None,
+    theirs: Sequence[Found] = (),
+) -> Scores:
+    """The scores of all attacks that what is given allows; the functions below have the arguments.
+
+    The population and the shadow models need two unseen rows; with fewer, those attacks are left out.
+    """
+    scores = own_scores(found, compared)
+    enough = compared.sum() > 1  # half of the unseen rows are a population
+    if enough:
+        scores |= against_population(found, compared, seed)
+    if reference is not None:
+        with np.errstate(invalid="ignore"):  # the difference of infinite losses is no score, and is left out
+            scores |= reference_scores(found, reference, compared)
+    if enough and shadows is not None:
+        scores |= against_shadows(found, compared, shadows, theirs, seed)
+    return scores
+
+
 def own_scores(found: Found, compared: np.ndarray) -> Scores:
     """What the model alone says: loss, confidence, margin, entropy, Min-K %, ...
 
