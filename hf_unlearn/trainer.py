@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
+from transformers import set_seed
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from hf_unlearn.adapters import add_adapter
@@ -112,6 +113,8 @@ class UnlearningTrainer(PushingTrainer):
         )
         # Before the model gets its adapter: a refused model is left as it was.
         self.method_class.check_weights(adapter=self._adds_adapter(checked), sharded=False)
+        # `Trainer` seeds, too, but after a fresh adapter has drawn its weights.
+        set_seed(args.seed)
         checked = self._adapt(checked)
         self._settle(args, checked)
         optimizer_cls_and_kwargs = kwargs.pop("optimizer_cls_and_kwargs", None)

@@ -18,7 +18,11 @@ from hf_unlearn.comparing.cells import Workplace, trainings
 from hf_unlearn.report.comparison import lines, markdown_table, mean_ranks
 
 HERE = Path(__file__).parent
-METHODS = {"nabla_tau": {"max_steps": 6}, "ascent": {"method": "grad_ascent", "max_steps": 3}}
+METHODS = {
+    "nabla_tau": {"max_steps": 6},
+    "ascent": {"method": "grad_ascent", "max_steps": 3},
+    "orthograd": {"max_steps": 3},
+}
 
 
 def config(**changes):
@@ -53,7 +57,7 @@ def by_name(report):
 def test_every_cell_is_measured_against_its_own_reference(done):
     folder, report = done
     cells = by_name(report)
-    assert len(cells) == 2 * (3 + 2)
+    assert len(cells) == 2 * (3 + 3)
     assert {c["status"] for c in cells.values()} == {"done"}
     for (request, seed, model), cell in cells.items():
         reference = cells[request, seed, "retrained"]["figures"]
@@ -81,7 +85,7 @@ def test_processes_and_repetition_change_no_bit(done, forking, tmp_path):
     again = config(seeds=[1], requests={"random": {"forget": "20%"}}, retrained=1)
     shutil.copytree(done[0] / "models", tmp_path / "models", ignore=shutil.ignore_patterns("retrained-1-*"))
     first, second = by_name(done[1]), by_name(compare(again, tmp_path, workers=2))
-    assert len(second) == 4
+    assert len(second) == 5
     for key, cell in second.items():
         assert cell["weights"] == first[key]["weights"]
         assert cell["figures"] == first[key]["figures"]

@@ -333,6 +333,18 @@ def test_evaluate_has_the_figures_and_the_users_own(unlearn):
     assert trainer.predict(flat).predictions.shape[0] == 5
 
 
+def test_the_seed_fixes_the_adapter_whatever_was_drawn_before(unlearn):
+    found = []
+    for drawn, seed in ((0, 3), (5, 3), (0, 4)):
+        torch.manual_seed(7)
+        model, _ = make("vit")
+        torch.rand(drawn)
+        found.append(unlearn(model=model, method="orthograd", seed=seed).model.state_dict())
+    names = [name for name in found[0] if "lora_A" in name]
+    assert names and all(torch.equal(found[0][name], found[1][name]) for name in names)
+    assert not any(torch.equal(found[0][name], found[2][name]) for name in names)
+
+
 def test_model_init_and_user_optimizer(unlearn):
     def fresh():
         return make("vit")[0]
