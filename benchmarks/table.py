@@ -83,7 +83,7 @@ def quality_table():
 def compare_table():
     """Gap of every method to the retrained model, by recipe and request; best mean rank first.
 
-    Ranks are those among all methods in the requests that have all, and among those that every request has in all.
+    Ranks are those among all methods in the requests that have all, and among the best six in those that have the six.
     """
     found = {each["name"]: comparison.lines(each) for each in reports()}
     models = defaultdict(set)
@@ -93,21 +93,23 @@ def compare_table():
     everything = set().union(*models.values())  # a rank among six methods is none among twenty
     whole = [x for name, each in found.items() for x in each if models[name, x.request] == everything]
     ranks = comparison.mean_ranks(whole)
-    common = set.intersection(*models.values())
-    among = [{**each, "cells": [c for c in each["cells"] if c["model"] in common]} for each in reports()]
-    common_ranks = comparison.mean_ranks([x for each in among for x in comparison.lines(each)])
+    six = list(ranks)[:6]
+    kept = {"retrained", *six}
+    among = [{**each, "cells": [c for c in each["cells"] if c["model"] in kept]} for each in reports()]
+    shared = [x for each in among for x in comparison.lines(each) if kept <= models[each["name"], x.request]]
+    six_ranks = comparison.mean_ranks(shared)
     columns = [(name, request) for name, each in found.items() for request in dict.fromkeys(x.request for x in each)]
     cells = {(name, x.request, x.model): x for name, each in found.items() for x in each}
     headings = [f"{RECIPES[name]}, {request}" for name, request in columns]
     rows = [
-        f"| method | mean rank | of {len(common_ranks)}, all requests | time / retraining | {' | '.join(headings)} |",
+        f"| method | mean rank | of the best six | time / retraining | {' | '.join(headings)} |",
         "|---" * (len(columns) + 4) + "|",
     ]
     for model in ["original", "retrained 2", *ranks]:
         shown = [cells.get((*column, model)) for column in columns]
         gaps = [spread(x.values["gap"]) if x and "gap" in x.values else "-" for x in shown]
         times = [t for x in shown if x for t in x.values.get("time / retraining", [])]
-        places = ("{:.1f} ± {:.1f}".format(*each[model]) if model in each else "-" for each in (ranks, common_ranks))
+        places = ("{:.1f} ± {:.1f}".format(*each[model]) if model in each else "-" for each in (ranks, six_ranks))
         time = f"{statistics.mean(times):.2f}" if times and model in ranks else "-"
         rows.append(f"| {model} | {' | '.join(places)} | {time} | {' | '.join(gaps)} |")
     return "\n".join([*rows, caption()])
