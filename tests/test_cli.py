@@ -368,7 +368,15 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(bases, tmp_path, capsys):
     assert stopped.read_bytes() == whole.read_bytes()
 
 
-def test_ctrl_c_before_the_run_and_twice(bases, monkeypatch, capsys):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C does what it does in a terminal: a shell starts what it runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_before_the_run_and_twice(bases, monkeypatch, capsys, ctrl_c):
     argv = ["run", *data(bases), "--forget=label=cat", *QUICK, "--output_dir=out"]
 
     def interrupt(*_, **__):
