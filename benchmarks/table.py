@@ -85,7 +85,8 @@ def compare_table():
 
     Ranks are those among all methods in the requests that have all, and among the best six in those that have the six.
     """
-    found = {each["name"]: comparison.lines(each) for each in reports()}
+    read = reports()
+    found = {each["name"]: comparison.lines(each) for each in read}
     models = defaultdict(set)
     for name, each in found.items():
         for line in each:
@@ -93,9 +94,8 @@ def compare_table():
     everything = set().union(*models.values())  # a rank among six methods is none among twenty
     whole = [x for name, each in found.items() for x in each if models[name, x.request] == everything]
     ranks = comparison.mean_ranks(whole)
-    six = list(ranks)[:6]
-    kept = {"retrained", *six}
-    among = [{**each, "cells": [c for c in each["cells"] if c["model"] in kept]} for each in reports()]
+    kept = {"retrained", *list(ranks)[:6]}
+    among = [{**each, "cells": [c for c in each["cells"] if c["model"] in kept]} for each in read]
     shared = [x for each in among for x in comparison.lines(each) if kept <= models[each["name"], x.request]]
     six_ranks = comparison.mean_ranks(shared)
     columns = [(name, request) for name, each in found.items() for request in dict.fromkeys(x.request for x in each)]
