@@ -10,12 +10,14 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 
 from hf_unlearn.data import REQUESTS
+from hf_unlearn.losses.head import PROFILE
 from hf_unlearn.methods import FORGETTING_LOSSES, METHODS
 from hf_unlearn.per_sample.basis import GRAM_CACHES
 from hf_unlearn.per_sample.projection import SCOPES
 from hf_unlearn.targets import FORGET_TARGETS, HINGES
 
 PROJECTIONS = ("gradient", "update")
+BATCH = 64
 
 
 @dataclass
@@ -31,7 +33,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             (default), `"grad_ascent"` (as OrthoGrad's paper).
         retain_weight: weight of the retain loss in [0, 1], the forgetting loss gets the rest. Default: the method's.
         retain_batch_size: retain rows a device in every batch; default: `per_device_train_batch_size`, which counts
-            the forget rows.
+            the forget rows, or its default where the retain set has so many.
         projection: of OrthoGrad: `"gradient"` (the paper's): the forget gradient is projected; `"update"`: the
             optimizer's step is corrected, so that no retain sample's loss rises to first order.
         projection_scope: `"global"` (default, the paper's): one span of retain gradients over all tensors; `"tensor"`:
@@ -43,7 +45,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         request: `"rows"`, `"class"` or `"group"`; default: what `split_forget_retain` left on the datasets, else
             `"rows"`.
         forget_target: `"auto"` (default: follows the request), `"distribution"`, `"masked_class"`, `"mean"` (as ∇τ was
-            published), `"none"`, a number (tau), or a sequence of losses of rows never trained on.
+            published), `"none"`, a number (tau), or a sequence of losses of rows never trained on (of rows of many
+            tokens: their profiles, see `hf_unlearn.losses.Head.profiles`).
         hinge: `"squared"` (as published) or `"linear"`, with `forget_target="mean"` or a number.
         stop_at_target: stop when the forget loss (for a class: accuracy) on a fixed sample of the forget set reaches
             the target, checked every few steps. Default: for methods that would not end by themselves.
@@ -61,7 +64,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (two to four
     passes over the larger set, by the method, eight over the forget set, 240 at most; one of `num_train_epochs` is one
     pass over the larger),
-    `per_device_train_batch_size` and `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
+    `per_device_train_batch_size` (64, with heads that score a row on many tokens 16; never more rows a step than the
+    forget set has), `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
     `logging_steps` (10), `save_strategy` ("no"), `logging_nan_inf_filter` (False: divergence must show),
     `ddp_find_unused_parameters` (by a forward pass of one row: whether the model has parameters without use),
     `hub_strategy` ("end", the only one: with `push_to_hub=True` the model is pushed when `save_model()` is called,
@@ -83,7 +87,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     learning_rate: float | None = field(default=None, metadata={"help": "Default: the method's own."})  # type: ignore[assignment]
     num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the larger set."})  # type: ignore[assignment]
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Forget rows per device and batch."})
+    per_device_train_batch_size: int = field(default=None, metadata={"help": "Forget rows a device."})  # type: ignore[assignment]
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows per device when measuring."})
     lr_scheduler_type: SchedulerType | str = field(
         default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."}
@@ -96,6 +100,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     def __post_init__(self):
         """Resolve defaults and refuse what cannot work, one line each."""
         self.default_steps = self.max_steps <= 0 and self.num_train_epochs is None
+        self.default_batch = self.per_device_train_batch_size is None
+        if self.default_batch:
+            self.per_device_train_batch_size = BATCH  # the trainer fits it to model and data
         if self.num_train_epochs is None:
             self.num_train_epochs = 3.0  # unused: max_steps overrides it, which the trainer sets by the data
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "cosine_with_min_lr":
@@ -155,7 +162,7 @@ def _one_of(name: str, value: Any, known: Any) -> None:
 
 
 def _parse_target(value: Any) -> Any:
-    """A name, a number (also as a string, from the command line) or a list of floats."""
+    """A name, a number (also as a string, from the command line), a list of losses or a list of loss profiles."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -163,7 +170,12 @@ def _parse_target(value: Any) -> Any:
             return value
     if isinstance(value, (int, float)):
         return float(value)
-    losses = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
-    if not losses:
+    losses = torch.as_tensor(value, dtype=torch.float64)
+    if not losses.numel():
         raise ValueError("forget_target: an empty sample of losses says nothing; give at least one loss")
-    return losses
+    if losses.shape[1:] not in ((), (PROFILE,)):
+        raise ValueError(
+            f"forget_target: a sample of losses has shape [rows], one of loss profiles [rows, {PROFILE}], got "
+            f"{list(losses.shape)}"
+        )
+    return losses.tolist()

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import math
 
-from hf_unlearn.methods import Method
+from hf_unlearn.arguments import BATCH
+from hf_unlearn.losses.head import SEVERAL
+from hf_unlearn.methods import Method, Setting
 
+# A row of many tokens is many decisions.
+BATCH_OF_TOKENS = 16
 MOST_STEPS = 240
 FORGET_PASSES = 8
 # Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
 STEPS_WITHOUT_TARGET = 30
+
+
+def default_batches(kind: str, setting: Setting, batches: int) -> tuple[int, int]:
+    """Forget and retain rows of one batch on one device: 64 or, of many tokens each, 16; none twice in a step.
+
+    Args:
+        kind: of the model's head.
+        setting: has the sizes of the sets.
+        batches: batches of an optimizer step, over all processes.
+
+    Examples:
+        >>> rows = Setting(forget_rows=20, retain_rows=4000, text=True)
+        >>> default_batches("single_label", rows, 1), default_batches("causal_lm", rows, 2)
+        ((20, 64), (10, 16))
+    """
+    most = BATCH_OF_TOKENS if kind in SEVERAL else BATCH
+    forget, retain = (min(most, math.ceil(rows / batches)) for rows in (setting.forget_rows, setting.retain_rows))
+    return forget, retain
 
 
 def default_learning_rate(method: Method, trainable: int, adapter: bool) -> float:

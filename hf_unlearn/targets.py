@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hf_unlearn.losses import Head
+from hf_unlearn.losses.head import SEVERAL
 from hf_unlearn.losses.rows import divergences
 
 FORGET_TARGETS = ("auto", "distribution", "masked_class", "mean", "none")
@@ -103,15 +104,28 @@ class DistributionTarget(ForgetTarget):
     losses. It ascends where a row is remembered too well and descends where it is over-forgotten. It equals zero when
     the two loss distributions agree; it says nothing about what an attack could see beyond the loss.
 
+    A row of many tokens has a loss for each, and a model that knows half of them and finds the others absurd can have
+    the mean of one that finds all of them unlikely. There the distance is `mean_ij |q_ij - l_(i)j|` (ours): l_ij is
+    the mean loss of the j-th eighth of row i's tokens, in ascending order, and each eighth has quantiles of its own.
+
     Args:
-        losses: losses [m] of rows that the model was never trained on, in any order.
+        losses: of rows that the model was never trained on, in any order: [m], or profiles [m, 8], see
+            `hf_unlearn.losses.Head.profiles`.
     """
 
     kind = "distribution"
     whole_step = True
 
     def __init__(self, losses: torch.Tensor):
-        self.losses = torch.as_tensor(losses, dtype=torch.float64).flatten().sort().values
+        self.losses = torch.as_tensor(losses, dtype=torch.float64).sort(dim=0).values
+
+    def scores(
+        self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each row's loss [n], or its profile [n, 8] where the target has profiles; and its loss [n]."""
+        profiles = head.profiles(outputs, batch) if self.losses.ndim == 2 else None
+        losses = head.losses(outputs, batch) if profiles is None else profiles.mean(dim=1)
+        return losses if profiles is None else profiles, losses.detach()
 
     @property
     def value(self) -> float:
@@ -121,14 +135,14 @@ class DistributionTarget(ForgetTarget):
     def quantiles(self, count: int, like: torch.Tensor) -> torch.Tensor:
         """The `count` mid-point quantiles (0.5 / count, 1.5 / count, ...) of the unseen losses, ascending.
 
-        By Hazen's rule, with which the quantiles of a sample of `count` losses are that sample.
+        Of profiles: of each eighth. By Hazen's rule, with which the quantiles of `count` losses are these losses.
         """
         levels = (np.arange(count) + 0.5) / count
-        return torch.from_numpy(np.quantile(self.losses.numpy(), levels, method="hazen")).to(like)
+        return torch.from_numpy(np.quantile(self.losses.numpy(), levels, axis=0, method="hazen")).to(like)
 
     def combine(self, scores: torch.Tensor) -> torch.Tensor:
         """Mean distance of the sorted scores to the quantiles."""
-        return (self.quantiles(len(scores), scores) - scores.sort().values).abs().mean()
+        return (self.quantiles(len(scores), scores) - scores.sort(dim=0).values).abs().mean()
 
 
 class MaskedClassTarget(DistributionTarget):
@@ -154,7 +168,7 @@ class MaskedClassTarget(DistributionTarget):
 
     def __init__(self, log_probs: torch.Tensor, classes: Sequence[int], others: torch.Tensor):
         self.classes = [int(c) for c in classes]
-        super().__init__(-others[:, self.classes])
+        super().__init__(-others[:, self.classes].flatten())
         masked = log_probs.double().index_fill(1, torch.tensor(self.classes, device=log_probs.device), float("-inf"))
         self.log_probs = torch.log_softmax(masked, dim=1).float().cpu()
 
@@ -185,7 +199,7 @@ def resolve_kind(forget_target: Any, *, request: str, head_kind: str, has_unseen
     """Which target a request gets: the table of the design.
 
     Args:
-        forget_target: the setting: a name, a number (tau), or a sample of losses.
+        forget_target: the setting: a name, a number (tau), or a sample of losses or profiles.
         request: `"rows"`, `"class"` or `"group"`.
         head_kind: kind of the model's head (`Head.kind`).
         has_unseen: whether unseen data was given.
@@ -196,6 +210,10 @@ def resolve_kind(forget_target: Any, *, request: str, head_kind: str, has_unseen
     Raises:
         ValueError: when a named target cannot be had for this request, head or data.
     """
+    if isinstance(forget_target, list) and isinstance(forget_target[0], list) and head_kind not in SEVERAL:
+        raise ValueError(
+            f"forget_target: holds loss profiles, but a {head_kind} head scores a row once; give one loss a row"
+        )
     if not isinstance(forget_target, str):
         return "mean" if isinstance(forget_target, (int, float)) else "distribution"
     if forget_target == "masked_class" and (request != "class" or head_kind != "single_label"):
@@ -220,7 +238,7 @@ def make_target(kind: str, setting: Any, hinge: str, signals: Mapping[str, Any])
 
     Args:
         kind: as `resolve_kind` gives it.
-        setting: the `forget_target` setting: a number or a list of losses stands for the unseen losses.
+        setting: the `forget_target` setting: a number or a list of losses or profiles stands for the unseen losses.
         hinge: `"squared"` or `"linear"`, for the mean.
         signals: `"forget"`, `"retain"` and, where given, `"unseen"`: signals of the original model.
 
@@ -242,4 +260,7 @@ def make_target(kind: str, setting: Any, hinge: str, signals: Mapping[str, Any])
         return MaskedClassTarget(signals["forget"].log_probs, classes, signals["retain"].log_probs)
     if kind == "mean":
         return MeanTarget(setting if isinstance(setting, float) else float(signals["unseen"].losses.mean()), hinge)
-    return DistributionTarget(torch.tensor(setting) if isinstance(setting, list) else signals["unseen"].losses)
+    if isinstance(setting, list):
+        return DistributionTarget(torch.tensor(setting))
+    unseen = signals["unseen"]
+    return DistributionTarget(unseen.losses if unseen.profiles is None else unseen.profiles)

@@ -19,7 +19,7 @@ from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.collate import columns_read, default_collator
 from hf_unlearn.conducting import Conductor
 from hf_unlearn.data import PairCollator, PairedDataset, PairSampler, request_of
-from hf_unlearn.defaults import STEPS_WITHOUT_TARGET, default_learning_rate, default_steps
+from hf_unlearn.defaults import STEPS_WITHOUT_TARGET, default_batches, default_learning_rate, default_steps
 from hf_unlearn.loading import load_model
 from hf_unlearn.losses import head_of
 from hf_unlearn.methods import METHODS, Setting, SurgeryMethod
@@ -168,8 +168,12 @@ class UnlearningTrainer(PushingTrainer):
         if args.learning_rate is None:
             trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
             args.learning_rate = default_learning_rate(self.method, trainable, isinstance(model, PeftModel))
+        per_step = args.gradient_accumulation_steps * args.world_size
+        # DeepSpeed has read its batch size from the arguments when they were made.
+        if args.default_batch and not args.deepspeed:
+            forget, retain = default_batches(self.head.kind, self.method.setting, per_step)
+            args.per_device_train_batch_size, args.retain_batch_size = forget, args.retain_batch_size or retain
         if args.default_steps:
-            per_step = args.gradient_accumulation_steps * args.world_size
             rows = args.per_device_train_batch_size * per_step, args.retain_rows * per_step
             args.max_steps = default_steps(self.method, *rows)
         if self.target_kind == "none" and args.forget_target == "auto" and self.method.ascends:

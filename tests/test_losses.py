@@ -3,6 +3,7 @@
 import copy
 import doctest
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -219,6 +220,25 @@ def test_token_weighted_mean_is_the_models_own_otherwise(name):
     assert abs(losses.mean() - own_loss(model, batch)) > 1e-4
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_profile_is_a_loss_spread_over_its_tokens(name):
+    """Against numpy: every token's loss as many times as there are shares, sorted, cut into shares."""
+    model, batch = build(*ALL[name])
+    head = head_of(model)
+    outputs = model(**head.inputs(batch))
+    profiles = head.profiles(outputs, batch)
+    if name not in PER_TOKEN:
+        assert profiles is None
+        return
+    assert profiles.shape == (ROWS, 8) and bool((profiles.diff(dim=1) >= 0).all())
+    close(profiles.mean(1), head.losses(outputs, batch))
+    logits, labels = head.decisions(outputs, batch)
+    for row, found in zip(range(ROWS), profiles.detach().numpy(), strict=True):
+        kept = labels[row] != -100
+        losses = -logits[row, kept].log_softmax(-1).gather(1, labels[row, kept, None]).flatten().detach().numpy()
+        assert np.allclose(found, np.repeat(np.sort(losses), 8).reshape(8, -1).mean(1), rtol=1e-5)
+
+
 def compare_gradients(model, batch, loss):
     wanted = [p for p in model.parameters() if p.requires_grad]
     ours = torch.autograd.grad(loss, wanted, allow_unused=True)
@@ -317,8 +337,11 @@ def test_a_row_without_labels_has_loss_zero_and_no_gradient(name):
     losses, correct = head.losses(outputs, batch), head.correct(outputs, batch)
     assert losses[2] == 0 and losses[[0, 1, 3]].min() > 0
     assert correct.isnan().tolist() == [False, False, True, False]
-    gradient = torch.autograd.grad(losses.sum(), outputs.logits)[0]
-    assert gradient.isfinite().all() and gradient[2].abs().max() == 0
+    profiles = head.profiles(outputs, batch)
+    assert torch.equal(profiles[2], torch.zeros(8))
+    for numbers in (losses, profiles):
+        gradient = torch.autograd.grad(numbers.sum(), outputs.logits, retain_graph=True)[0]
+        assert gradient.isfinite().all() and gradient[2].abs().max() == 0
 
 
 def test_an_answer_outside_the_text_is_left_out():

@@ -52,6 +52,24 @@ def test_distribution_is_the_wasserstein_distance_of_equal_samples():
     assert target.combine(torch.tensor(unseen)).item() == pytest.approx(0, abs=1e-12)
 
 
+def test_profiles_are_matched_eighth_by_eighth():
+    # The first column is as in the example by hand, the others are at their quantiles, but the rows swap places there.
+    unseen = torch.tensor([4.0, 0.0, 6.0, 2.0])
+    target = DistributionTarget(torch.stack([unseen, *[10 + unseen] * 7], dim=1))
+    assert target.value == 3 + 7 * 10 / 8
+    value, grad = gradient(target, [[8.0, *[11.0] * 7], [0.5, *[15.0] * 7]])
+    assert (value, grad) == (1.75 / 8, [[0.5 / 8, *[0.0] * 7], [-0.5 / 8, *[0.0] * 7]])
+    again = restore_target(target.state())
+    assert gradient(again, [[8.0] * 8, [0.5] * 8]) == gradient(target, [[8.0] * 8, [0.5] * 8])
+
+
+def test_profiles_tell_apart_what_a_mean_does_not():
+    """Half of the tokens known and the others absurd, or all of them unlikely: the mean loss is the same."""
+    unlikely, absurd = torch.full((5, 8), 4.0), torch.tensor([0.0] * 4 + [8.0] * 4).repeat(5, 1)
+    assert DistributionTarget(unlikely.mean(1)).combine(absurd.mean(1)) == 0
+    assert DistributionTarget(unlikely).combine(absurd) == 4
+
+
 def test_masked_class_in_numpy():
     class Head:
         def losses(self, outputs, batch):
@@ -117,6 +135,13 @@ def test_the_request_decides(setting, request_, head, unseen, kind):
 def test_refuses_without_unseen_data(setting):
     with pytest.raises(ValueError, match=f"forget_target: '{setting}' needs unseen_ds"):
         resolve_kind(setting, request="rows", head_kind="single_label", has_unseen=False)
+
+
+def test_profiles_need_rows_of_many_tokens():
+    profiles = [[1.0] * 8]
+    assert resolve_kind(profiles, request="group", head_kind="seq2seq_lm", has_unseen=False) == "distribution"
+    with pytest.raises(ValueError, match="forget_target: holds loss profiles, but a ctc head scores a row once"):
+        resolve_kind(profiles, request="group", head_kind="ctc", has_unseen=False)
 
 
 def test_masked_class_needs_a_class_and_a_single_label_head():

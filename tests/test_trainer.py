@@ -48,7 +48,9 @@ CASES = [
     ("nabla_tau", {"forget_target": "mean"}),
     ("nabla_tau", {"forget_target": 9.0, "hinge": "linear"}),
     ("nabla_tau", {"forget_target": "masked_class", "request": "class"}),
+    ("nabla_tau", {"name": "gpt2"}),
     ("orthograd", {}),
+    ("orthograd", {"name": "gpt2"}),
     ("orthograd", {"forgetting_loss": "grad_ascent", "projection_scope": "tensor"}),
     ("grad_ascent", {}),
     ("grad_diff", {}),
@@ -260,6 +262,21 @@ def test_retain_batch_size(unlearn):
     trainer = unlearn(per_device_train_batch_size=2, retain_batch_size=5)
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["forget"]["labels"].shape[0] == 2 and batch["retain"]["labels"].shape[0] == 5
+
+
+def test_default_batches_fit_model_and_data(unlearn):
+    """No row comes twice in a step, and rows of many tokens come in smaller batches; what the user says stands."""
+
+    def batches(name="vit", forget=80, retain=40, batch=None, **settings):
+        trainer = unlearn(name, forget=forget, retain=retain, per_device_train_batch_size=batch, **settings)
+        pair = next(iter(trainer.get_train_dataloader()))
+        return tuple(len(pair[side]["labels"]) for side in ("forget", "retain"))
+
+    assert batches() == (64, 40) and batches(forget=20, retain=70) == (20, 64)
+    assert batches("gpt2", forget=40) == (16, 16) and batches("gpt2", forget=5, retain=9) == (5, 9)
+    assert batches(forget=20, gradient_accumulation_steps=4) == (5, 10)
+    assert batches(forget=20, retain_batch_size=50) == (20, 50)
+    assert batches(forget=20, batch=32) == (32, 32) and batches("gpt2", batch=32) == (32, 32)
 
 
 def test_weight_decay_is_off_on_the_projected_part(unlearn):

@@ -134,7 +134,9 @@ class Speech(Task):
     def target(self, forget, shadows):
         held, _ = split_forget_retain(self.sets["train"], column="speaker", values=[self.another(forget)])
         model = shadows["shadow"]()
-        return {"forget_target": signals_of(model, held, data_collator=self.collator(model)).losses.tolist()}
+        signals = signals_of(model, held, data_collator=self.collator(model))
+        assert signals.profiles is not None
+        return {"forget_target": signals.profiles.tolist()}
 
     def collator(self, model):
         return readable_collator(model, self.processor)

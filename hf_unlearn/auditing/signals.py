@@ -27,6 +27,7 @@ class Signals:
         scores: name to [n], where asked for: `loss`, minus the loss, and those of
             `hf_unlearn.auditing.scores.row_scores`.
         log_probs: [n, classes], where asked for, single-label heads only.
+        profiles: [n, 8], heads that score a row on several tokens only; see `hf_unlearn.losses.Head.profiles`.
     """
 
     losses: torch.Tensor
@@ -34,6 +35,7 @@ class Signals:
     labels: torch.Tensor | None = None
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     log_probs: torch.Tensor | None = None
+    profiles: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """Rows."""
@@ -47,6 +49,7 @@ class Signals:
             None if self.labels is None else self.labels[mask],
             {name: values[mask] for name, values in self.scores.items()},
             None if self.log_probs is None else self.log_probs[mask],
+            None if self.profiles is None else self.profiles[mask],
         )
 
 
@@ -90,6 +93,9 @@ def collect(
             raise ValueError(problem)
         outputs = model(**head.inputs(batch))
         part = {"losses": head.losses(outputs, batch), "correct": head.correct(outputs, batch)}
+        profiles = head.profiles(outputs, batch)
+        if profiles is not None:
+            part["profiles"] = profiles
         if head.kind_for(batch) == "single_label":
             part["labels"] = batch["labels"].flatten()
             if log_probs:

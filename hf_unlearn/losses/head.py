@@ -20,6 +20,9 @@ KIND_OF_PROBLEM_TYPE = {
     "single_label_classification": "single_label",
     "multi_label_classification": "multi_label",
 }
+# Kinds of head that score a row on several tokens, and how many numbers say how its loss is spread over them.
+SEVERAL = ("causal_lm", "masked_lm", "seq2seq_lm", "token")
+PROFILE = 8
 
 
 def classification_kind(config: Any, labels: Tensor | None = None) -> str:
@@ -116,6 +119,16 @@ class Head:
                 return _custom_losses(self.per_sample_loss, outputs, batch)
             case kind:
                 return rows.token_losses(*_decisions(kind, outputs, batch))
+
+    def profiles(self, outputs: Any, batch: Batch) -> Tensor | None:
+        """How the loss of each row is spread over its tokens; None for heads that score a row once.
+
+        Returns:
+            Shape `[batch, 8]`, see `hf_unlearn.losses.rows.loss_profiles`; the mean over a row is its loss.
+        """
+        if self.kind not in SEVERAL:
+            return None
+        return rows.loss_profiles(*_decisions(self.kind, outputs, batch), PROFILE)
 
     def decisions(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Every choice of one class out of many that a row is scored on.

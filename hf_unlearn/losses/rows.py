@@ -72,6 +72,38 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return labelled_mean(position_losses(logits, labels), labels)
 
 
+def loss_profiles(logits: Tensor, labels: Tensor, parts: int) -> Tensor:
+    """Each row's cross-entropies in ascending order, averaged over `parts` equal shares of them.
+
+    A position that lies across two shares counts in both, by its parts, so rows of any length have profiles of one
+    length, and the mean of a profile is the row's loss (`token_losses`).
+
+    Args:
+        logits: `[batch, positions, classes]`.
+        labels: `[batch, positions]`, integer, -100 where there is no label.
+        parts: number of shares.
+
+    Returns:
+        Shape `[batch, parts]`, differentiable; 0 for a row without labels.
+
+    Examples:
+        >>> logits = torch.tensor([[[0.0, 4.0], [0.0, 0.0], [1.0, 9.0], [9.0, 9.0]]])
+        >>> loss_profiles(logits, torch.tensor([[0, 0, 0, -100]]), 2).round(decimals=2)
+        tensor([[1.8000, 6.6800]])
+    """
+    losses, labelled = position_losses(logits, labels), labels.to(logits.device) != IGNORED
+    ordered = losses.masked_fill(~labelled, torch.inf).sort(dim=1).values
+    ordered = ordered.masked_fill(ordered.isinf(), 0)
+    # On a line of length n * parts the row's n positions are pieces of length `parts`, the shares pieces of length n.
+    count = labelled.sum(dim=1)[:, None, None]
+    position = torch.arange(losses.shape[1], device=losses.device)[:, None]
+    share = torch.arange(parts, device=losses.device)
+    ends = torch.minimum((position + 1) * parts, (share + 1) * count)
+    starts = torch.maximum(position * parts, share * count)
+    weights = (ends - starts).clamp_min(0) / count.clamp_min(1)
+    return torch.einsum("bt,btk->bk", ordered, weights.to(ordered))
+
+
 def token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of each row's labelled positions whose largest logit is the label's; NaN for a row with none.
 
