@@ -311,5 +311,6 @@ def test_the_cache_holds_numbers_only(tmp_path, tokenizer):
         assert row["input_ids"].numpy()[:3].tobytes() not in written
     assert b"secret" not in written and b"word" not in written and b"gpt2" not in written.lower()
     content = torch.load(file, weights_only=True)
+    assert content.pop("profiles").shape == (9, 8)
     tensors = [*content.pop("scores").values(), *(value for value in content.values() if value is not None)]
     assert len(tensors) == 7 and all(tensor.shape == (9,) and tensor.is_floating_point() for tensor in tensors)

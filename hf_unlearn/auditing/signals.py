@@ -92,8 +92,10 @@ def collect(
         if problem := label_problem(head, batch):
             raise ValueError(problem)
         outputs = model(**head.inputs(batch))
-        part = {"losses": head.losses(outputs, batch), "correct": head.correct(outputs, batch)}
+        # A loss over a large vocabulary should not be computed twice.
         profiles = head.profiles(outputs, batch)
+        losses = head.losses(outputs, batch) if profiles is None else profiles.mean(dim=1)
+        part = {"losses": losses, "correct": head.correct(outputs, batch)}
         if profiles is not None:
             part["profiles"] = profiles
         if head.kind_for(batch) == "single_label":
