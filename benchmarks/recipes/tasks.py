@@ -112,7 +112,7 @@ class Tofu(Task):
 class Speech(Task):
     """A Whisper of 269 k weights on strings of spoken digits of six speakers.
 
-    The target comes from a shadow model that never heard the speaker after the forgotten one.
+    The target comes from a shadow model that never heard the two speakers after the forgotten one: speakers differ.
     """
 
     training = whisper.TRAINING
@@ -124,15 +124,18 @@ class Speech(Task):
         train, _, test = whisper.tiny_data(data, self.seed, held_out="")
         return {"train": train, "test": test}
 
-    def another(self, forget):
+    def others(self, forget):
+        """The rows of two other speakers, and all but these."""
         names = sorted(set(self.sets["train"]["speaker"]))
-        return names[(names.index(forget.partition("=")[2]) + 1) % len(names)]
+        place = names.index(forget.partition("=")[2])
+        two = [names[(place + step) % len(names)] for step in (1, 2)]
+        return split_forget_retain(self.sets["train"], column="speaker", values=two)
 
     def shadow_rows(self, name, forget):
-        return split_forget_retain(self.sets["train"], column="speaker", values=[self.another(forget)])[1]
+        return self.others(forget)[1]
 
     def target(self, forget, shadows):
-        held, _ = split_forget_retain(self.sets["train"], column="speaker", values=[self.another(forget)])
+        held, _ = self.others(forget)
         model = shadows["shadow"]()
         signals = signals_of(model, held, data_collator=self.collator(model))
         assert signals.profiles is not None
