@@ -33,7 +33,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             (default), `"grad_ascent"` (as OrthoGrad's paper).
         retain_weight: weight of the retain loss in [0, 1], the forgetting loss gets the rest. Default: the method's.
         retain_batch_size: retain rows a device in every batch; default: `per_device_train_batch_size`, which counts
-            the forget rows, or its default where the retain set has so many.
+            the forget rows, where that is given.
         projection: of OrthoGrad: `"gradient"` (the paper's): the forget gradient is projected; `"update"`: the
             optimizer's step is corrected, so that no retain sample's loss rises to first order.
         projection_scope: `"global"` (default, the paper's): one span of retain gradients over all tensors; `"tensor"`:
@@ -64,8 +64,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (two to four
     passes over the larger set, by the method, eight over the forget set, 240 at most; one of `num_train_epochs` is one
     pass over the larger),
-    `per_device_train_batch_size` (64, with heads that score a row on many tokens 16; never more rows a step than the
-    forget set has), `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
+    `per_device_train_batch_size` and `retain_batch_size` (64, with heads that score a row on many tokens 16; no more
+    rows a step than their set has; with a DeepSpeed config among the arguments always 64),
+    `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
     `logging_steps` (10), `save_strategy` ("no"), `logging_nan_inf_filter` (False: divergence must show),
     `ddp_find_unused_parameters` (by a forward pass of one row: whether the model has parameters without use),
     `hub_strategy` ("end", the only one: with `push_to_hub=True` the model is pushed when `save_model()` is called,
@@ -100,9 +101,10 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     def __post_init__(self):
         """Resolve defaults and refuse what cannot work, one line each."""
         self.default_steps = self.max_steps <= 0 and self.num_train_epochs is None
-        self.default_batch = self.per_device_train_batch_size is None
-        if self.default_batch:
-            self.per_device_train_batch_size = BATCH  # the trainer fits it to model and data
+        # Forget and retain rows of a batch that nobody has asked for; the trainer fits them to model and data.
+        self.batch = (BATCH, BATCH) if self.per_device_train_batch_size is None else None
+        if self.batch:
+            self.per_device_train_batch_size = BATCH
         if self.num_train_epochs is None:
             self.num_train_epochs = 3.0  # unused: max_steps overrides it, which the trainer sets by the data
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "cosine_with_min_lr":
@@ -151,9 +153,15 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             )
 
     @property
+    def default_batch(self) -> bool:
+        """Whether the batch size is the default still: one may be set later, too (`set_dataloader`, a search)."""
+        return self.batch is not None and self.per_device_train_batch_size == self.batch[0]
+
+    @property
     def retain_rows(self) -> int:
         """Retain rows a device in every batch."""
-        return self.retain_batch_size or self.per_device_train_batch_size
+        default = self.batch[1] if self.batch and self.default_batch else self.per_device_train_batch_size
+        return self.retain_batch_size or default
 
 
 def _one_of(name: str, value: Any, known: Any) -> None:
@@ -170,7 +178,10 @@ def _parse_target(value: Any) -> Any:
             return value
     if isinstance(value, (int, float)):
         return float(value)
-    losses = torch.as_tensor(value, dtype=torch.float64)
+    try:
+        losses = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"forget_target: expected a name, a number, losses or loss profiles; {error}") from error
     if not losses.numel():
         raise ValueError("forget_target: an empty sample of losses says nothing; give at least one loss")
     if losses.shape[1:] not in ((), (PROFILE,)):

@@ -17,20 +17,24 @@ STEPS_WITHOUT_TARGET = 30
 
 
 def default_batches(kind: str, setting: Setting, batches: int) -> tuple[int, int]:
-    """Forget and retain rows of one batch on one device: 64 or, of many tokens each, 16; none twice in a step.
+    """Forget and retain rows of one batch on one device: 64 or, of many tokens each, 16.
+
+    A step takes no more rows than the set has, but one a batch.
 
     Args:
         kind: of the model's head.
         setting: has the sizes of the sets.
-        batches: batches of an optimizer step, over all processes.
+        batches: batches of an optimizer step, over all devices.
 
     Examples:
         >>> rows = Setting(forget_rows=20, retain_rows=4000, text=True)
         >>> default_batches("single_label", rows, 1), default_batches("causal_lm", rows, 2)
         ((20, 64), (10, 16))
+        >>> default_batches("single_label", rows, 3)
+        (6, 64)
     """
     most = BATCH_OF_TOKENS if kind in SEVERAL else BATCH
-    forget, retain = (min(most, math.ceil(rows / batches)) for rows in (setting.forget_rows, setting.retain_rows))
+    forget, retain = (min(most, max(1, rows // batches)) for rows in (setting.forget_rows, setting.retain_rows))
     return forget, retain
 
 

@@ -66,7 +66,8 @@ class MeasuringTrainer(Seq2SeqTrainer):
             rows = self._readable(sets[name])
             own = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
             share = Subset(rows, own)
-            loader = DataLoader(share, batch_size=self.args.per_device_train_batch_size, collate_fn=collator)
+            size = self.args.retain_rows if name == "retain" else self.args.per_device_train_batch_size
+            loader = DataLoader(share, batch_size=size, collate_fn=collator)
             for batch in tqdm(loader, desc=f"Surveying {name} rows", delay=1.0, leave=False):
                 yield self._prepare_inputs(batch)
 

@@ -32,7 +32,7 @@ RECORD_FILE = "unlearning.json"
 SETTINGS = (
     "method", "forgetting_loss", "retain_weight", "projection", "projection_scope", "forget_target", "hinge",
     "stop_at_target", "learning_rate", "lr_scheduler_type", "optim", "weight_decay", "per_device_train_batch_size",
-    "retain_batch_size", "gradient_accumulation_steps", "max_grad_norm", "max_steps", "seed", "bf16", "fp16",
+    "gradient_accumulation_steps", "max_grad_norm", "max_steps", "seed", "bf16", "fp16",
 )  # fmt: skip
 
 
@@ -47,8 +47,8 @@ def settings_of(args: UnlearningArguments, steps: int, model: Any) -> dict[str, 
     given = {name: _plain(getattr(args, name)) for name in SETTINGS}
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if isinstance(args.forget_target, list):
-        found["forget_target"] = f"{len(args.forget_target)} losses"
-    found |= {"steps": steps, "processes": args.world_size}
+        found["forget_target"] = f"losses of {len(args.forget_target)} rows"
+    found |= {"retain_batch_size": args.retain_rows, "steps": steps, "processes": args.world_size}
     if isinstance(model, PeftModel):
         config = model.active_peft_config
         found["adapter"] = f"{_plain(config.peft_type)}, rank {getattr(config, 'r', '-')}"

@@ -107,6 +107,7 @@ class DistributionTarget(ForgetTarget):
     A row of many tokens has a loss for each, and a model that knows half of them and finds the others absurd can have
     the mean of one that finds all of them unlikely. There the distance is `mean_ij |q_ij - l_(i)j|` (ours): l_ij is
     the mean loss of the j-th eighth of row i's tokens, in ascending order, and each eighth has quantiles of its own.
+    Unseen rows should be about as long as forget rows: the highest eighth of four tokens is one of four.
 
     Args:
         losses: of rows that the model was never trained on, in any order: [m], or profiles [m, 8], see

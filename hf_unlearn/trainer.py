@@ -168,11 +168,11 @@ class UnlearningTrainer(PushingTrainer):
         if args.learning_rate is None:
             trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
             args.learning_rate = default_learning_rate(self.method, trainable, isinstance(model, PeftModel))
-        per_step = args.gradient_accumulation_steps * args.world_size
+        per_step = args.gradient_accumulation_steps * args.world_size * max(1, args.n_gpu)
         # DeepSpeed has read its batch size from the arguments when they were made.
         if args.default_batch and not args.deepspeed:
-            forget, retain = default_batches(self.head.kind, self.method.setting, per_step)
-            args.per_device_train_batch_size, args.retain_batch_size = forget, args.retain_batch_size or retain
+            args.batch = default_batches(self.head.kind, self.method.setting, per_step)
+            args.per_device_train_batch_size = args.batch[0]
         if args.default_steps:
             rows = args.per_device_train_batch_size * per_step, args.retain_rows * per_step
             args.max_steps = default_steps(self.method, *rows)

@@ -22,6 +22,7 @@ def settings(tmp_path, **values):
         ({"forgetting_loss": "npo2"}, "forgetting_loss: unknown value"),
         ({"forget_target": "median"}, "forget_target: unknown value 'median'"),
         ({"forget_target": []}, "forget_target: an empty sample"),
+        ({"forget_target": [[1.0, 2.0], [1.0]]}, "forget_target: expected a name, a number, losses or loss profiles"),
         ({"forget_target": [[1.0, 2.0]]}, r"forget_target: .* profiles \[rows, 8\], got \[1, 2\]"),
         ({"hinge": "cubic"}, "hinge: unknown value"),
         ({"request": "person"}, "request: unknown value"),

@@ -13,6 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hf_unlearn.losses import Head, detection, head_of, label_problem
+from hf_unlearn.losses.rows import loss_profiles, token_losses
 
 VOCAB, CLASSES, ROWS, LENGTH = 23, 5, 4, 7
 TEXT = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -218,6 +219,17 @@ def test_token_weighted_mean_is_the_models_own_otherwise(name):
     assert len(counts.unique()) > 1
     close((losses * counts).sum() / counts.sum(), own_loss(model, batch))
     assert abs(losses.mean() - own_loss(model, batch)) > 1e-4
+
+
+def test_a_profile_hides_nothing_and_keeps_its_precision():
+    logits, labels = torch.randn(2, 5, VOCAB, dtype=torch.float64), torch.full((2, 5), 3)
+    labels[0, 1] = -100
+    assert_close(loss_profiles(logits, labels, 8).mean(1), token_losses(logits, labels), rtol=1e-14, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss_profiles(logits.float(), labels, 8)
+    assert torch.equal(found, loss_profiles(logits.float(), labels, 8)) and found.dtype == torch.float32
+    logits[0, 0, 3] = -torch.inf
+    assert loss_profiles(logits, labels, 8).mean(1).isfinite().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("name", ALL)

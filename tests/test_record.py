@@ -93,6 +93,6 @@ def test_settings_have_no_path_no_token_and_no_data(tmp_path):
         str(tmp_path), hub_token="hf_secret", forget_target=[0.125, 0.25], use_cpu=True,
     )  # fmt: skip
     found = settings_of(args, 7, add_adapter(tiny.make("vit")[0]))
-    assert (found["steps"], found["forget_target"], found["adapter"]) == (7, "2 losses", "LORA, rank 8")
+    assert (found["steps"], found["forget_target"], found["adapter"]) == (7, "losses of 2 rows", "LORA, rank 8")
     text = json.dumps(found)
     assert str(tmp_path) not in text and "secret" not in text and "0.125" not in text

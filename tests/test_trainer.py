@@ -8,7 +8,7 @@ import torch
 from tiny import make, rows
 from transformers import TrainerCallback
 
-from hf_unlearn import UnlearningArguments
+from hf_unlearn import UnlearningArguments, UnlearningTrainer
 from hf_unlearn.methods import METHODS
 from hf_unlearn.surgery import SurgeryStep
 
@@ -264,8 +264,8 @@ def test_retain_batch_size(unlearn):
     assert batch["forget"]["labels"].shape[0] == 2 and batch["retain"]["labels"].shape[0] == 5
 
 
-def test_default_batches_fit_model_and_data(unlearn):
-    """No row comes twice in a step, and rows of many tokens come in smaller batches; what the user says stands."""
+def test_default_batches_fit_model_and_data(unlearn, tmp_path):
+    """A step takes no more rows than a set has, of many tokens fewer; what the user says, at any time, stands."""
 
     def batches(name="vit", forget=80, retain=40, batch=None, **settings):
         trainer = unlearn(name, forget=forget, retain=retain, per_device_train_batch_size=batch, **settings)
@@ -276,7 +276,19 @@ def test_default_batches_fit_model_and_data(unlearn):
     assert batches("gpt2", forget=40) == (16, 16) and batches("gpt2", forget=5, retain=9) == (5, 9)
     assert batches(forget=20, gradient_accumulation_steps=4) == (5, 10)
     assert batches(forget=20, retain_batch_size=50) == (20, 50)
+    assert batches(forget=10, retain=3, gradient_accumulation_steps=4) == (2, 1)
     assert batches(forget=20, batch=32) == (32, 32) and batches("gpt2", batch=32) == (32, 32)
+
+    def settled(args, forget, retain):
+        data = unlearn(forget=forget, retain=retain)
+        found = UnlearningTrainer(data.model, data.forget_ds, data.retain_ds, args, unseen_ds=data.unseen_ds).args
+        return found, (found.per_device_train_batch_size, found.retain_rows)
+
+    args = UnlearningArguments(str(tmp_path), report_to="none", use_cpu=True)
+    used, sizes = settled(args, 20, 40)
+    assert sizes == (20, 40) and (args.per_device_train_batch_size, args.retain_rows) == (64, 64)
+    assert settled(used, 30, 50)[1] == (30, 50)
+    assert settled(args.set_dataloader(train_batch_size=8), 20, 40)[1] == (8, 8)
 
 
 def test_weight_decay_is_off_on_the_projected_part(unlearn):
