@@ -19,8 +19,8 @@ class Keep(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def run(folder, method, target, weights, batch, accumulation):
-    model, make_batch = make("vit")
+def run(folder, name, method, target, weights, batch, accumulation):
+    model, make_batch = make(name)
     data = [{k: torch.as_tensor(v) for k, v in row.items()} for row in rows(make_batch(24, seed=1))]
     data = [{k: v.double() if v.is_floating_point() else v for k, v in row.items()} for row in data]
     keep = Keep()

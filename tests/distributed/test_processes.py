@@ -6,15 +6,16 @@ import run_step
 import torch
 from forked import together
 
-# Method, target, which weights; batch of a process and accumulation: 8 rows a step for any number of processes.
+# Model, method, target, which weights; batch of a process and accumulation: 8 rows a step for any number of processes.
 CASES = [
-    ("nabla_tau", "auto", "default"), ("nabla_tau", "mean", "default"), ("orthograd", "auto", "default"),
-    ("orthograd", "auto", "all"), ("kl", "auto", "default"), ("salun", "auto", "default"),
+    ("vit", "nabla_tau", "auto", "default"), ("vit", "nabla_tau", "mean", "default"),
+    ("vit", "orthograd", "auto", "default"), ("vit", "orthograd", "auto", "all"),
+    ("vit", "kl", "auto", "default"), ("vit", "salun", "auto", "default"), ("gpt2", "nabla_tau", "auto", "default"),
 ]  # fmt: skip
 SPLIT = {
-    1: [(8, 1)] * 6,
-    2: [(4, 1), (2, 2), (2, 2), (1, 4), (2, 2), (4, 1)],
-    4: [(1, 2), (2, 1), (2, 1), (2, 1), (1, 2), (2, 1)],
+    1: [(8, 1)] * 7,
+    2: [(4, 1), (2, 2), (2, 2), (1, 4), (2, 2), (4, 1), (2, 2)],
+    4: [(1, 2), (2, 1), (2, 1), (2, 1), (1, 2), (2, 1), (1, 2)],
 }
 
 
