@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from typing import Any
 
-from hf_unlearn.arguments import BATCH
+from peft import PeftModel
+
+from hf_unlearn.arguments import BATCH, UnlearningArguments
 from hf_unlearn.losses.head import SEVERAL
-from hf_unlearn.methods import Method, Setting
+from hf_unlearn.methods import Method, Setting, SurgeryMethod
+
+logger = logging.getLogger(__name__)
 
 # A row of many tokens is many decisions.
 BATCH_OF_TOKENS = 16
@@ -14,6 +20,36 @@ MOST_STEPS = 240
 FORGET_PASSES = 8
 # Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
 STEPS_WITHOUT_TARGET = 30
+
+
+def settle(args: UnlearningArguments, method: Method, kind: str, model: Any) -> None:
+    """Fill in the arguments that were left to method, model and data, and say which are not followed.
+
+    Args:
+        args: changed in place.
+        method: has the sizes of the sets.
+        kind: of the model's head.
+        model: as it will train, with its adapter.
+    """
+    if args.learning_rate is None:
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        args.learning_rate = default_learning_rate(method, trainable, isinstance(model, PeftModel))
+    batches = args.gradient_accumulation_steps * args.world_size * max(1, args.n_gpu)
+    # DeepSpeed has read its batch size from the arguments when they were made.
+    if args.default_batch and not args.deepspeed:
+        args.batch = default_batches(kind, method.setting, batches)
+        args.per_device_train_batch_size = args.batch[0]
+    if args.default_steps:
+        args.max_steps = default_steps(method, args.per_device_train_batch_size * batches, args.retain_rows * batches)
+    if not method.setting.target and args.forget_target == "auto" and method.ascends:
+        if args.default_steps:
+            args.max_steps = STEPS_WITHOUT_TARGET
+        logger.warning(
+            "No unseen_ds: there is no loss that the forget set should end with, so the forget loss is raised for "
+            f"a fixed budget of {args.max_steps} steps, which may forget too little or too much. Give unseen_ds."
+        )
+    if args.weight_decay and isinstance(method, SurgeryMethod):
+        logger.info("Weight decay is off: it would move the weights inside the span that the projection protects")
 
 
 def default_batches(kind: str, setting: Setting, batches: int) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.collate import columns_read, default_collator
 from hf_unlearn.conducting import Conductor
 from hf_unlearn.data import PairCollator, PairedDataset, PairSampler, request_of
-from hf_unlearn.defaults import STEPS_WITHOUT_TARGET, default_batches, default_learning_rate, default_steps
+from hf_unlearn.defaults import settle
 from hf_unlearn.loading import load_model
 from hf_unlearn.losses import head_of
 from hf_unlearn.methods import METHODS, Setting, SurgeryMethod
@@ -32,8 +31,6 @@ from hf_unlearn.stopping import TargetStopping
 from hf_unlearn.surgery import SurgeryStep
 from hf_unlearn.targets import make_target, resolve_kind, restore_target
 from hf_unlearn.validation import check_alternatives, check_sets
-
-logger = logging.getLogger(__name__)
 
 
 class UnlearningTrainer(PushingTrainer):
@@ -116,7 +113,7 @@ class UnlearningTrainer(PushingTrainer):
         # `Trainer` seeds, too, but after a fresh adapter has drawn its weights.
         set_seed(args.seed)
         checked = self._adapt(checked)
-        self._settle(args, checked)
+        settle(args, self.method, self.head.kind, checked)
         optimizer_cls_and_kwargs = kwargs.pop("optimizer_cls_and_kwargs", None)
         super().__init__(
             model=None if model is None else checked,
@@ -162,29 +159,6 @@ class UnlearningTrainer(PushingTrainer):
     def _adds_adapter(self, model: Any) -> bool:
         wanted = self.method_class.adapters if self.peft_config == "auto" else self.peft_config is not None
         return wanted and not isinstance(model, PeftModel)
-
-    def _settle(self, args: UnlearningArguments, model: Any) -> None:
-        """Fill in the defaults that depend on method, model and data."""
-        if args.learning_rate is None:
-            trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            args.learning_rate = default_learning_rate(self.method, trainable, isinstance(model, PeftModel))
-        per_step = args.gradient_accumulation_steps * args.world_size * max(1, args.n_gpu)
-        # DeepSpeed has read its batch size from the arguments when they were made.
-        if args.default_batch and not args.deepspeed:
-            args.batch = default_batches(self.head.kind, self.method.setting, per_step)
-            args.per_device_train_batch_size = args.batch[0]
-        if args.default_steps:
-            rows = args.per_device_train_batch_size * per_step, args.retain_rows * per_step
-            args.max_steps = default_steps(self.method, *rows)
-        if self.target_kind == "none" and args.forget_target == "auto" and self.method.ascends:
-            if args.default_steps:
-                args.max_steps = STEPS_WITHOUT_TARGET
-            logger.warning(
-                "No unseen_ds: there is no loss that the forget set should end with, so the forget loss is raised for "
-                f"a fixed budget of {args.max_steps} steps, which may forget too little or too much. Give unseen_ds."
-            )
-        if args.weight_decay and isinstance(self.method, SurgeryMethod):
-            logger.info("Weight decay is off: it would move the weights inside the span that the projection protects")
 
     def call_model_init(self, trial: Any = None) -> Any:
         """A new model, adapted as the first one was; the per-sample gradients and the reference follow it."""
