@@ -42,7 +42,9 @@ class Digits(Task):
 
 
 class DigitsResNet(Digits):
-    """A ResNet of 79 k weights on the same digits: convolutions and BatchNorm."""
+    """A ResNet of 79 k weights on the same digits: convolutions and BatchNorm, which refuses a batch of one row."""
+
+    training: ClassVar = {**Digits.training, "dataloader_drop_last": True}
 
     def build(self, seed):
         set_seed(seed)
