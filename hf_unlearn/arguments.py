@@ -154,7 +154,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     @property
     def default_batch(self) -> bool:
-        """Whether the batch size is the default still: one may be set later, too (`set_dataloader`, a search)."""
+        """Whether the batch size is the default still: one may be set later, too."""
         return self.batch is not None and self.per_device_train_batch_size == self.batch[0]
 
     @property
