@@ -291,6 +291,12 @@ def test_default_batches_fit_model_and_data(unlearn, tmp_path):
     assert settled(args.set_dataloader(train_batch_size=8), 20, 40)[1] == (8, 8)
 
 
+def test_a_survey_goes_through_each_set_in_batches_of_its_own(unlearn):
+    survey = unlearn(forget=3, retain=20, per_device_train_batch_size=3, retain_batch_size=10).survey()
+    sizes = {name: [len(batch["labels"]) for batch in survey.batches(name)] for name in ("forget", "retain")}
+    assert sizes == {"forget": [3], "retain": [10, 10]}
+
+
 def test_weight_decay_is_off_on_the_projected_part(unlearn):
     for method, decays in (("orthograd", False), ("nabla_tau", True)):
         trainer = unlearn(method=method, weight_decay=0.1)
