@@ -124,9 +124,11 @@ class DistributionTarget(ForgetTarget):
         self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Each row's loss [n], or its profile [n, 8] where the target has profiles; and its loss [n]."""
-        profiles = head.profiles(outputs, batch) if self.losses.ndim == 2 else None
-        losses = head.losses(outputs, batch) if profiles is None else profiles.mean(dim=1)
-        return losses if profiles is None else profiles, losses.detach()
+        if self.losses.ndim == 1:
+            return super().scores(outputs, batch, head, index)
+        profiles = head.profiles(outputs, batch)
+        assert profiles is not None  # `resolve_kind` has looked at the head
+        return profiles, profiles.mean(dim=1).detach()
 
     @property
     def value(self) -> float:

@@ -139,9 +139,7 @@ class Speech(Task):
     def target(self, forget, shadows):
         held, _ = self.others(forget)
         model = shadows["shadow"]()
-        signals = signals_of(model, held, data_collator=self.collator(model))
-        assert signals.profiles is not None
-        return {"forget_target": signals.profiles.tolist()}
+        return {"forget_target": signals_of(model, held, data_collator=self.collator(model)).profiles.tolist()}
 
     def collator(self, model):
         return readable_collator(model, self.processor)

@@ -24,11 +24,12 @@ from hf_unlearn.auditing.verdict import verdict_of
 from hf_unlearn.collate import columns_read, readable_collator
 from hf_unlearn.data import REQUESTS, column_of, request_of, sample_rows
 from hf_unlearn.losses import head_of
+from hf_unlearn.losses.head import LANGUAGE
 from hf_unlearn.validation import check_sets
 
 # Rows of the retain set that are looked at: enough for half a point of accuracy.
 RETAIN_ROWS = 2000
-LIKELIHOOD = ("single_label", "causal_lm", "seq2seq_lm", "masked_lm")
+LIKELIHOOD = ("single_label", *LANGUAGE)
 
 
 def audit(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from hf_unlearn.losses import Head
+from hf_unlearn.losses.head import LANGUAGE
 
 # Share of the least likely tokens that Min-K % looks at (Shi et al. 2024 and Zhang et al. 2024 use 20 %).
 LEAST = 0.2
 # Logits of language models that are looked at together: the vocabulary is large, and several copies are needed.
 ELEMENTS = 2**24
-LANGUAGE = ("causal_lm", "seq2seq_lm", "masked_lm")
 
 
 def row_scores(head: Head, outputs: Any, batch: Mapping[str, Any], tokenizer: Any = None) -> dict[str, Tensor]:

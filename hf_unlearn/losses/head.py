@@ -20,8 +20,9 @@ KIND_OF_PROBLEM_TYPE = {
     "single_label_classification": "single_label",
     "multi_label_classification": "multi_label",
 }
+LANGUAGE = ("causal_lm", "seq2seq_lm", "masked_lm")
 # Kinds of head that score a row on several tokens, and how many numbers say how its loss is spread over them.
-SEVERAL = ("causal_lm", "masked_lm", "seq2seq_lm", "token")
+SEVERAL = (*LANGUAGE, "token")
 PROFILE = 8
 
 
