@@ -70,3 +70,10 @@ class Restless(Small):
     def load(self):
         rows = super().load()
         return {**rows, "train": rows["train"].shuffle(seed=int.from_bytes(os.urandom(4), "big"))}
+
+
+class RestlessShadow(Shadowed):
+    """The rows of its shadow model are others every time that they are asked for."""
+
+    def shadow_rows(self, name, forget):
+        return self.sets["train"].shuffle(seed=int.from_bytes(os.urandom(4), "big"))

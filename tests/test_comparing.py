@@ -137,14 +137,16 @@ def test_a_model_that_cannot_be_trained_stops_only_the_cells_that_need_it(tmp_pa
         )
 
 
-def test_models_of_other_rows_are_refused(tmp_path):
-    settings = config(task="comparing_task.py:Restless", methods={"nabla_tau": {"max_steps": 2}}, retrained=1)
-    place, original = Workplace(settings, tmp_path), trainings(settings)[0]
-    place.train(original)
-    _, clocks = place.load(original)
+@pytest.mark.parametrize("task,name", [("Restless", "original"), ("RestlessShadow", "shadow")])
+def test_models_of_other_rows_are_refused(tmp_path, task, name):
+    settings = config(task=f"comparing_task.py:{task}", methods={"nabla_tau": {"max_steps": 2}}, retrained=1)
+    place = Workplace(settings, tmp_path)
+    training = next(each for each in trainings(settings) if each.name == name)
+    place.train(training)
+    _, clocks = place.load(training)
     assert set(clocks) == {"seconds", "processor_seconds"}
-    with pytest.raises(RuntimeError, match="the original model of seed 0 was trained on other rows"):
-        Workplace(settings, tmp_path).load(original)
+    with pytest.raises(RuntimeError, match=f"the {name} model of seed 0 was trained on other rows"):
+        Workplace(settings, tmp_path).load(training)
 
 
 def test_targets_may_come_from_shadow_models_and_few_retain_rows_suffice(tmp_path):

@@ -116,7 +116,7 @@ class Workplace:
         self.config, self.folder = config, Path(folder)
         self._tasks: dict[int, Task] = {}
         self._sets: dict[tuple[int, str], dict[str, Any]] = {}
-        self._data: dict[int, str] = {}
+        self._data: dict[Training, str] = {}
 
     # Of tasks and sets the last one is kept, because loading data takes time.
 
@@ -125,13 +125,6 @@ class Workplace:
         if seed not in self._tasks:
             self._tasks = {seed: self.config.task_class(seed, **self.config.options)}
         return self._tasks[seed]
-
-    def data(self, seed: int) -> str:
-        """A hash of a seed's training rows."""
-        if seed not in self._data:
-            rows = row_hashes(self.task(seed).sets["train"])
-            self._data[seed] = hashlib.blake2b(b"".join(rows), digest_size=16).hexdigest()
-        return self._data[seed]
 
     def sets(self, seed: int, forget: str) -> dict[str, Any]:
         """The rows "forget", "retain" and "unseen" of a forget expression, in memory."""
@@ -143,6 +136,22 @@ class Workplace:
         return self._sets[seed, forget]
 
     # ---- models ----
+
+    def rows(self, training: Training) -> Any:
+        """What a model is trained on, in memory."""
+        task = self.task(training.seed)
+        if training.forget is None:
+            return in_memory(task.sets["train"])
+        if training.name in task.shadows:
+            return in_memory(task.shadow_rows(training.name, training.forget))
+        return self.sets(training.seed, training.forget)["retain"]
+
+    def data(self, training: Training) -> str:
+        """A hash of these rows."""
+        if training not in self._data:
+            hashes = row_hashes(self.rows(training))
+            self._data[training] = hashlib.blake2b(b"".join(hashes), digest_size=16).hexdigest()
+        return self._data[training]
 
     def model_folder(self, training: Training) -> Path:
         """Where a trained model is kept."""
@@ -160,19 +169,13 @@ class Workplace:
 
     def _train(self, training: Training) -> None:
         folder = self.model_folder(training)
-        task = self.task(training.seed)
-        if training.forget is None:
-            rows = in_memory(task.sets["train"])
-        elif training.name in task.shadows:
-            rows = in_memory(task.shadow_rows(training.name, training.forget))
-        else:
-            rows = self.sets(training.seed, training.forget)["retain"]
+        rows = self.rows(training)
         with _clocks() as clocks:
-            model = task.train(rows, training.seed + 1000 * training.number)
+            model = self.task(training.seed).train(rows, training.seed + 1000 * training.number)
         # Written aside and renamed: a folder that is there is whole.
         partial = folder.with_suffix(f".{os.getpid()}")
         model.save_pretrained(partial)
-        (partial / "training.json").write_text(json.dumps({**clocks, "data": self.data(training.seed)}))
+        (partial / "training.json").write_text(json.dumps({**clocks, "data": self.data(training)}))
         try:
             os.rename(partial, folder)
         except OSError:  # another process was faster, with the same model
@@ -188,7 +191,7 @@ class Workplace:
         if not folder.exists():
             raise RuntimeError(f"the {training.name} model could not be trained")
         clocks = json.loads((folder / "training.json").read_text())
-        if clocks.pop("data") != self.data(training.seed):
+        if clocks.pop("data") != self.data(training):
             raise RuntimeError(
                 f"the {training.name} model of seed {training.seed} was trained on other rows than the task has now; "
                 f"have it load the same rows in every process, and delete {folder}"
