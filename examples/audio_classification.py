@@ -6,7 +6,6 @@ From scratch in minutes, a small audio spectrogram transformer on spoken digits 
     python examples/audio_classification.py --tiny --data DIR --forget seven --reference
 """
 
-import numpy as np
 import torch
 from common import command_line, load_train_unseen, train_base
 from datasets import Dataset
@@ -39,12 +38,13 @@ def tiny_model(seed: int = 0) -> ASTForAudioClassification:
 
 
 def tiny_data(data_dir: str, seed: int = 0) -> tuple[Dataset, Dataset, Dataset]:
-    """2,700 takes to train on, and the 300 others in two halves: for the forgetting target and for testing."""
+    """2,000 of the 3,000 takes to train on, 500 for the forgetting target and 500 for testing.
+
+    A good model errs on a few of a hundred: fewer than some hundred takes are no target, and no test.
+    """
     rows = load_rows(f"{data_dir}/fsdd.parquet").shuffle(seed=seed)
-    splits = np.array(rows["split"])
     rows = prepare(rows.select_columns(["audio", "label", "speaker"]), tiny_model(), tiny_extractor())
-    test = rows.select(np.flatnonzero(splits == "test"))
-    return rows.select(np.flatnonzero(splits == "train")), test.select(range(150)), test.select(range(150, 300))
+    return rows.select(range(2000)), rows.select(range(2000, 2500)), rows.select(range(2500, 3000))
 
 
 def main() -> None:

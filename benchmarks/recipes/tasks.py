@@ -79,7 +79,7 @@ class Banking(Task):
 
 
 class SpokenDigits(Task):
-    """An audio spectrogram transformer of 0.3 M weights on 2,700 spoken digits."""
+    """An audio spectrogram transformer of 0.3 M weights on 2,000 spoken digits."""
 
     training = audio_classification.TRAINING
     build = staticmethod(audio_classification.tiny_model)
