@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ def default_collator(model: Any, processing_class: Any = None) -> Collator:
     `processing_class` or of the model's configuration, anything named `labels` with -100, `attention_mask` and the
     rest with 0. Padded `input_ids` get an attention mask when the rows bring none; padded `input_values` get one when
     the model's feature encoder uses layer normalisation (those with group normalisation were trained without).
-    Rows of a causal language model that bring no labels are their own labels. `label` and `label_ids` become `labels`.
+    Rows of a causal language model that bring no labels are their own labels, but for padding. `label` and
+    `label_ids` become `labels`.
 
     Args:
         model: the model, for its configuration and its class (a `PeftModel` too).
@@ -45,7 +46,7 @@ def default_collator(model: Any, processing_class: Any = None) -> Collator:
     def collate(rows: list) -> dict[str, Any]:
         rows = [{("labels" if k in ("label", "label_ids") else k): v for k, v in row.items()} for row in rows]
         if own_labels and "labels" not in rows[0]:
-            rows = [{**row, "labels": row["input_ids"]} for row in rows]
+            rows = [{**row, "labels": _own_labels(row)} for row in rows]
         batch: dict[str, Any] = {}
         for name in rows[0]:
             values = [_tensor(row[name]) for row in rows]
@@ -70,6 +71,12 @@ def columns_read(model: Any) -> list[str]:
     """The columns of a dataset that the model's forward pass takes, and those that hold its labels."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return [*inspect.signature(base.forward).parameters, "label", "label_ids", *find_labels(type(base))]
+
+
+def _own_labels(row: Mapping[str, Any]) -> torch.Tensor:
+    """Its tokens; -100 where its attention mask says that they are padding."""
+    tokens = _tensor(row["input_ids"])
+    return tokens.masked_fill(_tensor(row["attention_mask"]) == 0, -100) if "attention_mask" in row else tokens
 
 
 def _tensor(value: Any) -> torch.Tensor:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import make
 
 from hf_unlearn.collate import default_collator
 from hf_unlearn.data import (
@@ -218,6 +219,8 @@ def test_collator_pads_for_every_modality():
     batch = default_collator(bert)([{"input_ids": [5, 6], "label": 1}, {"input_ids": [7], "label": 0}])
     assert batch["input_ids"].tolist() == [[5, 6], [7, 3]] and batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert batch["labels"].tolist() == [1, 0]
+    padded = {"input_ids": [0, 5, 6, 0], "attention_mask": [0, 1, 1, 0]}
+    assert default_collator(make("gpt2")[0])([padded])["labels"].tolist() == [[-100, 5, 6, -100]]
     tokens = default_collator(bert)([{"input_ids": [5, 6], "labels": [1, 0]}, {"input_ids": [7], "labels": [2]}])
     assert tokens["labels"].tolist() == [[1, 0], [2, -100]]
     images = default_collator(bert)([{"pixel_values": torch.ones(1, 2, 2, dtype=torch.float64)}] * 2)
