@@ -17,6 +17,7 @@ from hf_unlearn.per_sample.basis import Basis
 from hf_unlearn.per_sample.loop import Batch, batch_size
 from hf_unlearn.per_sample.projection import cone_coefficients
 from hf_unlearn.steps import LossStep
+from hf_unlearn.targets import ForgetTarget
 
 # Retain rows recorded at once, unless the forget batch is larger: what fits there fits here.
 CHUNK = 32
@@ -56,6 +57,12 @@ class SurgeryStep(LossStep):
         self._before: dict[str, Tensor] = {}
         self._grams: dict[str, Tensor] = {}
 
+    def start(self, target: ForgetTarget, original: Tensor | None = None) -> None:
+        """Set the target, and forget a step that was broken off: the next begins with nothing."""
+        super().start(target, original)
+        self.basis.clear()
+        self._forget, self._before, self._grams = {}, {}, {}
+
     def gradients(self, inputs: Batch, retain_weight: float, last: bool) -> Tensor:
         """Take in one batch of the step; with the last one, write the step's gradient to `p.grad`.
 
@@ -89,7 +96,7 @@ class SurgeryStep(LossStep):
         self._forget, self._grams = {}, {key: inner for key, (inner, _) in products.items()}
         if not all(inner.isfinite().all() and slopes.isfinite().all() for inner, slopes in products.values()):
             # For the loss scaler, or the log, to see: there is no geometry of what has overflowed.
-            update = {name: torch.full_like(g, torch.nan) for name, g in forget.items()}
+            update, self._grams = {name: torch.full_like(g, torch.nan) for name, g in forget.items()}, {}
         else:
             retain_loss = float(losses.mean()) / self.scale
             update, log = update_of(self.method, self.basis, forget, products, retain_weight, retain_loss, self.scale)
@@ -101,7 +108,7 @@ class SurgeryStep(LossStep):
 
     def before_update(self, watch: bool) -> None:
         """Before the optimizer's step; `watch` to log how it lies to the retain gradients."""
-        if self.method.corrects_step or (watch and not self.per_sample.sharded):
+        if self._grams and (self.method.corrects_step or (watch and not self.per_sample.sharded)):
             self._before = {name: p.detach().clone() for name, p in self.per_sample.parameters.items()}
 
     @torch.no_grad()

@@ -60,7 +60,8 @@ def test_float16_with_its_scaler_trains(unlearn):
     assert kept.logs[-1]["retain_loss"] == pytest.approx(expected.logs[-1]["retain_loss"], rel=2e-2)
 
 
-def test_an_overflow_is_seen_by_the_scaler_and_the_step_left_out(unlearn):
+@pytest.mark.parametrize("projection", ["gradient", "update"])
+def test_an_overflow_is_seen_by_the_scaler_and_the_step_left_out(unlearn, projection):
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     weights = []
 
@@ -68,7 +69,7 @@ def test_an_overflow_is_seen_by_the_scaler_and_the_step_left_out(unlearn):
         def on_train_begin(self, args, state, control, model=None, **kwargs):
             weights.extend(p.detach().clone() for p in model.parameters())
 
-    trainer = unlearn("vit", method="orthograd", callbacks=[Start()], max_steps=1)
+    trainer = unlearn("vit", method="orthograd", projection=projection, callbacks=[Start()], max_steps=1)
     trainer.accelerator.scaler = scaler
     trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(weights, trainer.model.parameters(), strict=True))
@@ -153,3 +154,21 @@ def test_the_correction_is_the_smallest_one(unlearn):
     expected = step - torch.from_numpy(coefficients) @ rows
     found = torch.cat([(after[n] - before[n]).flatten() for n in before])
     assert (coefficients > 0).any() and float((found - expected).norm() / step.norm()) < 1e-6
+
+
+def test_a_step_that_was_broken_off_leaves_nothing_behind(unlearn, monkeypatch):
+    _, clean = run(unlearn, max_steps=1)
+    kept = Keep()
+    trainer = unlearn(method="orthograd", callbacks=[kept], max_grad_norm=0.0, max_steps=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(basis.Basis, "add", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train()
+    trainer.train()
+    for name, expected in clean.steps[0].items():
+        torch.testing.assert_close(kept.steps[0][name], expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_half_precision_model_with_an_adapter_keeps_the_hooks(unlearn, name):
+    unlearn(name, method="orthograd", dtype=torch.bfloat16, per_sample_engine="hooks", max_steps=1).train()

@@ -16,6 +16,8 @@ from hf_unlearn.per_sample.factors import Dense, Factors, Recording
 from hf_unlearn.per_sample.layers import NotCovered, leaf, rule_of
 from hf_unlearn.per_sample.loop import Batch, Losses, batch_size
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class Mismatch(NotCovered):
     """The layers of `names` run without the batch, or their gradients failed the check of the first batch."""
@@ -50,6 +52,7 @@ class Plan:
             the names of those parameters.
         verified: the ways of use for which the gradients were checked.
         checked: whether they can be: not where the forward pass uses other tensors than the parameters (FSDP2).
+        half: whether the model has weights in half precision, frozen ones counted: its backward pass rounds.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -59,6 +62,7 @@ class Plan:
     made: dict[str, tuple[nn.Module, list[str]]] = field(default_factory=dict)
     verified: set[frozenset] = field(default_factory=set)
     checked: bool = True
+    half: bool = False
 
     def reconsider(self, names: list[str]) -> bool:
         """Another way to the gradients of these parameters, where there is one left.
@@ -77,6 +81,7 @@ class Plan:
     def of(cls, model: nn.Module, parameters: dict[str, nn.Parameter], checked: bool = True) -> Plan:
         """By the modules that the parameters hang on."""
         names, plan = {id(p): name for name, p in parameters.items()}, cls(parameters, checked=checked)
+        plan.half = any(p.dtype in HALF for p in model.parameters())
         for path, module in model.named_modules():
             held = {a: names[id(p)] for a, p in module._parameters.items() if p is not None and id(p) in names}
             if is_parametrized(module):
@@ -135,7 +140,7 @@ def record(plan: Plan, losses: Losses, batch: Batch) -> Recording:
     recording = Recording(values.detach(), _factors(plan, calls, uses, grads, made, size))
     # What has overflowed in half precision cannot be checked: the loss scaler will see it, and the next batch is.
     if verify and all(grad is None or grad.isfinite().all() for grad in grads):
-        half = any(grad is not None and grad.dtype in (torch.float16, torch.bfloat16) for grad in grads)
+        half = plan.half or any(grad is not None and grad.dtype in HALF for grad in grads)
         _verify(values, recording, plan.parameters, half)
         plan.verified.add(ways)
     return recording
