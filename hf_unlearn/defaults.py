@@ -31,6 +31,11 @@ def settle(args: UnlearningArguments, method: Method, kind: str, model: Any) -> 
         kind: of the model's head.
         model: as it will train, with its adapter.
     """
+    if rounding := {str(p.dtype) for p in model.parameters() if p.requires_grad and p.dtype.itemsize < 4}:
+        logger.warning(
+            f"model: what trains is {' and '.join(sorted(rounding))}, in which small steps are lost to rounding; load "
+            "it with dtype=torch.float32, and set bf16=True for speed"
+        )
     if args.learning_rate is None:
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         args.learning_rate = default_learning_rate(method, trainable, isinstance(model, PeftModel))

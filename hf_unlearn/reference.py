@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils.operations import convert_to_fp32
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -23,17 +25,21 @@ class Reference:
     Args:
         model: the model before the first step, and before a checkpoint is loaded into it; not sharded.
         added_adapter: whether all that trains is an adapter that the trainer added.
+
+    Attributes:
+        autocast: the context that it runs in: that of the model beside it, in mixed precision.
     """
 
     def __init__(self, model: Any, added_adapter: bool):
         self.added_adapter = added_adapter
+        self.autocast: Callable[[], AbstractContextManager] = nullcontext
         self.model = model if added_adapter else frozen_copy(model)
 
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> Any:
         """The original model's output."""
-        with self.model.disable_adapter() if self.added_adapter else nullcontext():
-            return self.model(**inputs)
+        with self.autocast(), self.model.disable_adapter() if self.added_adapter else nullcontext():
+            return convert_to_fp32(self.model(**inputs))
 
 
 def frozen_copy(model: nn.Module) -> Any:

@@ -29,6 +29,7 @@ class SavingTrainer(MeasuringTrainer):
     target: ForgetTarget | None
     original_losses: torch.Tensor
     weights_before: str | None = None
+    retain_before: float | None = None
     _checkpointing: bool
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -45,6 +46,7 @@ class SavingTrainer(MeasuringTrainer):
                     "target": self.target.state(),
                     "original_losses": self.original_losses,
                     "figures_before": self.figures_before,
+                    "retain_before": self.retain_before,
                     "method": self.method.state(),
                     "weights_before": self.weights_before,
                 }

@@ -33,12 +33,17 @@ class TargetStopping(TrainerCallback):
         self.forget = sample_rows(trainer.forget_ds, CHECK_ROWS)
         self.retain = sample_rows(trainer.retain_ds, CHECK_ROWS)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the retain sample; a resumed run has it in its checkpoint."""
+        if self.trainer.retain_before is None:
+            self.trainer.retain_before = float(self.trainer.collect(self.retain).losses.mean())
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Every few steps: measure, and stop if there."""
         if state.global_step % CHECK_STEPS:
             return
         forget, retain = self.trainer.collect(self.forget), self.trainer.collect(self.retain)
-        limit = self.trainer.figures_before["retain_loss"] + RETAIN_GUARD
+        limit = self.trainer.retain_before + RETAIN_GUARD
         target = self.trainer.target.value
         if self.trainer.request == "class" and not forget.correct.isnan().any():
             reached = float(forget.correct.mean()) <= CLASS_ACCURACY

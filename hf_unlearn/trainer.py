@@ -165,8 +165,13 @@ class UnlearningTrainer(PushingTrainer):
         model = self._adapt(super().call_model_init(trial))
         if hasattr(self, "step"):
             self.step = self._make_step(model)
-            self.method.prepare(self._placed(model), self.added_adapter)
+            self._prepare_method(model)
         return model
+
+    def _prepare_method(self, model: Any) -> None:
+        self.method.prepare(self._placed(model), self.added_adapter)
+        if self.method.reference is not None:
+            self.method.reference.autocast = self.accelerator.autocast
 
     def _placed(self, model: Any) -> Any:
         """On the device where it will train."""
@@ -277,7 +282,7 @@ class UnlearningTrainer(PushingTrainer):
             raise ValueError(f"resume_from_checkpoint: {self.args.method} takes no steps, there is nothing to resume")
         if self.model_init is None:
             # The weights of a checkpoint come later, and are not those of the original.
-            self.method.prepare(self._placed(self.model), self.added_adapter)
+            self._prepare_method(self.model)
         self.settle_ddp()
         try:
             if self.method.steps:
@@ -305,10 +310,12 @@ class UnlearningTrainer(PushingTrainer):
             state = torch.load(os.path.join(self._resume_from, STATE_FILE), weights_only=True)
             self.target, self.figures_before = restore_target(state["target"]), state["figures_before"]
             self.original_losses, self.weights_before = state["original_losses"], state["weights_before"]
+            self.retain_before = state["retain_before"]
             self.method.restore(state["method"])
             self.check_original()
         else:
             self.hash_weights()
+            self.retain_before = None
             signals = self.signals()
             self.original_losses = signals["forget"].losses
             self.target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, signals)

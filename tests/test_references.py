@@ -279,3 +279,11 @@ def test_a_resumed_run_wants_the_original_model(unlearn, tmp_path):
     ):
         again.train(resume_from_checkpoint=True)
     unlearn("vit", max_steps=8, save_steps=20, **common).train(resume_from_checkpoint=True)
+
+
+def test_in_mixed_precision_the_reference_rounds_as_the_model_does(unlearn):
+    trainer = unlearn("vit", method="kl", bf16=True, max_steps=1)
+    trainer.train()
+    batch = next(trainer.survey().batches("forget"))
+    found = trainer.head.losses(trainer.method.reference(**trainer.head.inputs(batch)), batch)
+    torch.testing.assert_close(found, trainer.original_losses[: len(found)], rtol=0, atol=1e-6)

@@ -8,7 +8,7 @@ import torch
 from tiny import make, rows
 from transformers import TrainerCallback
 
-from hf_unlearn import UnlearningArguments, UnlearningTrainer
+from hf_unlearn import UnlearningArguments, UnlearningTrainer, stopping
 from hf_unlearn.methods import METHODS
 from hf_unlearn.surgery import SurgeryStep
 
@@ -427,6 +427,27 @@ def test_a_bfloat16_run_trains(unlearn):
         trainer.train()
         moved = [n for n, p in trainer.model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
         assert len(moved) > len(before) / 2 and all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_weights_in_half_precision_are_named(unlearn, caplog):
+    unlearn("llama", dtype=torch.bfloat16)
+    assert "model: what trains is torch.bfloat16, in which small steps are lost to rounding; load it" in caplog.text
+    caplog.clear()
+    unlearn("llama", dtype=torch.bfloat16, method="orthograd")  # the adapter is float32
+    assert "rounding" not in caplog.text
+
+
+def test_the_guard_compares_a_sample_with_itself(unlearn, monkeypatch):
+    monkeypatch.setattr(stopping, "RETAIN_GUARD", 1e-4)
+    settings = {"method": "grad_diff", "learning_rate": 1e-12, "forget_target": 1e9, "max_steps": 6}
+    for count in (1, 2, 3):
+        monkeypatch.setattr(stopping, "CHECK_ROWS", count)
+        trainer = unlearn(**settings, save_steps=5, save_strategy="steps", folder=str(count))
+        trainer.train()
+        assert trainer.state.global_step == 6
+    again = unlearn(**settings, folder="3")
+    again.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-5")
+    assert again.retain_before == trainer.retain_before
 
 
 # DDP waits for these, unless it is told that they may go unused.
