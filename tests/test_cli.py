@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -374,6 +375,25 @@ def ctrl_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_every_worker_of_a_comparison(tmp_path, ctrl_c):
+    task, endless = Path(__file__).parent / "comparing_task.py", {"method": "nabla_tau", "max_steps": 10**9}
+    found = {"task": f"{task}:Small", "requests": {"a": {"forget": "10%"}}, "seeds": [0], "retrained": 1}
+    Path("endless.yaml").write_text(json.dumps({**found, "methods": {str(i): endless for i in range(8)}}))
+    command = [sys.executable, "-m", "hf_unlearn.cli", "compare", "endless.yaml", "--output_dir=out", "--workers=2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        try:
+            while len(list(tmp_path.glob("out/cells/*retrained*"))) < 1 and run.poll() is None:
+                time.sleep(0.1)
+            os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+            said = run.communicate(timeout=60)[1]
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 130, said[-2000:]
+    assert "hf-unlearn compare: interrupted" in said
+    assert not list(tmp_path.glob("out/cells/a-0-[0-9]*"))  # the cells that never end
 
 
 def test_ctrl_c_before_the_run_and_twice(bases, monkeypatch, capsys, ctrl_c):

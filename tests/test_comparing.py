@@ -14,7 +14,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 
 from hf_unlearn.cli import main
 from hf_unlearn.comparing import Comparison, compare, run
-from hf_unlearn.comparing.cells import Workplace, trainings
+from hf_unlearn.comparing.cells import Workplace, cells, trainings
 from hf_unlearn.report.comparison import lines, markdown_table, mean_ranks
 
 HERE = Path(__file__).parent
@@ -135,6 +135,14 @@ def test_a_model_that_cannot_be_trained_stops_only_the_cells_that_need_it(tmp_pa
             seed == 0
             or f"the {'original' if model == 'nabla_tau' else model} model could not be trained" in cell["error"]
         )
+
+
+def test_cells_are_those_of_the_training_that_the_task_has_now(tmp_path, monkeypatch):
+    place = Workplace(config(), tmp_path)
+    cell = cells(place.config)[0]
+    before = place.cell_file(cell)
+    monkeypatch.setitem(place.config.task_class.training, "num_train_epochs", 7)
+    assert place.cell_file(cell) != before
 
 
 @pytest.mark.parametrize("task,name", [("Restless", "original"), ("RestlessShadow", "shadow")])

@@ -208,10 +208,10 @@ class Workplace:
 
     def _key(self, cell: Cell) -> str:
         config = self.config
-        request = config.requests[cell.request]
+        request, task = config.requests[cell.request], config.task_class
         return fingerprint(
-            config.task, config.options, self.forget(cell), request.retain_rows, config.budget, config.relearning,
-            asdict(cell), config.methods.get(cell.model),
+            config.task, config.options, task.training, task.shadows, config.retrained, self.forget(cell),
+            request.retain_rows, config.budget, config.relearning, asdict(cell), config.methods.get(cell.model),
         )  # fmt: skip
 
     def forget(self, cell: Cell) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -89,12 +90,16 @@ def _share(
     lost = []
     with _pool(place, workers) as pool:
         running = {pool.submit(_in_worker, do, each): each for each in work}
-        for future in as_completed(running):
-            try:
-                future.result()
-                bar.update()
-            except BrokenProcessPool:
-                lost.append(running[future])
+        try:
+            for future in as_completed(running):
+                try:
+                    future.result()
+                    bar.update()
+                except BrokenProcessPool:
+                    lost.append(running[future])
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
     # One process that dies (out of memory) takes the others' work with it. Alone, only its own.
     while lost:
         with _pool(place, 1) as pool:
@@ -126,12 +131,29 @@ _place: Workplace
 def _start(config: Comparison, folder: Path, numbers: Any, workers: int) -> None:
     global _place
     number = numbers.get()
+    # Ctrl-C reaches every process. As an exception it would only end a worker's cell, and the next would begin.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if (gpus := torch.cuda.device_count()) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     quiet()
     disable_progress_bar()
     _place = Workplace(config, folder)
+
+
+def gpu_of(number: int, gpus: int, visible: str | None) -> str:
+    """What a worker's CUDA_VISIBLE_DEVICES is to be.
+
+    Args:
+        number: of the worker.
+        gpus: how many this process sees.
+        visible: its own CUDA_VISIBLE_DEVICES.
+
+    Examples:
+        >>> gpu_of(2, 2, None), gpu_of(1, 2, "2,3"), gpu_of(0, 2, "GPU-5f,GPU-8a")
+        ('0', '3', 'GPU-5f')
+    """
+    return (visible.split(",") if visible else [str(i) for i in range(gpus)])[number % gpus]
 
 
 def _in_worker(do: Callable[[Workplace, Any], None], each: Any) -> None:
