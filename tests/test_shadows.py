@@ -265,3 +265,6 @@ def test_an_audit_of_other_sets_than_those_of_the_shadow_models_is_refused(alone
     for name, size, known in (("forget", 8, 9), ("unseen", 11, 10)):
         with pytest.raises(ValueError, match=f"shadows: know {known} {name} rows, the set has {size}; give"):
             audit(build(0), **sets({**SIZES, name: size}), shadows=alone[0], resamples=2)
+    others = {name: list(rows)[::-1] for name, rows in sets().items()}
+    with pytest.raises(ValueError, match="shadows: know other forget rows than the set has; give train_shadows the"):
+        audit(build(0), **others, shadows=alone[0], resamples=2)

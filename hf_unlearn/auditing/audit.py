@@ -23,6 +23,7 @@ from hf_unlearn.auditing.shadows import Shadows
 from hf_unlearn.auditing.verdict import verdict_of
 from hf_unlearn.collate import columns_read, readable_collator
 from hf_unlearn.data import REQUESTS, column_of, request_of, sample_rows
+from hf_unlearn.hashing import row_hashes
 from hf_unlearn.losses import head_of
 from hf_unlearn.losses.head import LANGUAGE
 from hf_unlearn.validation import check_sets
@@ -195,4 +196,9 @@ def _check_shadows(shadows: Shadows, sets: Mapping[str, Any], kind: str) -> None
         if known != len(rows):
             raise ValueError(
                 f"shadows: know {known} {name} rows, the set has {len(rows)}; give train_shadows the sets of the audit"
+            )
+    for name, rows in sets.items():
+        if name in shadows.hashes and shadows.hashes[name] != row_hashes(rows):
+            raise ValueError(
+                f"shadows: know other {name} rows than the set has; give train_shadows the sets of the audit"
             )

@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,13 @@ class Shadows:
             has it forgotten the row?
         unseen: the same: was the model never trained on the row? Neither member nor unseen are rows that an unlearned
             shadow model was trained on and kept.
+        hashes: set to the content hashes of its rows, in the order of the masks; a set that is not named is not known.
     """
 
     folders: tuple[Path, ...]
     members: Mapping[str, np.ndarray]
     unseen: Mapping[str, np.ndarray]
+    hashes: Mapping[str, list[bytes]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Models."""
@@ -97,7 +99,8 @@ def train_shadows(
     forgetting = 0 if unlearn is None else _forgetting(count, forget_share)
     folder, sizes = Path(output_dir), {name: len(rows) for name, rows in sets.items()}
     trained, forgotten = _plan(sizes, count, forgetting, seed)
-    _keep_plan(folder, trained, forgotten, sets)
+    hashes = {name: row_hashes(rows) for name, rows in sets.items()}
+    _keep_plan(folder, trained, forgotten, hashes)
     everything: ConcatDataset = ConcatDataset(list(sets.values()))
     folders = tuple(folder / f"shadow-{number:03d}" for number in range(count))
     mine = [i for i in range(process_index, count, num_processes) if not folders[i].exists()]
@@ -117,7 +120,7 @@ def train_shadows(
     split = [dict(zip(sizes, np.split(mask, places, axis=1), strict=True)) for mask in (members, ~trained)]
     there = [i for i, path in enumerate(folders) if path.exists()]
     of_there = [{name: mask[there] for name, mask in masks.items()} for masks in split]
-    return Shadows(tuple(folders[i] for i in there), *of_there)
+    return Shadows(tuple(folders[i] for i in there), of_there[0], of_there[1], hashes)
 
 
 def _forgetting(count: int, share: float) -> int:
@@ -143,10 +146,10 @@ def _plan(sizes: Mapping[str, int], count: int, forgetting: int, seed: int) -> t
     return trained, order < forgetting
 
 
-def _keep_plan(folder: Path, trained: np.ndarray, forgotten: np.ndarray, sets: Mapping[str, Any]) -> None:
+def _keep_plan(folder: Path, trained: np.ndarray, forgotten: np.ndarray, hashes: Mapping[str, list[bytes]]) -> None:
     plan = {"trained": trained, "forgotten": forgotten}
-    for name, rows in sets.items():  # in their order, which the masks go by
-        plan[f"{len(plan)} {name}"] = np.frombuffer(b"".join(row_hashes(rows)), np.uint8)
+    for name, rows in hashes.items():  # in the order of the sets, which the masks go by
+        plan[f"{len(plan)} {name}"] = np.frombuffer(b"".join(rows), np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / PLAN).exists():
         with np.load(folder / PLAN) as kept:
