@@ -38,8 +38,12 @@ class Reference:
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> Any:
         """The original model's output."""
+        frozen = [p for p in self.model.parameters() if not p.requires_grad]
         with self.autocast(), self.model.disable_adapter() if self.added_adapter else nullcontext():
-            return convert_to_fp32(self.model(**inputs))
+            outputs = convert_to_fp32(self.model(**inputs))
+        for p in frozen:
+            p.requires_grad_(False)  # PEFT switches the whole adapter on again, what the method has frozen, too
+        return outputs
 
 
 def frozen_copy(model: nn.Module) -> Any:
