@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from tiny import DECODER, make
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -71,6 +72,23 @@ def test_three_layers_train_and_the_rest_comes_back(depth):
     assert {n for n, p in model.named_parameters() if p.requires_grad} == before
 
 
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_run_moves_one_layer_towards_the_direction(unlearn, adapter):
+    lora = LoraConfig(r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True) if adapter else None
+    trainer = unlearn(
+        "gpt2", method="rmu", max_steps=20, learning_rate=1e-2, stop_at_target=False, retain_weight=0.0,
+        peft_config=lora,
+    )  # fmt: skip
+    before = {n: p.clone() for n, p in trainer.model.named_parameters()}
+    trains = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and all(".h.0." in n for n in moved)
+    assert {n for n, p in trainer.model.named_parameters() if p.requires_grad} == trains
+    first, *_, last = [e["loss"] for e in trainer.state.log_history if "loss" in e]
+    assert last < 0.7 * first
+
+
 class Watch(TrainerCallback):
     """Sees which parameters get a gradient."""
 
@@ -81,23 +99,11 @@ class Watch(TrainerCallback):
         self.seen |= {name for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-def test_a_run_moves_one_layer_towards_the_direction(unlearn, adapter):
-    from peft import LoraConfig
-
-    lora = LoraConfig(r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True) if adapter else None
-    trainer = unlearn(
-        "gpt2", method="rmu", max_steps=20, learning_rate=1e-2, stop_at_target=False, retain_weight=0.0,
-        peft_config=lora, callbacks=[watch := Watch()],
-    )  # fmt: skip
-    before = {n: p.clone() for n, p in trainer.model.named_parameters()}
-    trains = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
-    trainer.train()
-    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
-    assert moved and all(".h.0." in n for n in moved | watch.seen)
-    assert {n for n, p in trainer.model.named_parameters() if p.requires_grad} == trains
-    first, *_, last = [e["loss"] for e in trainer.state.log_history if "loss" in e]
-    assert last < 0.7 * first
+def test_the_reference_leaves_frozen_what_is_frozen_of_an_adapter(unlearn):
+    model = LlamaForCausalLM(LlamaConfig(**{**DECODER, "num_hidden_layers": 14}))
+    lora = LoraConfig(r=4, target_modules=["q_proj"])
+    unlearn("llama", model=model, method="rmu", peft_config=lora, callbacks=[watch := Watch()], max_steps=2).train()
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in watch.seen} == {1, 2, 3}
 
 
 def test_models_without_a_stack_of_layers_are_refused(unlearn):
