@@ -211,8 +211,9 @@ def test_eight_bits_are_close_and_four_are_not(scene):
     with torch.no_grad():
         original = models["original"]
         exact, eight, four = (m(pixels).logits for m in (original, quantised(original, 8), quantised(original, 4)))
-    scale = exact.abs().mean()
-    assert 0 < (eight - exact).abs().mean() < 0.03 * scale < 0.06 * scale < (four - exact).abs().mean()
+    eight, four = (float((each - exact).abs().mean()) for each in (eight, four))
+    # The steps are 127 / 7 times as long; how far logits move depends on the model, and that on the processor.
+    assert 0 < eight < 0.03 * float(exact.abs().mean()) and four > 5 * eight
 
 
 def test_without_the_adapter_the_base_is_back():
