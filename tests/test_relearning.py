@@ -213,7 +213,7 @@ def test_eight_bits_are_close_and_four_are_not(scene):
         exact, eight, four = (m(pixels).logits for m in (original, quantised(original, 8), quantised(original, 4)))
     eight, four = (float((each - exact).abs().mean()) for each in (eight, four))
     # The steps are 127 / 7 times as long; how far logits move depends on the model, and that on the processor.
-    assert 0 < eight < 0.03 * float(exact.abs().mean()) and four > 5 * eight
+    assert 0 < eight < 0.03 * float(exact.abs().mean()) < four and four > 5 * eight
 
 
 def test_without_the_adapter_the_base_is_back():

@@ -171,4 +171,6 @@ def test_a_step_that_was_broken_off_leaves_nothing_behind(unlearn, monkeypatch):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_half_precision_model_with_an_adapter_keeps_the_hooks(unlearn, name):
-    unlearn(name, method="orthograd", dtype=torch.bfloat16, per_sample_engine="hooks", max_steps=1).train()
+    trainer = unlearn(name, method="orthograd", dtype=torch.bfloat16, per_sample_engine="hooks", max_steps=1)
+    trainer.train()  # raises where it would fall back to the loop
+    assert trainer.state.global_step == 1 and trainer.state.log_history[0]["grad_norm"] > 0
