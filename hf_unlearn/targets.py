@@ -16,6 +16,7 @@ import torch
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.head import SEVERAL
 from hf_unlearn.losses.rows import divergences
+from hf_unlearn.validation import refuse_kept
 
 FORGET_TARGETS = ("auto", "distribution", "masked_class", "mean", "none")
 HINGES = ("squared", "linear")
@@ -254,12 +255,7 @@ def make_target(kind: str, setting: Any, hinge: str, signals: Mapping[str, Any])
         if signals["forget"].labels is None:
             raise ValueError('forget_target: "masked_class" needs one integer label a row, but labels hold several')
         classes = sorted(set(signals["forget"].labels.tolist()))
-        kept = sorted(set(classes) & set(signals["retain"].labels.tolist()))
-        if kept:
-            raise ValueError(
-                f'request: "class", but retain_ds still holds rows of the forgotten classes {kept}; take them out, or '
-                'use request="rows"'
-            )
+        refuse_kept(set(classes), set(signals["retain"].labels.tolist()))
         return MaskedClassTarget(signals["forget"].log_probs, classes, signals["retain"].log_probs)
     if kind == "mean":
         return MeanTarget(setting if isinstance(setting, float) else float(signals["unseen"].losses.mean()), hinge)

@@ -30,7 +30,7 @@ from hf_unlearn.steps import LossStep
 from hf_unlearn.stopping import TargetStopping
 from hf_unlearn.surgery import SurgeryStep
 from hf_unlearn.targets import make_target, resolve_kind, restore_target
-from hf_unlearn.validation import check_alternatives, check_sets
+from hf_unlearn.validation import check_alternatives, check_classes, check_sets
 
 
 class UnlearningTrainer(PushingTrainer):
@@ -104,6 +104,8 @@ class UnlearningTrainer(PushingTrainer):
         self.target_kind = resolve_kind(
             args.forget_target, request=self.request, head_kind=self.head.kind, has_unseen=unseen_ds is not None
         )
+        if self.target_kind == "masked_class":
+            check_classes(forget_ds, retain_ds)
         text = checked.main_input_name == "input_ids"
         self.method = self.method_class(
             args, Setting(len(forget_ds), len(retain_ds), text, target=self.target_kind != "none")

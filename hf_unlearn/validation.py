@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from hf_unlearn.data import column_of
 from hf_unlearn.hashing import compared_columns, row_hashes
 
 
@@ -43,6 +46,28 @@ def check_sets(
         why = f"unseen rows must never have been trained on; take them out of {third}"
         _refuse_shared(hashes, third, first, why)
         _refuse_shared(hashes, third, second, why)
+
+
+def check_classes(forget: Any, retain: Any) -> None:
+    """Refuse a retain set in which a row of a forgotten class is left: all of its rows are looked at.
+
+    Sets that store no label, as a collator or a transform makes it, are looked at where the target is made of them.
+
+    Raises:
+        ValueError: one line that names the argument, what was found and what to do.
+    """
+    for name in {"label", "labels", "label_ids"} & set(_columns(forget)):
+        if np.ndim(forget[0].get(name, 0)) == 0:
+            refuse_kept(set(column_of(forget, name)), set(column_of(retain, name)))
+
+
+def refuse_kept(forgotten: set, kept: set) -> None:
+    """Refuse classes that are forgotten and kept."""
+    if both := sorted(forgotten & kept):
+        raise ValueError(
+            f'request: "class", but retain_ds still holds rows of the forgotten classes {both}; take them out, or '
+            'use request="rows"'
+        )
 
 
 def check_alternatives(method: str, needed: bool, forget: Any, alternative: Any) -> None:

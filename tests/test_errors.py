@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny import make
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer
@@ -159,9 +160,22 @@ def test_a_forget_batch_larger_than_the_set_works(unlearn):
     assert trainer.state.global_step == 2
 
 
-def test_a_class_request_with_the_class_in_the_retain_set(unlearn):
-    with pytest.raises(ValueError, match="retain_ds still holds rows of the forgotten classes"):
-        unlearn(request="class").train()
+@pytest.mark.parametrize("stored", ["lists", "arrow", "transform"])
+def test_one_row_of_a_forgotten_class_among_thousands_that_are_kept(unlearn, stored):
+    def sets(forget, retain, unseen):
+        def some(label, count):
+            return [{"pixel_values": torch.randn(3, 16, 16), "labels": torch.tensor(label)} for _ in range(count)]
+
+        found = [some(1, 2), [*some(0, 2500), *some(1, 1)], some(2, 2)]
+        if stored == "lists":
+            return found
+        found = [Dataset.from_list([{k: v.tolist() for k, v in row.items()} for row in rows]) for rows in found]
+        for rows in found if stored == "transform" else ():
+            rows.set_transform(lambda rows: {"pixel_values": rows["pixel_values"]})
+        return found
+
+    with pytest.raises(ValueError, match=r"^request: .*retain_ds still holds rows of the forgotten classes \[1\]"):
+        unlearn(request="class", sets=sets)
 
 
 def test_a_refused_model_is_left_as_it_was(unlearn):
