@@ -114,32 +114,34 @@ class Tofu(Task):
 class Speech(Task):
     """A Whisper of 269 k weights on strings of spoken digits of six speakers.
 
-    The target comes from a shadow model that never heard the two speakers after the forgotten one: speakers differ.
+    Nobody else is there to set the target, so it comes from the other five: each under a shadow model that never heard
+    them, and that heard as many speakers as a retrained model does. All five, as speakers differ.
     """
 
     training = whisper.TRAINING
     build = staticmethod(whisper.tiny_model)
-    shadows = ("shadow",)
+    shadows = tuple(f"shadow {number}" for number in range(1, 6))
 
     def load(self, data):
         self.processor = whisper.tiny_processor()
         train, _, test = whisper.tiny_data(data, self.seed, held_out="")
         return {"train": train, "test": test}
 
-    def others(self, forget):
-        """The rows of two other speakers, and all but these."""
-        names = sorted(set(self.sets["train"]["speaker"]))
-        place = names.index(forget.partition("=")[2])
-        two = [names[(place + step) % len(names)] for step in (1, 2)]
-        return split_forget_retain(self.sets["train"], column="speaker", values=two)
+    def sides(self, name, forget):
+        """The rows of the speaker that a shadow model never heard, and all others."""
+        speakers = set(self.sets["train"]["speaker"]) - {forget.partition("=")[2]}
+        unheard = sorted(speakers)[self.shadows.index(name)]
+        return split_forget_retain(self.sets["train"], column="speaker", values=[unheard])
 
     def shadow_rows(self, name, forget):
-        return self.others(forget)[1]
+        return self.sides(name, forget)[1]
 
     def target(self, forget, shadows):
-        held, _ = self.others(forget)
-        model = shadows["shadow"]()
-        return {"forget_target": signals_of(model, held, data_collator=self.collator(model)).profiles.tolist()}
+        profiles = []
+        for name, load in shadows.items():
+            model, (unheard, _) = load(), self.sides(name, forget)
+            profiles += signals_of(model, unheard, data_collator=self.collator(model)).profiles.tolist()
+        return {"forget_target": profiles}
 
     def collator(self, model):
         return readable_collator(model, self.processor)
