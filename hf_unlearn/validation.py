@@ -62,7 +62,11 @@ def check_classes(forget: Any, retain: Any) -> None:
 
 
 def refuse_kept(forgotten: set, kept: set) -> None:
-    """Refuse classes that are forgotten and kept."""
+    """Refuse classes that are forgotten and kept.
+
+    Raises:
+        ValueError: one line that names the argument, what was found and what to do.
+    """
     if both := sorted(forgotten & kept):
         raise ValueError(
             f'request: "class", but retain_ds still holds rows of the forgotten classes {both}; take them out, or '

@@ -205,15 +205,15 @@ def test_output_channels_of_both_layouts_and_shared_weights():
     assert copied.lm_head.weight is copied.transformer.wte.weight
 
 
-def test_eight_bits_are_close_and_four_are_not(scene):
-    models, forget, _, _ = scene
-    pixels = default_collator(models["original"])(forget)["pixel_values"]
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_eight_bits_are_close_and_four_are_not(name):
+    # Not trained: how far logits move depends on the weights, and what training makes of them on the processor.
+    model, batch = tiny.make(name)
+    inputs = batch(16, seed=1)
     with torch.no_grad():
-        original = models["original"]
-        exact, eight, four = (m(pixels).logits for m in (original, quantised(original, 8), quantised(original, 4)))
-    eight, four = (float((each - exact).abs().mean()) for each in (eight, four))
-    # The steps are 127 / 7 times as long; how far logits move depends on the model, and that on the processor.
-    assert 0 < eight < 0.03 * float(exact.abs().mean()) < four and four > 5 * eight
+        exact, eight, four = (m.eval()(**inputs).logits for m in (model, quantised(model, 8), quantised(model, 4)))
+    scale = exact.abs().mean()
+    assert 0 < (eight - exact).abs().mean() < 0.03 * scale < 0.06 * scale < (four - exact).abs().mean()
 
 
 def test_without_the_adapter_the_base_is_back():
