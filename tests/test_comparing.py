@@ -157,6 +157,25 @@ def test_models_of_other_rows_are_refused(tmp_path, task, name):
         Workplace(settings, tmp_path).load(training)
 
 
+def test_a_retrained_model_that_is_there_is_loaded(done, tmp_path):
+    folder, report = done
+    there = str(next((folder / "models").glob("retrained-0-*")))
+    requests = {"random": {"forget": "10%", "retrained": there}}
+    settings = config(seeds=[0], requests=requests, retrained=1, methods={"ascent": METHODS["ascent"]})
+    trained = [each.name for each in trainings(settings) if not Workplace(settings, tmp_path).there(each)]
+    assert trained == ["original"]
+    first, second = by_name(report), by_name(compare(settings, tmp_path, progress=False))
+    for key, cell in second.items():
+        assert cell["weights"] == first[key]["weights"] and cell["figures"] == first[key]["figures"]
+    assert "processor_seconds" not in second["random", 0, "retrained"]
+    found = {line.model: line.values for line in lines({**report, "cells": list(second.values())})}
+    assert "gap" in found["ascent"] and "time / retraining" not in found["ascent"]
+    changed = config(seeds=[0], requests={"random": {"forget": "10%"}}, retrained=1)
+    places = [Workplace(each, tmp_path) for each in (settings, changed)]
+    retrained = trainings(settings)[1]
+    assert places[0].model_folder(retrained).exists() and not places[1].model_folder(retrained).exists()
+
+
 def test_targets_may_come_from_shadow_models_and_few_retain_rows_suffice(tmp_path):
     settings = {"task": "comparing_task.py:Shadowed", "seeds": [0], "methods": {"nabla_tau": {}}, "retrained": 1}
     requests = {"all": {"forget": "10%"}, "few": {"forget": "10%", "retain_rows": 8}}
@@ -206,6 +225,7 @@ def test_the_table_is_worked_out_by_hand():
         ({"methods": ["nabla"]}, "method 'nabla' is none of"),
         ({"methods": {}}, "methods is missing"),
         ({"requests": {"one": {"forget": ["label=1"]}}}, "1 forget expressions for 2 seeds"),
+        ({"requests": {"one": {"forget": "label=1", "retrained": ["x"]}}}, "1 retrained models for 2 seeds"),
         ({"requests": {"one": "label=1"}}, "is to be a mapping"),
         ({"requests": {"one": {"rows": 1}}}, "has forget"),
         ({"budget": {"epochs": 1}}, "budget is one of"),

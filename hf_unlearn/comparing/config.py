@@ -26,10 +26,13 @@ class Request:
     Attributes:
         forget: one expression a seed, in the grammar of `hf_unlearn.reading.parse_forget`.
         retain_rows: how many retain rows the methods have; None for all. Models are retrained on all of them.
+        retrained: checkpoints of models that were retrained without these rows, one a seed, where there are; the
+            reference is then loaded and not trained.
     """
 
     forget: tuple[str, ...]
     retain_rows: int | None = None
+    retrained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,15 +154,20 @@ def _mapping(name: str, found: Any) -> Mapping[str, Any]:
 
 def _request(name: str, found: Any, seeds: int) -> Request:
     found = _mapping(f"requests: {name}", found)
-    if found.keys() - {"forget", "retain_rows"} or "forget" not in found:
-        raise ValueError(f"config: request {name!r} has forget and, if wanted, retain_rows; got {sorted(found)}")
-    forget = found["forget"]
-    each = [str(one) for one in (forget if isinstance(forget, list) else [forget] * seeds)]
-    if len(each) != seeds:
+    if found.keys() - {"forget", "retain_rows", "retrained"} or "forget" not in found:
         raise ValueError(
-            f"config: request {name!r} has {len(each)} forget expressions for {seeds} seeds; give one each"
+            f"config: request {name!r} has forget and, if wanted, retain_rows and retrained; got {sorted(found)}"
         )
-    return Request(tuple(each), found.get("retain_rows"))
+    there = _one_a_seed(name, "retrained models", found["retrained"], seeds) if "retrained" in found else ()
+    return Request(_one_a_seed(name, "forget expressions", found["forget"], seeds), found.get("retain_rows"), there)
+
+
+def _one_a_seed(name: str, what: str, found: Any, seeds: int) -> tuple[str, ...]:
+    """A text for every seed: those of a list, or the same one."""
+    each = tuple(str(one) for one in (found if isinstance(found, list) else [found] * seeds))
+    if len(each) != seeds:
+        raise ValueError(f"config: request {name!r} has {len(each)} {what} for {seeds} seeds; give one each")
+    return each
 
 
 def _methods(found: Any) -> Mapping[str, Mapping[str, Any]]:

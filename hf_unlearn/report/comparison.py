@@ -80,8 +80,9 @@ def _add(line: Line, cell: Mapping[str, Any], reference: Mapping[str, Any]) -> N
     if "gap" in figures:
         shown["gap"] = figures["gap"]
     shown["forget loss / retrained"] = figures["forget_loss"] / wanted["forget_loss"]
-    if line.model != ORIGINAL and cell["clock"] == reference["clock"]:
-        shown["time / retraining"] = cell[cell["clock"]] / reference[cell["clock"]]
+    clock = reference["clock"]
+    if line.model != ORIGINAL and clock == cell["clock"] and clock in reference and clock in cell:
+        shown["time / retraining"] = cell[clock] / reference[clock]
     for column, value in shown.items():
         line.values.setdefault(column, []).append(value)
 
