@@ -146,17 +146,21 @@ class Speech(Task):
     def collator(self, model):
         return readable_collator(model, self.processor)
 
+    def alike(self, rows, forget, retain):
+        """Which rows are of the forgotten speaker."""
+        return np.array(rows["speaker"]) == forget[0]["speaker"]
+
     def figures(self, model, reference, *, forget, retain, **settings):
         found = [self.heard(each, forget, retain) for each in (model, reference)]
         return {**found[0], "gap": gap(*found)}
 
     def heard(self, model, forget, retain):
-        """Word error rates; membership inference against unseen utterances of the forgotten speaker.
+        """Word error rates; membership inference against unseen utterances of the forgotten speaker or word.
 
-        Against those of others it would measure the voice.
+        Against others it would measure the voice, or the word.
         """
-        speakers, test = np.array(self.sets["test"]["speaker"]), self.sets["test"]
-        same = speakers == forget[0]["speaker"]
+        test = self.sets["test"]
+        same = self.alike(test, forget, retain)
         sets = {"forget": forget, "retain": sample_rows(retain, 400), "unseen": test.select(np.flatnonzero(~same))}
         collator, found = self.collator(model), {}
         for name, rows in sets.items():
@@ -168,3 +172,37 @@ class Speech(Task):
         sides = (forget, test.select(np.flatnonzero(same)))
         losses = [signals_of(model, rows, data_collator=collator).losses.numpy() for rows in sides]
         return {**found, "mia_accuracy": logistic_attack(*losses).value}
+
+
+class SpokenWords(Speech):
+    """The same strings, and a word to forget, `word=seven`: every string in which it is heard, a third of them.
+
+    Nothing unseen has the word to set the target. To a model that never met it, it is a label that never comes,
+    whatever is heard: so the target comes from retain strings that are given it as the label of one of their words.
+    """
+
+    shadows = ()
+
+    def word(self, forget):
+        return self.processor.tokenizer.convert_tokens_to_ids(forget.partition("=")[2])
+
+    def split(self, forget):
+        train, word = self.sets["train"], self.word(forget)
+        heard = np.array([word in labels for labels in train["labels"]])
+        return train.select(np.flatnonzero(heard)), train.select(np.flatnonzero(~heard))
+
+    def target(self, forget, shadows):
+        random, word = np.random.default_rng(self.seed), self.word(forget)
+        others = set(self.processor.tokenizer.convert_tokens_to_ids(whisper.DIGITS))
+
+        def misheard(row):
+            labels = row["labels"].tolist()
+            other = random.choice(sorted(others.intersection(labels)))
+            return {"labels": [word if label == other else label for label in labels]}
+
+        return {"unseen_ds": sample_rows(self.split(forget)[1], 400).map(misheard)}
+
+    def alike(self, rows, forget, retain):
+        """Which rows have a word that no retain row has."""
+        kept = {label for row in retain for label in row["labels"].tolist()}
+        return np.array([not kept.issuperset(labels.tolist()) for labels in rows["labels"]])
