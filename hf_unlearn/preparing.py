@@ -87,6 +87,27 @@ def prepare(rows: Dataset, model: Any, processor: Any, *, columns: Mapping[str, 
     raise ValueError(f"rows: cannot be prepared for {type(base).__name__}; bring rows that hold {main} and its labels")
 
 
+def label_settings(rows: Dataset, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a model's configuration should say of the classes that the label column names; nothing where it names none.
+
+    Args:
+        rows: as for `prepare`.
+        columns: as for `prepare`.
+
+    Examples:
+        >>> rows = Dataset.from_dict({"label": [[0, 1]]}, Features({"label": List(ClassLabel(names=["joy", "fear"]))}))
+        >>> label_settings(rows)["label2id"], label_settings(rows)["problem_type"]
+        ({'joy': 0, 'fear': 1}, 'multi_label_classification')
+    """
+    feature = rows.features.get(_Columns(rows, dict(columns or {})).find("label"))
+    several = {"problem_type": "multi_label_classification"} if isinstance(feature, List) else {}
+    feature = feature.feature if isinstance(feature, List) else feature
+    if not isinstance(feature, ClassLabel):
+        return {}
+    numbered = dict(enumerate(feature.names))
+    return {"id2label": numbered, "label2id": {name: i for i, name in numbered.items()}, **several}
+
+
 class _Columns:
     """Rows, and which of their columns is what."""
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import transformers
-from datasets import ClassLabel
 from transformers import AutoConfig, AutoProcessor, set_seed
 
 from hf_unlearn.auditing.audit import audit
 from hf_unlearn.collate import default_collator, readable_collator
 from hf_unlearn.data import split_forget_retain
 from hf_unlearn.loading import load_model
-from hf_unlearn.preparing import prepare
+from hf_unlearn.preparing import label_settings, prepare
 from hf_unlearn.reading import load_rows, parse_forget
 from hf_unlearn.training import train_from_scratch
 
@@ -146,12 +145,8 @@ class NamedTask(Task):
         """The splits, prepared for the model."""
         names = {"train": train, "test": test} | ({"unseen": unseen} if unseen else {})
         rows = {name: load_rows(dataset, split) for name, split in names.items()}
-        label = rows["train"].features.get(self.columns.get("label", "label"))
-        if self.head is not None and isinstance(label, ClassLabel):
-            self.labels = {
-                "id2label": dict(enumerate(label.names)),
-                "label2id": {n: i for i, n in enumerate(label.names)},
-            }
+        if self.head is not None:
+            self.labels = label_settings(rows["train"], self.columns)
         model = self.build(self.seed)
         sets = {name: prepare(each, model, self.processor, columns=self.columns) for name, each in rows.items()}
         if unseen is None:
