@@ -6,15 +6,10 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import accelerate
@@ -22,19 +17,16 @@ import datasets
 import peft
 import torch
 import transformers
-from transformers import PrinterCallback, TrainerCallback
 
 import hf_unlearn
-from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.auditing.runner import fingerprint as weights_fingerprint
 from hf_unlearn.comparing.config import Comparison, fingerprint
 from hf_unlearn.comparing.task import Task
+from hf_unlearn.comparing.unlearning import Refusal, clocks, device, unlearn
 from hf_unlearn.data import in_memory, sample_rows
 from hf_unlearn.hashing import row_hashes
 from hf_unlearn.loading import load_model
-from hf_unlearn.methods import METHODS
 from hf_unlearn.report.comparison import ORIGINAL, RETRAINED
-from hf_unlearn.trainer import UnlearningTrainer
 
 logger = logging.getLogger(__name__)
 VERSIONS = {m.__name__: m.__version__ for m in (hf_unlearn, torch, transformers, peft, accelerate, datasets)}
@@ -179,15 +171,15 @@ class Workplace:
     def _train(self, training: Training) -> None:
         folder = self.model_folder(training)
         if there := self.there(training):
-            clocks, model = {}, load_model(there)  # nobody knows what it took
+            taken, model = {}, load_model(there)  # nobody knows what it took
         else:
             rows = self.rows(training)
-            with _clocks() as clocks:
+            with clocks() as taken:
                 model = self.task(training.seed).train(rows, training.seed + 1000 * training.number)
         # Written aside and renamed: a folder that is there is whole.
         partial = folder.with_suffix(f".{os.getpid()}")
         model.save_pretrained(partial)
-        (partial / "training.json").write_text(json.dumps({**clocks, "data": self.data(training)}))
+        (partial / "training.json").write_text(json.dumps({**taken, "data": self.data(training)}))
         try:
             os.rename(partial, folder)
         except OSError:  # another process was faster, with the same model
@@ -202,13 +194,13 @@ class Workplace:
         folder = self.model_folder(training)
         if not folder.exists():
             raise RuntimeError(f"the {training.name} model could not be trained")
-        clocks = json.loads((folder / "training.json").read_text())
-        if clocks.pop("data") != self.data(training):
+        taken = json.loads((folder / "training.json").read_text())
+        if taken.pop("data") != self.data(training):
             raise RuntimeError(
                 f"the {training.name} model of seed {training.seed} was trained on other rows than the task has now; "
                 f"have it load the same rows in every process, and delete {folder}"
             )
-        return load_model(str(folder)).eval(), clocks
+        return load_model(str(folder)).eval(), taken
 
     # ---- cells ----
 
@@ -284,81 +276,9 @@ class Workplace:
             result |= {"settings": dict(settings), **cost}
         else:
             number = 0 if cell.model == ORIGINAL else 1 + names.index(cell.model)
-            model, clocks = self.load(trained(cell.model, number))
-            result |= clocks
+            model, taken = self.load(trained(cell.model, number))
+            result |= taken
         reference, _ = self.load(trained(RETRAINED, 1))
         kept = {"cache_dir": self.folder / "signals"} if cell.model not in config.methods else {}
         result["figures"] = task.figures(model, reference, **sets, relearning=config.relearning, **kept)
         return {**result, "weights": weights_fingerprint(model).hex(), "versions": VERSIONS}
-
-
-class Refusal(Exception):
-    """A method does not work on this head, these rows or this model, and says so before any step."""
-
-
-def unlearn(
-    model: Any,
-    forget: Any,
-    retain: Any,
-    task: Task,
-    target: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    budget: Mapping[str, float],
-) -> tuple[Any, dict[str, Any]]:
-    """What a method makes of a model, and what it cost: seconds, steps.
-
-    Raises:
-        Refusal: the trainer's one line.
-    """
-    extra = {name: value for name, value in target.items() if name != "unseen_ds"}
-    unseen = in_memory(target["unseen_ds"]) if "unseen_ds" in target else None
-    limits = {"max_steps": int(budget["max_steps"])} if "max_steps" in budget else {}
-    with TemporaryDirectory() as folder:
-        args = UnlearningArguments(
-            folder, seed=task.seed, report_to="none", disable_tqdm=True, logging_steps=10**6, save_strategy="no",
-            dataloader_pin_memory=torch.cuda.is_available(), **{**limits, **extra, **settings},
-        )  # fmt: skip
-        alternatives = task.alternatives(forget) if METHODS[args.method].alternatives else None
-        try:
-            trainer = UnlearningTrainer(
-                model, forget, retain, args, unseen_ds=unseen, alternative_ds=alternatives,
-                processing_class=task.processor,
-            )  # fmt: skip
-        except ValueError as refusal:
-            raise Refusal(str(refusal)) from refusal
-        trainer.pop_callback(PrinterCallback)
-        if "seconds" in budget:
-            trainer.add_callback(TimeBudget(budget["seconds"]))
-        with _clocks() as clocks:
-            trainer.train()
-    return trainer.model.eval(), {**clocks, "steps": trainer.state.global_step}
-
-
-class TimeBudget(TrainerCallback):
-    """Stops a run after so many seconds: with the step that passes them."""
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at it."""
-        if time.perf_counter() - self.started >= self.seconds:
-            control.should_training_stop = True
-
-
-def device() -> str:
-    """The name of what the models ran on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
-
-
-@contextmanager
-def _clocks() -> Iterator[dict[str, float]]:
-    """Wall-clock and processor seconds of what happens inside; the latter do not count what else the machine did."""
-    found: dict[str, float] = {}
-    started = time.perf_counter(), time.process_time()
-    yield found
-    found |= {"seconds": time.perf_counter() - started[0], "processor_seconds": time.process_time() - started[1]}
