@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Sampler
 
 REQUESTS = ("rows", "class", "group")
+SMALL = 2**30
 _MARK = re.compile(r"\[hf_unlearn request=(\w+)\]")
 
 
@@ -290,13 +291,20 @@ class PairCollator:
         }
 
 
-def in_memory(dataset: Any) -> RequestSubset:
-    """The rows of a dataset as a list, its kind of request kept.
+def in_memory(dataset: Any) -> Any:
+    """The rows of a dataset as a list, its kind of request kept; a dataset of more than `SMALL` bytes as it is.
 
     For data so small that reading rows from Arrow takes longer than the model does.
     """
+    if isinstance(dataset, datasets.Dataset) and _bytes(dataset) > SMALL:
+        return dataset
     rows = list(dataset)
     return RequestSubset(rows, range(len(rows)), request_of(dataset) or "rows")
+
+
+def _bytes(dataset: datasets.Dataset) -> float:
+    """Those of its rows, as large as the rows of its table are on average."""
+    return dataset.data.nbytes * len(dataset) / max(1, dataset.data.num_rows)
 
 
 def sample_rows(dataset: Any, count: int, seed: int = 0) -> Any:

@@ -188,8 +188,8 @@ class SpokenWords(Speech):
 
     def split(self, forget):
         train, word = self.sets["train"], self.word(forget)
-        heard = np.array([word in labels for labels in train["labels"]])
-        return train.select(np.flatnonzero(heard)), train.select(np.flatnonzero(~heard))
+        heard = [number for number, labels in enumerate(train["labels"]) if word in labels]
+        return split_forget_retain(train, indices=heard, request="group")
 
     def target(self, forget, shadows):
         random, word = np.random.default_rng(self.seed), self.word(forget)
