@@ -29,6 +29,7 @@ RECIPES = {
     "spoken_digits": "spoken digits",
     "tofu": "TOFU",
     "speech": "speech",
+    "words": "speech",
 }
 HEADS = {
     "image, audio, text classification": ("single_label",),
@@ -49,9 +50,9 @@ def reports():
 
 
 def caption():
-    seeds = "; ".join(f"{RECIPES[each['name']]} {', '.join(map(str, each['seeds']))}" for each in reports())
+    seeds = dict.fromkeys(f"{RECIPES[each['name']]} {', '.join(map(str, each['seeds']))}" for each in reports())
     devices = sorted({c["device"] for each in reports() for c in each["cells"] if "device" in c})
-    return f"\nMean ± deviation over seeds ({seeds}), one thread a run. Device: {', '.join(devices)}."
+    return f"\nMean ± deviation over seeds ({'; '.join(seeds)}), one thread a run. Device: {', '.join(devices)}."
 
 
 def spread(values, digits=2):
