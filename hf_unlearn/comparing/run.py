@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -133,12 +134,19 @@ def _start(config: Comparison, folder: Path, numbers: Any, workers: int) -> None
     number = numbers.get()
     # Ctrl-C reaches every process. As an exception it would only end a worker's cell, and the next would begin.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
     if (gpus := torch.cuda.device_count()) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     quiet()
     disable_progress_bar()
     _place = Workplace(config, folder)
+
+
+def _end_with(parent: Any) -> None:
+    """A worker whose parent was killed would go on with the cells that wait."""
+    parent.join()
+    os._exit(1)
 
 
 def gpu_of(number: int, gpus: int, visible: str | None) -> str:
