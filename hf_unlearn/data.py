@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Sampler
 
 REQUESTS = ("rows", "class", "group")
-SMALL = 2**30
+SMALL = 2**30  # bytes of Arrow; tokens take several times as much as lists
 _MARK = re.compile(r"\[hf_unlearn request=(\w+)\]")
 
 

@@ -160,20 +160,38 @@ def test_models_of_other_rows_are_refused(tmp_path, task, name):
 def test_a_retrained_model_that_is_there_is_loaded(done, tmp_path):
     folder, report = done
     there = str(next((folder / "models").glob("retrained-0-*")))
-    requests = {"random": {"forget": "10%", "retrained": there}}
+    requests = {"random": {"forget": "10%", "retrained": there}, "few": {"forget": "10%", "retain_rows": 8}}
     settings = config(seeds=[0], requests=requests, retrained=1, methods={"ascent": METHODS["ascent"]})
-    trained = [each.name for each in trainings(settings) if not Workplace(settings, tmp_path).there(each)]
-    assert trained == ["original"]
+    place = Workplace(settings, tmp_path)
+    assert [each.name for each in trainings(settings) if not place.there(each)] == ["original"]
     first, second = by_name(report), by_name(compare(settings, tmp_path, progress=False))
     for key, cell in second.items():
-        assert cell["weights"] == first[key]["weights"] and cell["figures"] == first[key]["figures"]
+        if key[0] == "random":
+            assert cell["weights"] == first[key]["weights"] and cell["figures"] == first[key]["figures"]
     assert "processor_seconds" not in second["random", 0, "retrained"]
-    found = {line.model: line.values for line in lines({**report, "cells": list(second.values())})}
+    assert second["random", 0, "retrained"]["checkpoint"] == second["few", 0, "retrained"]["checkpoint"] == there
+    found = {line.model: line.values for line in lines({"requests": requests, "cells": list(second.values())})}
     assert "gap" in found["ascent"] and "time / retraining" not in found["ascent"]
-    changed = config(seeds=[0], requests={"random": {"forget": "10%"}}, retrained=1)
-    places = [Workplace(each, tmp_path) for each in (settings, changed)]
-    retrained = trainings(settings)[1]
-    assert places[0].model_folder(retrained).exists() and not places[1].model_folder(retrained).exists()
+    # What was measured beside another reference, or none that was there, is measured again: in both requests.
+    for other in (None, "elsewhere"):
+        requests["random"]["retrained"] = other
+        changed = Workplace(config(seeds=[0], requests=requests, retrained=1), tmp_path)
+        assert not any(changed.done(cell) for cell in cells(settings))
+    requests["random"]["retrained"] = [there, "elsewhere"]  # another seed's is of no concern
+    more = Workplace(config(requests=requests, retrained=1), tmp_path)
+    assert all(more.done(cell) for cell in cells(settings))
+
+
+def test_a_retrained_model_that_does_not_load_is_told_before_the_work(tmp_path):
+    requests = {"random": {"forget": "10%", "retrained": "nowhere"}}
+    settings = {"methods": {"ascent": METHODS["ascent"]}, "retrained": 1, "seeds": [0], "requests": requests}
+    place = Workplace(config(**settings), tmp_path)
+    place.train(trainings(place.config)[0])
+    found = by_name(compare(place.config, tmp_path, progress=False))
+    assert found["random", 0, "ascent"]["status"] == "failed"
+    assert (
+        found["random", 0, "ascent"]["error"] == "RuntimeError: the retrained model could not be loaded from nowhere"
+    )
 
 
 def test_targets_may_come_from_shadow_models_and_few_retain_rows_suffice(tmp_path):
@@ -226,6 +244,11 @@ def test_the_table_is_worked_out_by_hand():
         ({"methods": {}}, "methods is missing"),
         ({"requests": {"one": {"forget": ["label=1"]}}}, "1 forget expressions for 2 seeds"),
         ({"requests": {"one": {"forget": "label=1", "retrained": ["x"]}}}, "1 retrained models for 2 seeds"),
+        ({"requests": {"one": {"forget": "label=1", "retrained": [None, "x"]}}}, "has retrained None; give a check"),
+        (
+            {"requests": {n: {"forget": "5%", "retrained": n} for n in ("a", "b")}},
+            "another one that forgets '5%' has 'a'",
+        ),
         ({"requests": {"one": "label=1"}}, "is to be a mapping"),
         ({"requests": {"one": {"rows": 1}}}, "has forget"),
         ({"budget": {"epochs": 1}}, "budget is one of"),

@@ -13,6 +13,7 @@ from hf_unlearn.data import (
     PairCollator,
     PairedDataset,
     PairSampler,
+    in_memory,
     request_of,
     sample_rows,
     split_forget_retain,
@@ -35,6 +36,15 @@ def test_split_by_class_and_by_group():
     forget, retain = split_forget_retain(rows(speaker=speakers), column="speaker", values=["a", "c"])
     assert set(forget["speaker"]) == {"a", "c"} and set(retain["speaker"]) == {"b"}
     assert request_of(forget) == "group"
+
+
+def test_small_sets_are_read_into_memory_and_large_ones_stay(monkeypatch):
+    forget, retain = split_forget_retain(rows(), column="label", values=[1])
+    kept = in_memory(retain)
+    assert list(kept) == list(retain) and not isinstance(kept, datasets.Dataset) and request_of(kept) == "class"
+    monkeypatch.setattr("hf_unlearn.data.SMALL", rows().data.nbytes // 2)
+    assert in_memory(retain) is retain  # two thirds of the table
+    assert list(in_memory(forget)) == list(forget) and not isinstance(in_memory(forget), datasets.Dataset)
 
 
 def test_split_by_fraction_is_seeded_and_stratified():

@@ -126,7 +126,7 @@ example: all methods on handwritten digits, in minutes, in a checkout of the rep
 
   CONFIG.yaml            what is compared, with the keys
       task, options        FILE.py:Class of your own and its options; or base, dataset, head, training, ...
-      requests             name: {forget: WHAT or one a seed, retain_rows: N, retrained: MODELS that are there}
+      requests             name: {forget: WHAT or one a seed, retain_rows: N, retrained: CHECKPOINT}
       methods              names, or name: {settings as in Python}; all
       seeds, retrained     one run each; models retrained without the forget set (2)
       budget               max_steps or seconds, the same for all methods

@@ -119,7 +119,7 @@ class Workplace:
         return self._tasks[seed]
 
     def sets(self, seed: int, forget: str) -> dict[str, Any]:
-        """The rows "forget", "retain" and "unseen" of a forget expression, in memory."""
+        """The rows "forget", "retain" and "unseen" of a forget expression."""
         if (seed, forget) not in self._sets:
             task = self.task(seed)
             rows = (*task.split(forget), task.sets["test"])
@@ -130,7 +130,7 @@ class Workplace:
     # ---- models ----
 
     def rows(self, training: Training) -> Any:
-        """What a model is trained on, in memory."""
+        """What a model is trained on."""
         task = self.task(training.seed)
         if training.forget is None:
             return in_memory(task.sets["train"])
@@ -145,19 +145,19 @@ class Workplace:
             self._data[training] = hashlib.blake2b(b"".join(hashes), digest_size=16).hexdigest()
         return self._data[training]
 
-    def there(self, training: Training) -> str | None:
-        """The checkpoint that need not be trained: a request's retrained model, where it names one."""
-        place = self.config.seeds.index(training.seed)
-        for request in self.config.requests.values():
-            if training.name == RETRAINED and request.retrained and request.forget[place] == training.forget:
-                return request.retrained[place]
-        return None
+    def there(self, training: Training) -> list[str]:
+        """The checkpoint that need not be trained, the retrained model that requests name; or none."""
+        if training.name != RETRAINED:
+            return []
+        place, requests = self.config.seeds.index(training.seed), self.config.requests.values()
+        return [r.retrained[place] for r in requests if r.retrained and r.forget[place] == training.forget][:1]
 
     def model_folder(self, training: Training) -> Path:
         """Where a trained model is kept."""
         settings = self.config.task_class.training
-        there = filter(None, [self.there(training)])
-        made_from = fingerprint(self.config.task, self.config.options, settings, asdict(training), *there)
+        made_from = fingerprint(
+            self.config.task, self.config.options, settings, asdict(training), *self.there(training)
+        )
         return self.folder / "models" / f"{slug(training.name)}-{training.seed}-{made_from}"
 
     def train(self, training: Training) -> None:
@@ -171,7 +171,7 @@ class Workplace:
     def _train(self, training: Training) -> None:
         folder = self.model_folder(training)
         if there := self.there(training):
-            taken, model = {}, load_model(there)  # nobody knows what it took
+            taken, model = {}, load_model(*there)  # nobody knows what it took
         else:
             rows = self.rows(training)
             with clocks() as taken:
@@ -185,15 +185,25 @@ class Workplace:
         except OSError:  # another process was faster, with the same model
             shutil.rmtree(partial)
 
+    def found(self, training: Training) -> Path:
+        """The folder of a trained model.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        folder = self.model_folder(training)
+        if not folder.exists():
+            done = f"loaded from {there[0]}" if (there := self.there(training)) else "trained"
+            raise RuntimeError(f"the {training.name} model could not be {done}")
+        return folder
+
     def load(self, training: Training) -> tuple[Any, dict[str, float]]:
         """A trained model, and the seconds that it took, unless it was there.
 
         Raises:
             RuntimeError: there is none, or the task gave it other rows than it gives now.
         """
-        folder = self.model_folder(training)
-        if not folder.exists():
-            raise RuntimeError(f"the {training.name} model could not be trained")
+        folder = self.found(training)
         taken = json.loads((folder / "training.json").read_text())
         if taken.pop("data") != self.data(training):
             raise RuntimeError(
@@ -216,12 +226,16 @@ class Workplace:
         return fingerprint(
             config.task, config.options, task.training, task.shadows, config.retrained, self.forget(cell),
             request.retain_rows, config.budget, config.relearning, asdict(cell), config.methods.get(cell.model),
-            *request.retrained,
+            *self.there(self.reference(cell)),
         )  # fmt: skip
 
     def forget(self, cell: Cell) -> str:
         """What a cell's model forgets."""
         return self.config.requests[cell.request].forget[self.config.seeds.index(cell.seed)]
+
+    def reference(self, cell: Cell) -> Training:
+        """The retrained model that a cell is compared with."""
+        return Training(cell.seed, RETRAINED, self.forget(cell), 1)
 
     def done(self, cell: Cell) -> bool:
         """Whether a cell need not be run: it was refused, or is there; failed ones are run again."""
@@ -264,6 +278,7 @@ class Workplace:
         result: dict[str, Any] = {"status": "done", "forget": forget_text, "device": device(), "clock": clock}
         if cell.model in config.methods:
             model, _ = self.load(trained(ORIGINAL, 0))
+            self.found(self.reference(cell))  # before the work, not after it
             settings = config.methods[cell.model]
             theirs = [trained(name, number) for number, name in enumerate(task.shadows, start=1 + len(names))]
             shadows = {each.name: (lambda each=each: self.load(each)[0]) for each in theirs}
@@ -278,7 +293,9 @@ class Workplace:
             number = 0 if cell.model == ORIGINAL else 1 + names.index(cell.model)
             model, taken = self.load(trained(cell.model, number))
             result |= taken
-        reference, _ = self.load(trained(RETRAINED, 1))
+            if there := self.there(trained(cell.model, number)):
+                result["checkpoint"] = there[0]
+        reference, _ = self.load(self.reference(cell))
         kept = {"cache_dir": self.folder / "signals"} if cell.model not in config.methods else {}
         result["figures"] = task.figures(model, reference, **sets, relearning=config.relearning, **kept)
         return {**result, "weights": weights_fingerprint(model).hex(), "versions": VERSIONS}

@@ -26,8 +26,8 @@ class Request:
     Attributes:
         forget: one expression a seed, in the grammar of `hf_unlearn.reading.parse_forget`.
         retain_rows: how many retain rows the methods have; None for all. Models are retrained on all of them.
-        retrained: checkpoints of models that were retrained without these rows, one a seed, where there are; the
-            reference is then loaded and not trained.
+        retrained: checkpoints of models that were retrained without these rows, one a seed: the reference is then
+            loaded. A second retrained model, which `Comparison.retrained` asks for, is trained here nevertheless.
     """
 
     forget: tuple[str, ...]
@@ -100,9 +100,11 @@ class Comparison:
         if budget.keys() - set(BUDGETS) or len(budget) > 1:
             raise ValueError(f"config: budget is one of {' or '.join(BUDGETS)}, got {dict(budget)}")
         requests = _mapping("requests", found["requests"])
+        requests = {str(name): _request(name, each, len(seeds)) for name, each in requests.items()}
+        _refuse_two_references(requests)
         return cls(
             name=str(found["name"]),
-            requests={str(name): _request(name, each, len(seeds)) for name, each in requests.items()},
+            requests=requests,
             methods=_methods(found["methods"]),
             task=found.get("task"),
             options=_mapping("options", found.get("options", {})),
@@ -158,7 +160,11 @@ def _request(name: str, found: Any, seeds: int) -> Request:
         raise ValueError(
             f"config: request {name!r} has forget and, if wanted, retain_rows and retrained; got {sorted(found)}"
         )
-    there = _one_a_seed(name, "retrained models", found["retrained"], seeds) if "retrained" in found else ()
+    there: tuple[str, ...] = ()
+    if (named := found.get("retrained")) is not None:
+        there = _one_a_seed(name, "retrained models", named, seeds)
+        if wrong := [each for each in (named if isinstance(named, list) else [named]) if not isinstance(each, str)]:
+            raise ValueError(f"config: request {name!r} has retrained {wrong[0]!r}; give a checkpoint, or one a seed")
     return Request(_one_a_seed(name, "forget expressions", found["forget"], seeds), found.get("retain_rows"), there)
 
 
@@ -168,6 +174,18 @@ def _one_a_seed(name: str, what: str, found: Any, seeds: int) -> tuple[str, ...]
     if len(each) != seeds:
         raise ValueError(f"config: request {name!r} has {len(each)} {what} for {seeds} seeds; give one each")
     return each
+
+
+def _refuse_two_references(requests: Mapping[str, Request]) -> None:
+    """Requests that forget the same rows share the model retrained without them."""
+    there: dict[tuple[int, str], str] = {}
+    for name, request in requests.items():
+        for place, (forget, checkpoint) in enumerate(zip(request.forget, request.retrained, strict=False)):
+            if there.setdefault((place, forget), checkpoint) != checkpoint:
+                raise ValueError(
+                    f"config: request {name!r} has retrained {checkpoint!r}, and another one that forgets {forget!r} "
+                    f"has {there[place, forget]!r}; name one of them"
+                )
 
 
 def _methods(found: Any) -> Mapping[str, Mapping[str, Any]]:

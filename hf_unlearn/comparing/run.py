@@ -131,10 +131,10 @@ _place: Workplace
 
 def _start(config: Comparison, folder: Path, numbers: Any, workers: int) -> None:
     global _place
+    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
     number = numbers.get()
     # Ctrl-C reaches every process. As an exception it would only end a worker's cell, and the next would begin.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
     if (gpus := torch.cuda.device_count()) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))

@@ -81,7 +81,7 @@ def _add(line: Line, cell: Mapping[str, Any], reference: Mapping[str, Any]) -> N
         shown["gap"] = figures["gap"]
     shown["forget loss / retrained"] = figures["forget_loss"] / wanted["forget_loss"]
     clock = reference["clock"]
-    if line.model != ORIGINAL and clock == cell["clock"] and clock in reference and clock in cell:
+    if line.model != ORIGINAL and clock == cell["clock"] and clock in reference:
         shown["time / retraining"] = cell[clock] / reference[clock]
     for column, value in shown.items():
         line.values.setdefault(column, []).append(value)
