@@ -9,11 +9,13 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hf_unlearn.data import sample_rows
+from hf_unlearn.losses.head import SEVERAL
 
 logger = logging.getLogger(__name__)
 # Ascent is exponential near the end: check often, on few rows.
 CHECK_STEPS = 5
 CHECK_ROWS = 256
+CHECK_ROWS_OF_TOKENS = 64  # beside batches that are four times smaller, too
 # A rise of ln 2 halves the probability that the model gives to what it should keep.
 RETAIN_GUARD = math.log(2)
 CLASS_ACCURACY = 0.01
@@ -30,8 +32,9 @@ class TargetStopping(TrainerCallback):
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.forget = sample_rows(trainer.forget_ds, CHECK_ROWS)
-        self.retain = sample_rows(trainer.retain_ds, CHECK_ROWS)
+        rows = CHECK_ROWS_OF_TOKENS if trainer.head.kind in SEVERAL else CHECK_ROWS
+        self.forget = sample_rows(trainer.forget_ds, rows)
+        self.retain = sample_rows(trainer.retain_ds, rows)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the retain sample; a resumed run has it in its checkpoint."""

@@ -450,6 +450,15 @@ def test_the_guard_compares_a_sample_with_itself(unlearn, monkeypatch):
     assert again.retain_before == trainer.retain_before
 
 
+def test_fewer_rows_of_many_tokens_are_checked(unlearn, monkeypatch):
+    monkeypatch.setattr(stopping, "CHECK_ROWS", 3)
+    monkeypatch.setattr(stopping, "CHECK_ROWS_OF_TOKENS", 2)
+    for name, count in (("bert", 3), ("llama", 2)):
+        trainer = unlearn(name, method="grad_diff")
+        watching = next(c for c in trainer.callback_handler.callbacks if isinstance(c, stopping.TargetStopping))
+        assert len(watching.forget) == len(watching.retain) == count
+
+
 # DDP waits for these, unless it is told that they may go unused.
 UNUSED = {"vit": set(), "dinov2": {"dinov2.embeddings.mask_token"}, "wav2vec2": {"wav2vec2.masked_spec_embed"}}
 
