@@ -67,3 +67,11 @@ def unlearn(tmp_path):
         return UnlearningTrainer(model, forget_ds, retain_ds, args, unseen_ds=unseen_ds, **extra)
 
     return build
+
+
+@pytest.fixture
+def cache(tmp_path_factory, monkeypatch):
+    """What `datasets` reads and makes goes to a folder of the test's own."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))

@@ -19,10 +19,7 @@ from hf_unlearn.losses import head_of
 from hf_unlearn.preparing import prepare, waveform
 from hf_unlearn.reading import load_rows, parse_forget
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def raw(name, count=6):

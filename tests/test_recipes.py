@@ -19,9 +19,7 @@ RECIPES = sorted((Path(__file__).parents[1] / "benchmarks/recipes/hub").glob("*.
 SQUARE, SIZES = {"height": 32, "width": 32}, {"train": 48, "test": 40}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def published(folder, splits):
