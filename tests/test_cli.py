@@ -29,6 +29,8 @@ from hf_unlearn.cli.demo import DemoSettings
 from hf_unlearn.cli.push import PushSettings
 from hf_unlearn.cli.run import RunSettings
 from hf_unlearn.cli.verify import VerifySettings
+from hf_unlearn.comparing import Comparison
+from hf_unlearn.comparing.cells import Workplace, trainings
 from hf_unlearn.hashing import weights_hash
 from hf_unlearn.loading import load_model, load_processor
 from hf_unlearn.preparing import prepare
@@ -383,6 +385,9 @@ def test_ctrl_c_and_kill_end_every_worker_of_a_comparison(tmp_path, ctrl_c, kill
     task, endless = Path(__file__).parent / "comparing_task.py", {"method": "nabla_tau", "max_steps": 10**9}
     found = {"task": f"{task}:Small", "requests": {"a": {"forget": "10%"}}, "seeds": [0], "retrained": 1}
     Path("endless.yaml").write_text(json.dumps({**found, "methods": {str(i): endless for i in range(8)}}))
+    settings = Comparison.from_yaml("endless.yaml")
+    for each in trainings(settings):  # here, where everything is imported
+        Workplace(settings, "out").train(each)
     command = [sys.executable, "-m", "hf_unlearn.cli", "compare", "endless.yaml", "--output_dir=out", "--workers=2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         try:

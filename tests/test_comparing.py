@@ -157,29 +157,31 @@ def test_models_of_other_rows_are_refused(tmp_path, task, name):
         Workplace(settings, tmp_path).load(training)
 
 
-def test_a_retrained_model_that_is_there_is_loaded(done, tmp_path):
+def test_models_that_are_there_are_loaded(done, tmp_path):
     folder, report = done
-    there = str(next((folder / "models").glob("retrained-0-*")))
+    original, there = (str(next((folder / "models").glob(f"{name}-0-*"))) for name in ("original", "retrained"))
     requests = {"random": {"forget": "10%", "retrained": there}, "few": {"forget": "10%", "retain_rows": 8}}
-    settings = config(seeds=[0], requests=requests, retrained=1, methods={"ascent": METHODS["ascent"]})
+    one = {"methods": {"ascent": METHODS["ascent"]}, "retrained": 1, "seeds": [0]}
+    settings = config(**one, requests=requests, original=original)
     place = Workplace(settings, tmp_path)
-    assert [each.name for each in trainings(settings) if not place.there(each)] == ["original"]
+    assert all(place.there(each) for each in trainings(settings))
     first, second = by_name(report), by_name(compare(settings, tmp_path, progress=False))
     for key, cell in second.items():
         if key[0] == "random":
             assert cell["weights"] == first[key]["weights"] and cell["figures"] == first[key]["figures"]
-    assert "processor_seconds" not in second["random", 0, "retrained"]
-    assert second["random", 0, "retrained"]["checkpoint"] == second["few", 0, "retrained"]["checkpoint"] == there
+    for name, checkpoint in {"original": original, "retrained": there}.items():
+        assert "processor_seconds" not in second["random", 0, name]
+        assert second["random", 0, name]["checkpoint"] == second["few", 0, name]["checkpoint"] == checkpoint
     found = {line.model: line.values for line in lines({"requests": requests, "cells": list(second.values())})}
     assert "gap" in found["ascent"] and "time / retraining" not in found["ascent"]
-    # What was measured beside another reference, or none that was there, is measured again: in both requests.
-    for other in (None, "elsewhere"):
-        requests["random"]["retrained"] = other
-        changed = Workplace(config(seeds=[0], requests=requests, retrained=1), tmp_path)
+    # With other models, or none that were there, all is measured again: in both requests.
+    for others in ((original, None), (original, "elsewhere"), ("elsewhere", there), (None, there), (there, None)):
+        requests["random"]["retrained"] = others[1]
+        changed = Workplace(config(**one, requests=requests, original=others[0]), tmp_path)
         assert not any(changed.done(cell) for cell in cells(settings))
     requests["random"]["retrained"] = [there, "elsewhere"]  # another seed's is of no concern
-    more = Workplace(config(requests=requests, retrained=1), tmp_path)
-    assert all(more.done(cell) for cell in cells(settings))
+    more = config(**one | {"seeds": [0, 1]}, requests=requests, original=[original, "elsewhere"])
+    assert all(Workplace(more, tmp_path).done(cell) for cell in cells(settings))
 
 
 def test_a_retrained_model_that_does_not_load_is_told_before_the_work(tmp_path):
@@ -243,8 +245,13 @@ def test_the_table_is_worked_out_by_hand():
         ({"methods": ["nabla"]}, "method 'nabla' is none of"),
         ({"methods": {}}, "methods is missing"),
         ({"requests": {"one": {"forget": ["label=1"]}}}, "1 forget expressions for 2 seeds"),
-        ({"requests": {"one": {"forget": "label=1", "retrained": ["x"]}}}, "1 retrained models for 2 seeds"),
-        ({"requests": {"one": {"forget": "label=1", "retrained": [None, "x"]}}}, "has retrained None; give a check"),
+        ({"requests": {"one": {"forget": "label=1", "retrained": ["x"]}}}, "one': retrained has 1 checkpoints for"),
+        ({"original": ["x", "y", "z"]}, "original has 3 checkpoints for 2 seeds"),
+        ({"original": 3}, "original names 3; give a checkpoint"),
+        (
+            {"requests": {"one": {"forget": "label=1", "retrained": [None, "x"]}}},
+            "retrained names None; give a checkpoint",
+        ),
         (
             {"requests": {n: {"forget": "5%", "retrained": n} for n in ("a", "b")}},
             "another one that forgets '5%' has 'a'",

@@ -87,7 +87,7 @@ def goemotions_roberta(folder):
     config = tf.RobertaConfig(**make("roberta")[0].config.to_dict() | {"id2label": None} | trained)
     paths = {"base": checkpoint(folder / "base", make("roberta")[0], tokenizer)}
     model = tf.RobertaForSequenceClassification(config)
-    return paths | {"model": checkpoint(folder / "model", model, tokenizer)}, splits
+    return paths | {"original": checkpoint(folder / "original", model, tokenizer)}, splits
 
 
 def librispeech_whisper(folder):
@@ -108,7 +108,7 @@ def tofu_llama(folder):
         f"{n}:train": Dataset.from_dict({"question": texts(k, rng), "answer": texts(k, rng)}) for n, k in sizes.items()
     }
     model, tokenizer = tiny_data.text()
-    return {name: checkpoint(folder / name, model, tokenizer) for name in ("base", "model", "retrained")}, splits
+    return {name: checkpoint(folder / name, model, tokenizer) for name in ("base", "original", "retrained")}, splits
 
 
 def texts(count, rng):
@@ -121,20 +121,19 @@ def test_a_recipe_of_the_hub_runs_on_stand_ins(path, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_unlearn.data.SMALL", 2 * 10**5)  # images, as those at full size, stay on disk
     found = yaml.safe_load(path.read_text())
     paths, splits = globals()[path.stem](tmp_path)
-    retrained = paths.pop("retrained", None)
     options = found["options"]
-    assert paths.keys() == options.keys() & {"base", "model"}
-    options |= {**paths, "dataset": published(tmp_path / "dataset", splits)}
+    options |= {"base": paths.pop("base"), "dataset": published(tmp_path / "dataset", splits)}
     options["training"] |= {"max_steps": 2, "use_cpu": True}  # bfloat16 is refused elsewhere
     name, request = next(iter(found["requests"].items()))
     forget = request["forget"]
     request["forget"] = forget[0] if isinstance(forget, list) else forget
     if "retrained" in request:
-        request["retrained"] = retrained
+        request["retrained"] = paths.pop("retrained")
+    assert paths.keys() == found.keys() & {"original"}
     # Every method on every head stands in test_architectures.py.
     methods = dict.fromkeys(found["methods"]) if isinstance(found["methods"], list) else found["methods"]
     methods = {n: each for n, each in methods.items() if each or n in ("nabla_tau", "orthograd")}
-    settings = {**found, "name": path.stem, "requests": {name: request}, "methods": methods, "seeds": [0]}
+    settings = {**found, **paths, "name": path.stem, "requests": {name: request}, "methods": methods, "seeds": [0]}
     settings["budget"] = {"max_steps": 1}
     report = compare(Comparison.from_dict(settings), tmp_path / "out", progress=False)
     assert {cell["model"]: cell["error"] for cell in report["cells"] if cell["status"] != "done"} == {}

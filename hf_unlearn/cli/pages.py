@@ -129,6 +129,7 @@ example: all methods on handwritten digits, in minutes, in a checkout of the rep
       requests             name: {forget: WHAT or one a seed, retain_rows: N, retrained: CHECKPOINT}
       methods              names, or name: {settings as in Python}; all
       seeds, retrained     one run each; models retrained without the forget set (2)
+      original             checkpoint of the trained model, where it is there; or one a seed
       budget               max_steps or seconds, the same for all methods
       relearning           whether audits try to bring the data back
   --output_dir DIR       models, cells, results.json, table.md, picture.png (comparison)

@@ -146,10 +146,12 @@ class Workplace:
         return self._data[training]
 
     def there(self, training: Training) -> list[str]:
-        """The checkpoint that need not be trained, the retrained model that requests name; or none."""
+        """The checkpoint that need not be trained: an original, or the retrained model that requests name; or none."""
+        place, requests = self.config.seeds.index(training.seed), self.config.requests.values()
+        if training.name == ORIGINAL:
+            return list(self.config.original[place : place + 1])
         if training.name != RETRAINED:
             return []
-        place, requests = self.config.seeds.index(training.seed), self.config.requests.values()
         return [r.retrained[place] for r in requests if r.retrained and r.forget[place] == training.forget][:1]
 
     def model_folder(self, training: Training) -> Path:
@@ -223,15 +225,20 @@ class Workplace:
     def _key(self, cell: Cell) -> str:
         config = self.config
         request, task = config.requests[cell.request], config.task_class
+        there = [self.there(self.original(cell)), self.there(self.reference(cell))]
         return fingerprint(
             config.task, config.options, task.training, task.shadows, config.retrained, self.forget(cell),
             request.retain_rows, config.budget, config.relearning, asdict(cell), config.methods.get(cell.model),
-            *self.there(self.reference(cell)),
+            *(there if any(there) else []),
         )  # fmt: skip
 
     def forget(self, cell: Cell) -> str:
         """What a cell's model forgets."""
         return self.config.requests[cell.request].forget[self.config.seeds.index(cell.seed)]
+
+    def original(self, cell: Cell) -> Training:
+        """The model that a cell's method makes forget."""
+        return Training(cell.seed, ORIGINAL, None, 0)
 
     def reference(self, cell: Cell) -> Training:
         """The retrained model that a cell is compared with."""
@@ -269,18 +276,16 @@ class Workplace:
         forget_text = self.forget(cell)
         sets = self.sets(cell.seed, forget_text)
 
-        def trained(name: str, number: int) -> Training:
-            return Training(cell.seed, name, None if name == ORIGINAL else forget_text, number)
-
         names = retrained_names(config)
         # Elsewhere the processor waits for the accelerator, and wall-clock time counts what else the machine does.
         clock = "seconds" if torch.cuda.is_available() else "processor_seconds"
         result: dict[str, Any] = {"status": "done", "forget": forget_text, "device": device(), "clock": clock}
         if cell.model in config.methods:
-            model, _ = self.load(trained(ORIGINAL, 0))
+            model, _ = self.load(self.original(cell))
             self.found(self.reference(cell))  # before the work, not after it
             settings = config.methods[cell.model]
-            theirs = [trained(name, number) for number, name in enumerate(task.shadows, start=1 + len(names))]
+            numbered = enumerate(task.shadows, start=1 + len(names))
+            theirs = [Training(cell.seed, name, forget_text, number) for number, name in numbered]
             shadows = {each.name: (lambda each=each: self.load(each)[0]) for each in theirs}
             retain = sample_rows(sets["retain"], request.retain_rows or len(sets["retain"]), cell.seed)
             target = task.target(forget_text, shadows)
@@ -290,10 +295,12 @@ class Workplace:
                 return {**result, "status": "refused", "error": str(refusal)}
             result |= {"settings": dict(settings), **cost}
         else:
-            number = 0 if cell.model == ORIGINAL else 1 + names.index(cell.model)
-            model, taken = self.load(trained(cell.model, number))
+            training = self.original(cell)
+            if cell.model != ORIGINAL:
+                training = Training(cell.seed, cell.model, forget_text, 1 + names.index(cell.model))
+            model, taken = self.load(training)
             result |= taken
-            if there := self.there(trained(cell.model, number)):
+            if there := self.there(training):
                 result["checkpoint"] = there[0]
         reference, _ = self.load(self.reference(cell))
         kept = {"cache_dir": self.folder / "signals"} if cell.model not in config.methods else {}

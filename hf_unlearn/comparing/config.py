@@ -48,6 +48,7 @@ class Comparison:
         methods: name to settings of `UnlearningArguments`; `method` among them where it is not the name.
         seeds: one run each, of everything.
         budget: `max_steps` or `seconds`, the same for every method; none: each method's own default.
+        original: checkpoints of models that were trained on all rows, one a seed: they are then loaded, not trained.
         retrained: models retrained without the forget set: one is the reference, a second the yardstick.
         relearning: whether audits try to bring the data back; see `hf_unlearn.audit`.
         folder: where the configuration stands.
@@ -60,6 +61,7 @@ class Comparison:
     options: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
     budget: Mapping[str, float] = field(default_factory=dict)
+    original: tuple[str, ...] = ()
     retrained: int = 2
     relearning: bool = False
     folder: Path = Path()
@@ -110,6 +112,7 @@ class Comparison:
             options=_mapping("options", found.get("options", {})),
             seeds=seeds,
             budget=budget,
+            original=_checkpoints("original", found.get("original"), len(seeds)),
             retrained=found.get("retrained", cls.retrained),
             relearning=found.get("relearning", cls.relearning),
             folder=Path(folder),
@@ -160,19 +163,25 @@ def _request(name: str, found: Any, seeds: int) -> Request:
         raise ValueError(
             f"config: request {name!r} has forget and, if wanted, retain_rows and retrained; got {sorted(found)}"
         )
-    there: tuple[str, ...] = ()
-    if (named := found.get("retrained")) is not None:
-        there = _one_a_seed(name, "retrained models", named, seeds)
-        if wrong := [each for each in (named if isinstance(named, list) else [named]) if not isinstance(each, str)]:
-            raise ValueError(f"config: request {name!r} has retrained {wrong[0]!r}; give a checkpoint, or one a seed")
-    return Request(_one_a_seed(name, "forget expressions", found["forget"], seeds), found.get("retain_rows"), there)
+    forget = _one_a_seed(f"request {name!r}", "forget expressions", found["forget"], seeds)
+    retrained = _checkpoints(f"request {name!r}: retrained", found.get("retrained"), seeds)
+    return Request(forget, found.get("retain_rows"), retrained)
+
+
+def _checkpoints(name: str, found: Any, seeds: int) -> tuple[str, ...]:
+    """Those of models that need not be trained, one a seed; none where none are named."""
+    if found is None:
+        return ()
+    if wrong := [each for each in (found if isinstance(found, list) else [found]) if not isinstance(each, str)]:
+        raise ValueError(f"config: {name} names {wrong[0]!r}; give a checkpoint, or one a seed")
+    return _one_a_seed(name, "checkpoints", found, seeds)
 
 
 def _one_a_seed(name: str, what: str, found: Any, seeds: int) -> tuple[str, ...]:
     """A text for every seed: those of a list, or the same one."""
     each = tuple(str(one) for one in (found if isinstance(found, list) else [found] * seeds))
     if len(each) != seeds:
-        raise ValueError(f"config: request {name!r} has {len(each)} {what} for {seeds} seeds; give one each")
+        raise ValueError(f"config: {name} has {len(each)} {what} for {seeds} seeds; give one each")
     return each
 
 

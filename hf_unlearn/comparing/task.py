@@ -115,7 +115,6 @@ class NamedTask(Task):
         train: its split for training.
         test: its split that figures are made on.
         unseen: its split that sets the forgetting target; default: half of the test split.
-        model: the trained model, where there is one; its training on all rows is then spared.
         training: settings of `TrainingArguments`.
         columns: what a column is to its name, as `hf_unlearn.preparing.prepare` takes it.
     """
@@ -131,11 +130,10 @@ class NamedTask(Task):
         train: str = "train",
         test: str = "test",
         unseen: str | None = None,
-        model: str | None = None,
         training: Mapping[str, Any] | None = None,
         columns: Mapping[str, str] | None = None,
     ):
-        self.base, self.head, self.from_scratch, self.original = base, head, from_scratch, model
+        self.base, self.head, self.from_scratch = base, head, from_scratch
         self.training, self.columns = training or {}, columns or {}  # type: ignore[misc]
         self.labels: dict[str, Any] = {}
         self.processor = AutoProcessor.from_pretrained(base)
@@ -164,9 +162,3 @@ class NamedTask(Task):
         if self.from_scratch:
             return cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
         return cls.from_pretrained(self.base, config=config, ignore_mismatched_sizes=True)
-
-    def train(self, rows: Any, seed: int) -> Any:
-        """As `Task.train`; the original is loaded where it is there already."""
-        if self.original is not None and len(rows) == len(self.sets["train"]):
-            return load_model(self.original).eval()
-        return super().train(rows, seed)
