@@ -215,6 +215,18 @@ def test_the_batch_size_changes_nothing(name, tokenizer):
     assert found[1].select(mask).scores["entropy"].tolist() == found[1].scores["entropy"][1::3].tolist()
 
 
+def test_rows_of_one_length_are_measured_together():
+    model, _ = make("gpt2")
+    long, short = dataset("gpt2").items[0], {k: v[:3] for k, v in dataset("gpt2").items[1].items()}
+    assert len(long["input_ids"]) > 3
+    rows, shapes = tiny.Rows([short, long, short, long]), []
+    with model.get_input_embeddings().register_forward_hook(lambda module, given, _: shapes.append(given[0].shape)):
+        found = signals_of(model, rows, batch_size=2)
+    assert shapes == [(2, len(long["input_ids"])), (2, 3)]  # no row is padded, the largest batch comes first
+    assert found.losses[0] == found.losses[2] != found.losses[1] == found.losses[3]
+    torch.testing.assert_close(found.losses[:1], signals_of(model, tiny.Rows([short])).losses)
+
+
 def test_scores_are_left_out_unless_asked_for():
     model, _ = make("vit")
     assert signals_of(model, dataset("vit")).scores == {}

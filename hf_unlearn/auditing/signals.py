@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from hf_unlearn.auditing.scores import row_scores
@@ -84,7 +84,8 @@ def collect(
     Raises:
         ValueError: a label is missing or out of range.
     """
-    loader = accelerator.prepare(DataLoader(dataset, batch_size=batch_size, collate_fn=collator))
+    order = _longest_first(dataset)
+    loader = accelerator.prepare(DataLoader(Subset(dataset, order), batch_size=batch_size, collate_fn=collator))
     parts: list[dict[str, torch.Tensor]] = []
     model.eval()
     quiet = not accelerator.is_main_process
@@ -106,6 +107,15 @@ def collect(
             found = {"loss": -part["losses"], **row_scores(head, outputs, batch, tokenizer)}
             part |= {f"score {name}": values for name, values in found.items()}
         parts.append({name: t.cpu() for name, t in accelerator.gather_for_metrics(part).items()})
-    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    place = torch.tensor(order).argsort()
+    columns = {name: torch.cat([part[name] for part in parts])[place] for name in parts[0]}
     apart = {name.removeprefix("score "): columns.pop(name) for name in list(columns) if name.startswith("score ")}
     return Signals(**columns, scores=apart)
+
+
+def _longest_first(dataset: Any) -> list[int]:
+    """The rows of a set, those of tokens by their number: rows of one length in a batch need no padding."""
+    if "input_ids" not in dataset[0]:
+        return list(range(len(dataset)))
+    lengths = [len(dataset[i]["input_ids"]) for i in range(len(dataset))]
+    return sorted(range(len(dataset)), key=lambda i: -lengths[i])

@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 import torch
-from tiny import make, rows
+from tiny import Rows, make, rows
 
 from hf_unlearn import AuditCallback, UnlearningArguments, UnlearningTrainer, audit
+from hf_unlearn.auditing.runner import signals_of
 
 
 def run(folder):
@@ -28,7 +29,10 @@ def run(folder):
     callback = AuditCallback(trainer, reference=reference, resamples=10)
     trainer.add_callback(callback)
     trainer.train()
+    model, make_batch = make("gpt2")
+    data = [{k: v[: 3 + i % 4] for k, v in row.items()} for i, row in enumerate(rows(make_batch(13, seed=2)))]
     return {
+        "lengths": signals_of(model, Rows(data), batch_size=2).losses.tolist(),
         "audit": [report.metrics, report.figures, report.verdict, report.relearning, report.histograms],
         "kept": first.metrics,
         "during": [each.figures["reference"] for each in callback.reports],

@@ -26,7 +26,7 @@ def test_processes_change_no_figure(tmp_path):
     together(run_audit.keep, 2, str(tmp_path))
     first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
     assert first == second
-    for part in ("audit", "kept", "during"):
+    for part in ("lengths", "audit", "kept", "during"):
         close(first[part], alone[part], part)
     # Two audits during the run, each of another model than before.
     assert len(alone["last"]) == len(first["last"]) == 2 and alone["last"][0] != alone["last"][1]
