@@ -182,6 +182,8 @@ def test_models_that_are_there_are_loaded(done, tmp_path):
     requests["random"]["retrained"] = [there, "elsewhere"]  # another seed's is of no concern
     more = config(**one | {"seeds": [0, 1]}, requests=requests, original=[original, "elsewhere"])
     assert all(Workplace(more, tmp_path).done(cell) for cell in cells(settings))
+    second = [each for each in trainings(more) if each.seed == 1]
+    assert [Workplace(more, tmp_path).there(each) for each in second] == [["elsewhere"], ["elsewhere"]]
 
 
 def test_a_retrained_model_that_does_not_load_is_told_before_the_work(tmp_path):

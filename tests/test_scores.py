@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from scipy.special import log_softmax
 from scipy.stats import entropy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -219,12 +220,18 @@ def test_rows_of_one_length_are_measured_together():
     model, _ = make("gpt2")
     long, short = dataset("gpt2").items[0], {k: v[:3] for k, v in dataset("gpt2").items[1].items()}
     assert len(long["input_ids"]) > 3
-    rows, shapes = tiny.Rows([short, long, short, long]), []
-    with model.get_input_embeddings().register_forward_hook(lambda module, given, _: shapes.append(given[0].shape)):
-        found = signals_of(model, rows, batch_size=2)
-    assert shapes == [(2, len(long["input_ids"])), (2, 3)]  # no row is padded, the largest batch comes first
-    assert found.losses[0] == found.losses[2] != found.losses[1] == found.losses[3]
-    torch.testing.assert_close(found.losses[:1], signals_of(model, tiny.Rows([short])).losses)
+    rows, shapes, stored = [short, long, short, long], [], len(long["input_ids"])
+    plain = Dataset.from_list([{name: values.tolist() for name, values in row.items()} for row in rows])
+    made = Dataset.from_dict({"number": range(4)})
+    made.set_transform(lambda batch: {name: [rows[i][name] for i in batch["number"]] for name in short})
+    model.get_input_embeddings().register_forward_hook(lambda module, given, _: shapes.append(given[0].shape))
+    for each in (tiny.Rows(rows), plain, plain.with_format("torch"), made):
+        found = signals_of(model, each, batch_size=2)
+        # No row is padded, the largest batch comes first; what a transform gives is read once, and in order.
+        assert shapes == [(2, stored), (2, stored if each is made else 3)]
+        assert found.losses[0] == found.losses[2] != found.losses[1] == found.losses[3]
+        torch.testing.assert_close(found.losses[:2], signals_of(model, tiny.Rows(rows[:2]), batch_size=1).losses)
+        shapes.clear()
 
 
 def test_scores_are_left_out_unless_asked_for():

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
@@ -67,7 +69,7 @@ def collect(
     log_probs: bool = False,
     tokenizer: Any = None,
 ) -> Signals:
-    """One pass over `dataset` in eval mode, spread over the processes; every process gets every row's signals.
+    """One pass of the model over `dataset`, spread over the processes; every process gets every row's signals.
 
     Args:
         model: the model; it is in eval mode afterwards.
@@ -84,7 +86,10 @@ def collect(
     Raises:
         ValueError: a label is missing or out of range.
     """
-    order = _longest_first(dataset)
+    # Where rows are drawn anew, their lengths are, too: one process decides.
+    shared = [_longest_first(dataset) if accelerator.is_main_process else []]
+    broadcast_object_list(shared)
+    order = shared[0]
     loader = accelerator.prepare(DataLoader(Subset(dataset, order), batch_size=batch_size, collate_fn=collator))
     parts: list[dict[str, torch.Tensor]] = []
     model.eval()
@@ -115,7 +120,11 @@ def collect(
 
 def _longest_first(dataset: Any) -> list[int]:
     """The rows of a set, those of tokens by their number: rows of one length in a batch need no padding."""
-    if "input_ids" not in dataset[0]:
-        return list(range(len(dataset)))
-    lengths = [len(dataset[i]["input_ids"]) for i in range(len(dataset))]
-    return sorted(range(len(dataset)), key=lambda i: -lengths[i])
+    lengths: list[int] = []
+    if isinstance(dataset, datasets.Dataset):
+        # What a transform makes of the rows is not what is stored.
+        if "input_ids" in dataset.column_names and dataset.format["type"] != "custom":
+            lengths = [len(each) for each in dataset.with_format(None).select_columns("input_ids")["input_ids"]]
+    elif isinstance(dataset[0], Mapping) and "input_ids" in dataset[0]:
+        lengths = [len(dataset[i]["input_ids"]) for i in range(len(dataset))]
+    return sorted(range(len(dataset)), key=lambda i: -lengths[i] if lengths else 0)
