@@ -137,3 +137,4 @@ def test_a_recipe_of_the_hub_runs_on_stand_ins(path, tmp_path, monkeypatch):
     settings["budget"] = {"max_steps": 1}
     report = compare(Comparison.from_dict(settings), tmp_path / "out", progress=False)
     assert {cell["model"]: cell["error"] for cell in report["cells"] if cell["status"] != "done"} == {}
+    assert {"original", "retrained", *methods} <= {cell["model"] for cell in report["cells"]}

@@ -69,16 +69,19 @@ def retrained_names(config: Comparison) -> list[str]:
     return [RETRAINED, *(f"{RETRAINED} {number}" for number in range(2, config.retrained + 1))]
 
 
+def models(config: Comparison, seed: int, forget: str) -> dict[str, Training]:
+    """By name, the models that forgetting these rows takes: the original, the retrained ones, the shadow models."""
+    names = [*retrained_names(config), *config.task_class.shadows]
+    theirs = {name: Training(seed, name, forget, number) for number, name in enumerate(names, start=1)}
+    return {ORIGINAL: Training(seed, ORIGINAL, None, 0), **theirs}
+
+
 def trainings(config: Comparison) -> list[Training]:
     """Every model that has to be trained, once: requests that differ only in what methods may use share theirs."""
     found: dict[Training, None] = {}
     for place, seed in enumerate(config.seeds):
-        found[Training(seed, ORIGINAL, None, 0)] = None
         for request in config.requests.values():
-            forget = request.forget[place]
-            names = [*retrained_names(config), *config.task_class.shadows]
-            for number, name in enumerate(names, start=1):
-                found[Training(seed, name, forget, number)] = None
+            found |= dict.fromkeys(models(config, seed, request.forget[place]).values())
     return list(found)
 
 
@@ -225,7 +228,7 @@ class Workplace:
     def _key(self, cell: Cell) -> str:
         config = self.config
         request, task = config.requests[cell.request], config.task_class
-        there = [self.there(self.original(cell)), self.there(self.reference(cell))]
+        there = [self.there(self.models(cell)[name]) for name in (ORIGINAL, RETRAINED)]
         return fingerprint(
             config.task, config.options, task.training, task.shadows, config.retrained, self.forget(cell),
             request.retain_rows, config.budget, config.relearning, asdict(cell), config.methods.get(cell.model),
@@ -236,13 +239,9 @@ class Workplace:
         """What a cell's model forgets."""
         return self.config.requests[cell.request].forget[self.config.seeds.index(cell.seed)]
 
-    def original(self, cell: Cell) -> Training:
-        """The model that a cell's method makes forget."""
-        return Training(cell.seed, ORIGINAL, None, 0)
-
-    def reference(self, cell: Cell) -> Training:
-        """The retrained model that a cell is compared with."""
-        return Training(cell.seed, RETRAINED, self.forget(cell), 1)
+    def models(self, cell: Cell) -> dict[str, Training]:
+        """The trained models that a cell may need, by name; "retrained" is what it is compared with."""
+        return models(self.config, cell.seed, self.forget(cell))
 
     def done(self, cell: Cell) -> bool:
         """Whether a cell need not be run: it was refused, or is there; failed ones are run again."""
@@ -275,18 +274,15 @@ class Workplace:
         task = self.task(cell.seed)
         forget_text = self.forget(cell)
         sets = self.sets(cell.seed, forget_text)
-
-        names = retrained_names(config)
+        needed = self.models(cell)
         # Elsewhere the processor waits for the accelerator, and wall-clock time counts what else the machine does.
         clock = "seconds" if torch.cuda.is_available() else "processor_seconds"
         result: dict[str, Any] = {"status": "done", "forget": forget_text, "device": device(), "clock": clock}
         if cell.model in config.methods:
-            model, _ = self.load(self.original(cell))
-            self.found(self.reference(cell))  # before the work, not after it
+            model, _ = self.load(needed[ORIGINAL])
+            self.found(needed[RETRAINED])  # before the work, not after it
             settings = config.methods[cell.model]
-            numbered = enumerate(task.shadows, start=1 + len(names))
-            theirs = [Training(cell.seed, name, forget_text, number) for number, name in numbered]
-            shadows = {each.name: (lambda each=each: self.load(each)[0]) for each in theirs}
+            shadows = {name: (lambda name=name: self.load(needed[name])[0]) for name in task.shadows}
             retain = sample_rows(sets["retain"], request.retain_rows or len(sets["retain"]), cell.seed)
             target = task.target(forget_text, shadows)
             try:
@@ -295,14 +291,11 @@ class Workplace:
                 return {**result, "status": "refused", "error": str(refusal)}
             result |= {"settings": dict(settings), **cost}
         else:
-            training = self.original(cell)
-            if cell.model != ORIGINAL:
-                training = Training(cell.seed, cell.model, forget_text, 1 + names.index(cell.model))
-            model, taken = self.load(training)
+            model, taken = self.load(needed[cell.model])
             result |= taken
-            if there := self.there(training):
+            if there := self.there(needed[cell.model]):
                 result["checkpoint"] = there[0]
-        reference, _ = self.load(self.reference(cell))
+        reference, _ = self.load(needed[RETRAINED])
         kept = {"cache_dir": self.folder / "signals"} if cell.model not in config.methods else {}
         result["figures"] = task.figures(model, reference, **sets, relearning=config.relearning, **kept)
         return {**result, "weights": weights_fingerprint(model).hex(), "versions": VERSIONS}
