@@ -227,11 +227,12 @@ def test_published_schedule_and_refresh(unlearn):
 
 
 def test_the_number_of_steps_follows_the_data(unlearn):
-    def steps(**settings):
-        return unlearn(retain=40, max_steps=-1, **settings).args.max_steps
+    def steps(name="vit", **settings):
+        return unlearn(name, retain=40, max_steps=-1, **settings).args.max_steps
 
     assert steps(per_device_train_batch_size=1) == 80  # two passes over 40 rows
     assert steps(per_device_train_batch_size=1, method="finetune") == 160
+    assert steps("gpt2", per_device_train_batch_size=1, method="npo") == 80
     assert steps(per_device_train_batch_size=1, forget=20) == 160  # eight passes over 20 rows
     assert steps(per_device_train_batch_size=1, retain_batch_size=2, gradient_accumulation_steps=2) == 50
     assert steps(per_device_train_batch_size=1, forget=130) == 240

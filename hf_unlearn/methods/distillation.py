@@ -10,8 +10,7 @@ from torch import nn
 
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.rows import IGNORED, at_least_float32, divergences, labelled_mean, token_losses
-from hf_unlearn.methods.base import Method
-from hf_unlearn.methods.preference import SEQUENCE_HEADS
+from hf_unlearn.methods.base import SEQUENCE_HEADS, Method, SequenceMethod
 from hf_unlearn.reference import untrained
 from hf_unlearn.targets import Ascent, ForgetTarget, Objective
 
@@ -162,7 +161,7 @@ class Scrub(Method):
         return float(step % 2 == 0 or progress >= self.MAX_STEPS)
 
 
-class Undial(Method):
+class Undial(SequenceMethod):
     """Descend `KL(q || model)` on forget rows, and `L_r` (Dong et al. 2024, arXiv 2402.10052), beta 10.
 
     q: the original's prediction with the logit of the label token lowered by beta, so that what the original would say
@@ -174,7 +173,6 @@ class Undial(Method):
     name = "undial"
     title = "UNDIAL"
     paper = "Dong et al. 2024, arXiv 2402.10052"
-    heads = SEQUENCE_HEADS
     compares = True
     BETA: ClassVar[float] = 10.0
 

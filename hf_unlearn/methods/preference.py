@@ -10,11 +10,8 @@ import torch.nn.functional as F
 
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.rows import IGNORED
-from hf_unlearn.methods.base import Method, Survey
+from hf_unlearn.methods.base import SequenceMethod, Survey
 from hf_unlearn.targets import ForgetTarget, Objective
-
-# Heads that give a sequence a probability, token after token.
-SEQUENCE_HEADS = ("causal_lm", "seq2seq_lm")
 
 
 class NegativePreference(Objective):
@@ -77,7 +74,7 @@ class PreferAlternative(Objective):
         return -2 / self.beta * F.logsigmoid(self.beta * (instead - own)), losses[: len(index)].detach()
 
 
-class NPO(Method):
+class NPO(SequenceMethod):
     """Descend `(2 / beta) log(1 + (pi / ref)^beta)` and `L_r` (Zhang et al. 2024, arXiv 2404.05868), beta 0.1.
 
     pi / ref: the probability of a forget row's label tokens under the model, over that under the original. The latter
@@ -88,7 +85,6 @@ class NPO(Method):
     name = "npo"
     title = "NPO"
     paper = "Zhang et al. 2024, arXiv 2404.05868"
-    heads = SEQUENCE_HEADS
     BETA: ClassVar[float] = 0.1
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
@@ -97,7 +93,7 @@ class NPO(Method):
         return NegativePreference(self.BETA, original)
 
 
-class IdkDPO(Method):
+class IdkDPO(SequenceMethod):
     """DPO towards "I don't know": descend `-(2 / beta) log sigmoid(beta (log a / a_ref - log pi / ref))` and `L_r`.
 
     Maini et al. 2024 (TOFU, arXiv 2401.06121), after Rafailov et al. 2023 (arXiv 2305.18290), beta 0.1. pi: the
@@ -109,7 +105,6 @@ class IdkDPO(Method):
     name = "idk_dpo"
     title = "IDK (DPO)"
     paper = "Maini et al. 2024, arXiv 2401.06121"
-    heads = SEQUENCE_HEADS
     alternatives = True
     BETA: ClassVar[float] = 0.1
 
@@ -131,7 +126,7 @@ class IdkDPO(Method):
         return PreferAlternative(self.BETA, original, self.alternative)
 
 
-class SimNPO(Method):
+class SimNPO(SequenceMethod):
     """Descend `-(2 / beta) log sigmoid(-beta / |y| log pi - gamma)` and `L_r` (Fan et al. 2024, arXiv 2410.07163).
 
     NPO without a reference, its log-probabilities divided by the number of label tokens. beta 2.5 and gamma 0 are the
@@ -142,7 +137,6 @@ class SimNPO(Method):
     name = "simnpo"
     title = "SimNPO"
     paper = "Fan et al. 2024, arXiv 2410.07163"
-    heads = SEQUENCE_HEADS
     BETA: ClassVar[float] = 2.5
     GAMMA: ClassVar[float] = 0.0
 

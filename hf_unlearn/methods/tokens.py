@@ -13,8 +13,7 @@ import torch
 
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.rows import IGNORED, at_least_float32, labelled_mean, position_losses
-from hf_unlearn.methods.base import Method
-from hf_unlearn.methods.preference import SEQUENCE_HEADS
+from hf_unlearn.methods.base import SequenceMethod
 from hf_unlearn.targets import ForgetTarget, Objective
 
 
@@ -60,7 +59,7 @@ class WithoutTheLabel(Objective):
         return labelled_mean(scores, labels), labelled_mean(losses, labels)
 
 
-class WGA(Method):
+class WGA(SequenceMethod):
     """Descend `mean_t p_t^alpha log p_t` and `L_r`, the weights held fixed (Wang et al. 2025, arXiv 2502.19301).
 
     Weighted gradient ascent; p_t: probability of a label token. alpha 1 is open-unlearning's default (there: beta).
@@ -69,7 +68,6 @@ class WGA(Method):
     name = "wga"
     title = "WGA"
     paper = "Wang et al. 2025, arXiv 2502.19301"
-    heads = SEQUENCE_HEADS
     ALPHA: ClassVar[float] = 1.0
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
@@ -77,7 +75,7 @@ class WGA(Method):
         return WeightedAscent(self.ALPHA)
 
 
-class SatImp(Method):
+class SatImp(SequenceMethod):
     """Descend `mean_t p_t^beta1 (1 - p_t)^beta2 log p_t` and `L_r`, the weights held fixed (Yang et al. 2025).
 
     arXiv 2505.11953: saturation and importance. beta1 5 and beta2 1 are what the authors give for TOFU in
@@ -88,7 +86,6 @@ class SatImp(Method):
     name = "satimp"
     title = "SatImp"
     paper = "Yang et al. 2025, arXiv 2505.11953"
-    heads = SEQUENCE_HEADS
     BETA_1: ClassVar[float] = 5.0
     BETA_2: ClassVar[float] = 1.0
 
@@ -97,7 +94,7 @@ class SatImp(Method):
         return WeightedAscent(self.BETA_1, self.BETA_2)
 
 
-class CEU(Method):
+class CEU(SequenceMethod):
     """Descend the cross-entropy to the model's own prediction without the label token (Yang 2025, arXiv 2503.01224).
 
     The label's logit in the fixed prediction is minus infinity: what the label had goes to all other tokens, in
@@ -108,7 +105,6 @@ class CEU(Method):
     name = "ceu"
     title = "CE-U"
     paper = "Yang 2025, arXiv 2503.01224"
-    heads = SEQUENCE_HEADS
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
         """The prediction without the label; the target only says when to stop."""
