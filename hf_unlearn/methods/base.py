@@ -211,8 +211,8 @@ class Method:
 class SequenceMethod(Method):
     """Base of the methods for heads that give a sequence a probability, with defaults of their own.
 
-    They know no target. On TOFU (benchmarks/README.md) three times the rate costs `npo` and `ceu` a quarter of their
-    retain accuracy within five steps, and a retain weight of 0.7 costs `npo` the same.
+    They know no target. On TOFU (benchmarks/README.md) three times the rate costs `npo` and `ceu` more than 20 points
+    of retain accuracy within five steps, and a retain weight of 0.7 costs `npo` as many.
     """
 
     heads = SEQUENCE_HEADS
