@@ -48,8 +48,6 @@ class Survey:
 # Ascent without a target does not end by itself: at equal weights, thirty steps cost a small ViT a third of its retain
 # accuracy, at this weight less than a point (benchmarks/README.md).
 RETAIN_WEIGHT_WITHOUT_TARGET = 0.9
-# Heads that give a sequence a probability, token after token.
-SEQUENCE_HEADS = ("causal_lm", "seq2seq_lm")
 
 
 class Method:
@@ -209,13 +207,13 @@ class Method:
 
 
 class SequenceMethod(Method):
-    """Base of the methods for heads that give a sequence a probability, with defaults of their own.
+    """Base of the methods for heads that give a sequence a probability, token after token, with their own defaults.
 
     They know no target. On TOFU (benchmarks/README.md) three times the rate costs `npo` and `ceu` more than 20 points
     of retain accuracy within five steps, and a retain weight of 0.7 costs `npo` as many.
     """
 
-    heads = SEQUENCE_HEADS
+    heads = ("causal_lm", "seq2seq_lm")
     learning_rate = 1e-3
     passes, least_steps = 2, 50
     default_retain_weight = 0.9

@@ -10,12 +10,12 @@ from torch import nn
 
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.rows import IGNORED, at_least_float32, divergences, labelled_mean, token_losses
-from hf_unlearn.methods.base import SEQUENCE_HEADS, Method, SequenceMethod
+from hf_unlearn.methods.base import Method, SequenceMethod
 from hf_unlearn.reference import untrained
 from hf_unlearn.targets import Ascent, ForgetTarget, Objective
 
 # Heads that choose one class out of many, once or several times a row: what a divergence can be formed of.
-DECISION_HEADS = ("single_label", "token", "question_answering", "masked_lm", *SEQUENCE_HEADS)
+DECISION_HEADS = ("single_label", "token", "question_answering", "masked_lm", *SequenceMethod.heads)
 
 
 class Distillation(Objective):

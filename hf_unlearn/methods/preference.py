@@ -131,7 +131,7 @@ class SimNPO(SequenceMethod):
 
     NPO without a reference, its log-probabilities divided by the number of label tokens. beta 2.5 and gamma 0 are the
     authors' for TOFU's forget05 (their repository and model card; 4.5 for forget10). Their weights of the two losses
-    differ between repository and card, so ours are equal.
+    differ between repository and card; ours are those of every method for sequences.
     """
 
     name = "simnpo"

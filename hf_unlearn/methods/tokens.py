@@ -79,8 +79,8 @@ class SatImp(SequenceMethod):
     """Descend `mean_t p_t^beta1 (1 - p_t)^beta2 log p_t` and `L_r`, the weights held fixed (Yang et al. 2025).
 
     arXiv 2505.11953: saturation and importance. beta1 5 and beta2 1 are what the authors give for TOFU in
-    open-unlearning. The weights of the two losses are equal: of the factor of ten there, code and configuration
-    disagree on whose it is.
+    open-unlearning. The weights of the two losses are those of every method for sequences: of the factor of ten
+    there, code and configuration disagree on whose it is.
     """
 
     name = "satimp"
