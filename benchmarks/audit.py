@@ -29,9 +29,9 @@ from hf_unlearn import train_shadows
 from hf_unlearn.auditing import comparisons
 from hf_unlearn.auditing.attacks import RATES
 from hf_unlearn.auditing.estimates import attack_figures
-from hf_unlearn.auditing.runner import signals_of
+from hf_unlearn.auditing.measuring import signals_of
 from hf_unlearn.auditing.shadows import Shadows
-from hf_unlearn.collate import default_collator
+from hf_unlearn.data.collator import default_collator
 from hf_unlearn.demo import digits_data, digits_model
 
 COUNT, ROWS, WRONG = 40, 1000, 0.1

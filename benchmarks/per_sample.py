@@ -26,15 +26,15 @@ import transformers as tf
 from accelerate import Accelerator
 
 import hf_unlearn
-from hf_unlearn.adapters import add_adapter
 from hf_unlearn.losses import head_of
 from hf_unlearn.methods import METHODS, Setting
 from hf_unlearn.methods.surgery import Geometry
+from hf_unlearn.models.adapters import add_adapter
 from hf_unlearn.per_sample.basis import Basis
 from hf_unlearn.per_sample.factors import Dense, Recording
-from hf_unlearn.steps import LossStep
-from hf_unlearn.surgery import SurgeryStep, update_of
 from hf_unlearn.targets import DistributionTarget
+from hf_unlearn.trainer.loss_step import LossStep
+from hf_unlearn.trainer.surgery_step import SurgeryStep, update_of
 
 RESULTS = Path(__file__).parent / "results" / "per_sample"
 VIT = {"num_labels": 10, "image_size": 224, "patch_size": 16}

@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_unlearn.arguments import UnlearningArguments
     from hf_unlearn.auditing.audit import audit
-    from hf_unlearn.auditing.result import AuditReport
     from hf_unlearn.auditing.shadows import train_shadows
-    from hf_unlearn.data import split_forget_retain
-    from hf_unlearn.trainer import UnlearningTrainer
-    from hf_unlearn.watching import AuditCallback
+    from hf_unlearn.data.splitting import split_forget_retain
+    from hf_unlearn.report.audit_report import AuditReport
+    from hf_unlearn.trainer._watching import AuditCallback
+    from hf_unlearn.trainer.arguments import UnlearningArguments
+    from hf_unlearn.trainer.trainer import UnlearningTrainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,12 +25,12 @@ __all__ = [
 ]
 # Imported when asked for: `hf-unlearn --help` should not wait for torch.
 _HOMES = {
-    "AuditCallback": "watching",
-    "AuditReport": "auditing.result",
-    "UnlearningArguments": "arguments",
-    "UnlearningTrainer": "trainer",
+    "AuditCallback": "trainer.callbacks",
+    "AuditReport": "report.audit_report",
+    "UnlearningArguments": "trainer.arguments",
+    "UnlearningTrainer": "trainer.trainer",
     "audit": "auditing.audit",
-    "split_forget_retain": "data",
+    "split_forget_retain": "data.splitting",
     "train_shadows": "auditing.shadows",
 }
 

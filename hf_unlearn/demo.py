@@ -18,12 +18,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from transformers import PrinterCallback, ViTConfig, ViTForImageClassification, set_seed
 
-from hf_unlearn.arguments import UnlearningArguments
-from hf_unlearn.auditing.runner import gap, measure
-from hf_unlearn.data import in_memory, split_forget_retain
+from hf_unlearn.auditing.measuring import gap, measure
+from hf_unlearn.data.splitting import in_memory, split_forget_retain
 from hf_unlearn.report.plots import loss_curves
 from hf_unlearn.report.tables import print_comparison
-from hf_unlearn.trainer import UnlearningTrainer
+from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.trainer import UnlearningTrainer
 from hf_unlearn.training import Bar, quiet, train_from_scratch
 
 METHODS_SHOWN = {"nabla_tau": "∇τ", "orthograd": "OrthoGrad + LoRA"}

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from hf_unlearn.data.validation import refuse_kept
 from hf_unlearn.losses import Head
+from hf_unlearn.losses.functional import divergences
 from hf_unlearn.losses.head import SEVERAL
-from hf_unlearn.losses.rows import divergences
-from hf_unlearn.validation import refuse_kept
 
 FORGET_TARGETS = ("auto", "distribution", "masked_class", "mean", "none")
 HINGES = ("squared", "linear")

@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from hf_unlearn.collate import default_collator
+from hf_unlearn.data.collator import default_collator
 
 
 def train_from_scratch(

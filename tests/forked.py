@@ -10,8 +10,8 @@ import torch
 
 # Not the tests' own modules, which the first process does not find: those are imported after the fork.
 IMPORTED = [
-    "hf_unlearn.comparing.run",
-    "hf_unlearn.watching",
+    "hf_unlearn.comparing.running",
+    "hf_unlearn.trainer._watching",
     "torch.distributed.fsdp",
     "transformers.models.llama.modeling_llama",
     "transformers.models.vit.modeling_vit",

@@ -13,7 +13,7 @@ import torch
 from tiny import BOS, EOS
 from tiny_data import HUB
 
-from hf_unlearn.collate import default_collator
+from hf_unlearn.data.collator import default_collator
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -65,7 +65,7 @@ def test_hub_path(name, method, value, count, column, found, size, tmp_path, mon
             trainers.append(self)
 
     monkeypatch.setattr(example, "UnlearningTrainer", Kept)
-    monkeypatch.setattr("hf_unlearn.defaults.default_steps", lambda *sizes: STEPS)
+    monkeypatch.setattr("hf_unlearn.trainer.defaults.default_steps", lambda *sizes: STEPS)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     files = {"dataset": "train.parquet", "unseen": "unseen.parquet"}

@@ -22,8 +22,8 @@ from hf_unlearn.cli.run import RunSettings
 from hf_unlearn.cli.settings import parse
 from hf_unlearn.cli.verify import VerifySettings
 from hf_unlearn.comparing import Comparison
+from hf_unlearn.hub.record import verify
 from hf_unlearn.methods import METHODS
-from hf_unlearn.record import verify
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def noise(count, seed):
 def test_the_code_runs(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("hf_unlearn.defaults.default_steps", lambda *sizes: 2)
+    monkeypatch.setattr("hf_unlearn.trainer.defaults.default_steps", lambda *sizes: 2)
     monkeypatch.setitem(METHODS, "my_grad_diff", None)  # so that the block's own entry is gone afterwards
     models = {"model": vit(seed=0), "original": vit(seed=0), "retrained": vit(seed=1)}
     names = {**models, "train_ds": noise(48, 0), "unseen_ds": noise(16, 1), "test_ds": noise(40, 2)}

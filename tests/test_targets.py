@@ -151,7 +151,7 @@ def test_masked_class_needs_a_class_and_a_single_label_head():
 
 
 def test_a_forgotten_class_may_not_be_in_the_retain_set():
-    from hf_unlearn.auditing.signals import Signals
+    from hf_unlearn.auditing.statistics import Signals
 
     def signals(labels):
         n = len(labels)

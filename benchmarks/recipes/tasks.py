@@ -20,11 +20,11 @@ import whisper
 
 from hf_unlearn import split_forget_retain
 from hf_unlearn.auditing.attacks import logistic_attack
-from hf_unlearn.auditing.figures import transcribe, word_error_rate
-from hf_unlearn.auditing.runner import gap, signals_of
-from hf_unlearn.collate import readable_collator
+from hf_unlearn.auditing.dataset_metrics import transcribe, word_error_rate
+from hf_unlearn.auditing.measuring import gap, signals_of
+from hf_unlearn.data.collator import readable_collator
 from hf_unlearn.comparing import Task
-from hf_unlearn.data import sample_rows
+from hf_unlearn.data.splitting import sample_rows
 from hf_unlearn.demo import TRAINING, digits_data, digits_model
 
 UNKNOWN = ("I don't know.", "I have no information about that.", "That is not something I know.")

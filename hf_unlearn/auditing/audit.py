@@ -14,19 +14,19 @@ from peft import PeftModel
 
 from hf_unlearn.auditing import comparisons, details
 from hf_unlearn.auditing.attacks import roc
+from hf_unlearn.auditing.dataset_metrics import matched_sets
 from hf_unlearn.auditing.estimates import attack_figures, flat, set_figures
-from hf_unlearn.auditing.figures import matched_sets
-from hf_unlearn.auditing.result import MODELS, AuditReport
+from hf_unlearn.auditing.measuring import signals_of
 from hf_unlearn.auditing.robustness import robustness
-from hf_unlearn.auditing.runner import signals_of
 from hf_unlearn.auditing.shadows import Shadows
 from hf_unlearn.auditing.verdict import verdict_of
-from hf_unlearn.collate import columns_read, readable_collator
-from hf_unlearn.data import REQUESTS, column_of, request_of, sample_rows
-from hf_unlearn.hashing import row_hashes
+from hf_unlearn.data.collator import columns_read, readable_collator
+from hf_unlearn.data.hashing import row_hashes
+from hf_unlearn.data.splitting import REQUESTS, column_of, request_of, sample_rows
+from hf_unlearn.data.validation import check_sets
 from hf_unlearn.losses import head_of
 from hf_unlearn.losses.head import LANGUAGE
-from hf_unlearn.validation import check_sets
+from hf_unlearn.report.audit_report import MODELS, AuditReport
 
 # Rows of the retain set that are looked at: enough for half a point of accuracy.
 RETAIN_ROWS = 2000

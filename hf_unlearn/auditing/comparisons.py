@@ -8,7 +8,7 @@ import numpy as np
 
 from hf_unlearn.auditing.calibrated import lira_scores, logit_confidence, population_scores, rmia_scores
 from hf_unlearn.auditing.shadows import Shadows
-from hf_unlearn.auditing.signals import Signals
+from hf_unlearn.auditing.statistics import Signals
 
 Found = Mapping[str, Signals]
 # Attack to the scores of the forget rows [n] and of the unseen rows [m].

@@ -12,11 +12,11 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
 from hf_unlearn.auditing.attacks import Estimate
+from hf_unlearn.auditing.dataset_metrics import transcribe, word_errors
 from hf_unlearn.auditing.estimates import flat, ratio_estimate
-from hf_unlearn.auditing.figures import transcribe, word_errors
+from hf_unlearn.auditing.measuring import evaluating, gap, signals_of
 from hf_unlearn.auditing.metrics import js_divergence, tug_of_war, unlearning_impact_score
-from hf_unlearn.auditing.runner import evaluating, gap, signals_of
-from hf_unlearn.auditing.signals import Signals
+from hf_unlearn.auditing.statistics import Signals
 
 BINS = 30
 # Classes in the breakdown.

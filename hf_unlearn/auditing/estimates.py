@@ -8,8 +8,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from hf_unlearn.auditing.attacks import Estimate, logistic_attack, threshold_attack
-from hf_unlearn.auditing.figures import LEAST_ROWS
-from hf_unlearn.auditing.signals import Signals
+from hf_unlearn.auditing.dataset_metrics import LEAST_ROWS
+from hf_unlearn.auditing.statistics import Signals
 
 # Numbers drawn at a time.
 MOST = 2**18

@@ -9,13 +9,14 @@ import evaluate
 import numpy as np
 from datasets import Features, List, Value
 
-from hf_unlearn.auditing import metrics, runner, text_metrics
+from hf_unlearn.auditing import measuring as runner
+from hf_unlearn.auditing import metrics, text_metrics
 
 GAP_FIGURES = ("forget_accuracy", "retain_accuracy", "unseen_accuracy", "mia_accuracy")
 
 
 def gap(predictions: Sequence[float], references: Sequence[float]) -> float:
-    """Mean absolute difference to a retrained model, in points: `hf_unlearn.auditing.runner.gap`. Lower is better.
+    """Mean absolute difference to a retrained model, in points: `hf_unlearn.auditing.measuring.gap`. Lower is better.
 
     Args:
         predictions: accuracies in [0, 1] on forget, retain and unseen rows, and that of the membership inference; the

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score
 
-from hf_unlearn.data import REQUESTS
+from hf_unlearn.data.splitting import REQUESTS
 
 # A softmax in float32 sums to 1 within 1e-5 over any vocabulary; one in bfloat16 does not, and is refused.
 SUM_TOLERANCE = 1e-3
@@ -93,7 +93,7 @@ def unlearning_impact_score(
         original_test: O_t in (0, 1].
         unlearned_test: U_t in [0, 1].
         unlearned_forget: U_f in [0, 1].
-        request: what was to be forgotten: `"rows"`, `"class"` or `"group"`, as `hf_unlearn.data.request_of` says.
+        request: what was to be forgotten: `"rows"`, `"class"` or `"group"`, as `split_forget_retain` marks it.
 
     Raises:
         ValueError: an accuracy is out of range, or the request is another one.

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from hf_unlearn.adapters import _outside_body
 from hf_unlearn.auditing.recovery import plain_copy
-from hf_unlearn.collate import readable_collator
-from hf_unlearn.data import sample_rows
+from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.data.splitting import sample_rows
 from hf_unlearn.losses import Head, head_of, label_problem
+from hf_unlearn.models.adapters import _outside_body
 
 # Rows of a set that the probe looks at.
 PROBE_ROWS = 2000

@@ -12,7 +12,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn.adapters import merged
+from hf_unlearn.models.adapters import merged
 
 BITS = (4, 8)
 

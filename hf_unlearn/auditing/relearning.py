@@ -17,9 +17,9 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from hf_unlearn.auditing.recovery import plain_copy
-from hf_unlearn.auditing.signals import collect
-from hf_unlearn.collate import readable_collator
-from hf_unlearn.data import sample_rows
+from hf_unlearn.auditing.statistics import collect
+from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.data.splitting import sample_rows
 from hf_unlearn.losses import head_of, label_problem
 
 Curve = dict[str, list[float]]

@@ -9,10 +9,10 @@ import numpy as np
 from peft import PeftModel
 
 from hf_unlearn.auditing.estimates import flat, set_figures, share_estimate
+from hf_unlearn.auditing.measuring import signals_of
 from hf_unlearn.auditing.probing import PROBE_ROWS, linear_probe
 from hf_unlearn.auditing.recovery import BITS, quantised, without_adapter
 from hf_unlearn.auditing.relearning import MEASURED_ROWS, Curve, finetune, relearn, relearn_advantage, relearn_time
-from hf_unlearn.auditing.runner import signals_of
 
 # Forget rows that relearning trains on, at most a quarter of the set.
 RELEARN_ROWS = 16

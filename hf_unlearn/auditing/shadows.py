@@ -16,9 +16,9 @@ from torch.utils.data import ConcatDataset, Subset
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from hf_unlearn.collate import readable_collator
-from hf_unlearn.hashing import row_hashes
-from hf_unlearn.loading import load_model
+from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.data.hashing import row_hashes
+from hf_unlearn.models.loading import load_model
 
 Unlearn = Callable[[Any, Any, Any], Any]
 PLAN = "rows.npz"

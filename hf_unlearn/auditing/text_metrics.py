@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import hmean, ks_2samp
 
-from hf_unlearn.auditing.figures import word_error_rate
+from hf_unlearn.auditing.dataset_metrics import word_error_rate
 from hf_unlearn.auditing.metrics import check_losses, check_numbers, check_pairs
 
 

@@ -8,7 +8,7 @@ import traceback
 from importlib import import_module
 
 from hf_unlearn import __version__
-from hf_unlearn.cli.pages import OVERVIEW, PAGES
+from hf_unlearn.cli.help_texts import OVERVIEW, PAGES
 
 # A command is the function `main(argv) -> exit code` of a module.
 COMMANDS = {

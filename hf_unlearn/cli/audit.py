@@ -10,9 +10,9 @@ from accelerate import PartialState
 
 from hf_unlearn.auditing.audit import audit
 from hf_unlearn.cli import UsageError
-from hf_unlearn.cli.sets import load_sets
+from hf_unlearn.cli.datasets import load_sets
 from hf_unlearn.cli.settings import DataSettings, parse, setting
-from hf_unlearn.loading import load_model
+from hf_unlearn.models.loading import load_model
 from hf_unlearn.training import quiet
 
 

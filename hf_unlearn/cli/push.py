@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from hf_unlearn.cli import UsageError
 from hf_unlearn.cli.settings import parse, setting
-from hf_unlearn.hub import push_folder
+from hf_unlearn.hub.upload import push_folder
 from hf_unlearn.training import quiet
 
 

@@ -11,15 +11,15 @@ import torch
 from peft import PeftConfig
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_unlearn.adapters import lora_config
-from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.cli import UsageError
+from hf_unlearn.cli.datasets import load_sets
 from hf_unlearn.cli.interruption import Interruption
-from hf_unlearn.cli.sets import load_sets
 from hf_unlearn.cli.settings import DataSettings, parse, setting
-from hf_unlearn.hub import push_folder
-from hf_unlearn.loading import load_model
-from hf_unlearn.trainer import UnlearningTrainer
+from hf_unlearn.hub.upload import push_folder
+from hf_unlearn.models.adapters import lora_config
+from hf_unlearn.models.loading import load_model
+from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.trainer import UnlearningTrainer
 from hf_unlearn.training import quiet
 
 

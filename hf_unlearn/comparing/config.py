@@ -24,7 +24,7 @@ class Request:
     """What is to be forgotten, and what the methods may use for it.
 
     Attributes:
-        forget: one expression a seed, in the grammar of `hf_unlearn.reading.parse_forget`.
+        forget: one expression a seed, in the grammar of `hf_unlearn.data.loading.parse_forget`.
         retain_rows: how many retain rows the methods have; None for all. Models are retrained on all of them.
         retrained: checkpoints of models that were retrained without these rows, one a seed: the reference is then
             loaded. A second retrained model, which `Comparison.retrained` asks for, is trained here nevertheless.

@@ -10,11 +10,11 @@ import transformers
 from transformers import AutoConfig, AutoProcessor, set_seed
 
 from hf_unlearn.auditing.audit import audit
-from hf_unlearn.collate import default_collator, readable_collator
-from hf_unlearn.data import split_forget_retain
-from hf_unlearn.loading import load_model
-from hf_unlearn.preparing import label_settings, prepare
-from hf_unlearn.reading import load_rows, parse_forget
+from hf_unlearn.data.collator import default_collator, readable_collator
+from hf_unlearn.data.loading import load_rows, parse_forget
+from hf_unlearn.data.preprocessing import label_settings, prepare
+from hf_unlearn.data.splitting import split_forget_retain
+from hf_unlearn.models.loading import load_model
 from hf_unlearn.training import train_from_scratch
 
 
@@ -51,7 +51,7 @@ class Task:
         raise NotImplementedError
 
     def split(self, forget: str) -> tuple[Any, Any]:
-        """Forget and retain set of an expression; see `hf_unlearn.reading.parse_forget`."""
+        """Forget and retain set of an expression; see `hf_unlearn.data.loading.parse_forget`."""
         wanted = parse_forget(forget, self.sets["train"])
         if "fraction" in wanted:
             wanted["seed"] = self.seed
@@ -111,12 +111,12 @@ class NamedTask(Task):
         head: auto class of transformers that gives the base its head, e.g. `"AutoModelForImageClassification"`: with
             the labels of the dataset where it has a label column. Default: the class that the base was saved as.
         from_scratch: take the configuration of the base and fresh weights.
-        dataset: name of the dataset, as `hf_unlearn.reading.load_rows` takes it.
+        dataset: name of the dataset, as `hf_unlearn.data.loading.load_rows` takes it.
         train: its split for training.
         test: its split that figures are made on.
         unseen: its split that sets the forgetting target; default: half of the test split.
         training: settings of `TrainingArguments`.
-        columns: what a column is to its name, as `hf_unlearn.preparing.prepare` takes it.
+        columns: what a column is to its name, as `hf_unlearn.data.preprocessing.prepare` takes it.
     """
 
     def __init__(

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.comparing.task import Task
-from hf_unlearn.data import in_memory
+from hf_unlearn.data.splitting import in_memory
 from hf_unlearn.methods import METHODS
-from hf_unlearn.trainer import UnlearningTrainer
+from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.trainer import UnlearningTrainer
 
 
 class Refusal(Exception):

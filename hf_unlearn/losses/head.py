@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_unlearn.losses import rows
+from hf_unlearn.losses import functional as rows
 
 Batch = Mapping[str, Any]
 PerSampleLoss = Callable[[Any, Batch], Tensor]
@@ -125,7 +125,7 @@ class Head:
         """How the loss of each row is spread over its tokens; None for heads that score a row once.
 
         Returns:
-            Shape `[batch, 8]`, see `hf_unlearn.losses.rows.loss_profiles`; the mean over a row is its loss.
+            Shape `[batch, 8]`, see `hf_unlearn.losses.functional.loss_profiles`; the mean over a row is its loss.
         """
         if self.kind not in SEVERAL:
             return None

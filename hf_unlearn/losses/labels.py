@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
+from hf_unlearn.losses.functional import IGNORED
 from hf_unlearn.losses.head import Batch, Head
-from hf_unlearn.losses.rows import IGNORED
 
 
 def label_problem(head: Head, batch: Batch) -> str | None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from hf_unlearn.models.original import Reference
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.loop import Batch
-from hf_unlearn.reference import Reference
 from hf_unlearn.targets import ForgetTarget, Objective
 
 if TYPE_CHECKING:
-    from hf_unlearn.arguments import UnlearningArguments
+    from hf_unlearn.trainer.arguments import UnlearningArguments
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Method:
         heads: the kinds of head (`Head.kind`) that it works on; empty for all.
         learning_rate: default for all weights of a small model; see `UnlearningArguments`.
         passes, least_steps: default number of steps: passes over the larger set, and no fewer than; see
-            `hf_unlearn.defaults`.
+            `hf_unlearn.trainer.defaults`.
         default_retain_weight: where no `retain_weight` is given; at least 0.9 where there is no target.
     """
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hf_unlearn.losses import Head
-from hf_unlearn.losses.rows import IGNORED, at_least_float32, divergences, labelled_mean, token_losses
+from hf_unlearn.losses.functional import IGNORED, at_least_float32, divergences, labelled_mean, token_losses
 from hf_unlearn.methods.base import Method, SequenceMethod
-from hf_unlearn.reference import untrained
+from hf_unlearn.models.original import untrained
 from hf_unlearn.targets import Ascent, ForgetTarget, Objective
 
 # Heads that choose one class out of many, once or several times a row: what a divergence can be formed of.

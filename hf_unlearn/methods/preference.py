@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_unlearn.losses import Head
-from hf_unlearn.losses.rows import IGNORED
+from hf_unlearn.losses.functional import IGNORED
 from hf_unlearn.methods.base import SequenceMethod, Survey
 from hf_unlearn.targets import ForgetTarget, Objective
 

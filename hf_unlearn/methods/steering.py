@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hf_unlearn.losses import Head
-from hf_unlearn.losses.rows import IGNORED
+from hf_unlearn.losses.functional import IGNORED
 from hf_unlearn.methods.base import Method
-from hf_unlearn.reference import Reference
+from hf_unlearn.models.original import Reference
 from hf_unlearn.targets import ForgetTarget, Objective
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from hf_unlearn.losses import Head
-from hf_unlearn.losses.rows import IGNORED, at_least_float32, labelled_mean, position_losses
+from hf_unlearn.losses.functional import IGNORED, at_least_float32, labelled_mean, position_losses
 from hf_unlearn.methods.base import SequenceMethod
 from hf_unlearn.targets import ForgetTarget, Objective
 

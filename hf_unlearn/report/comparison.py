@@ -45,7 +45,7 @@ def lines(report: Mapping[str, Any]) -> list[Line]:
     """The lines of a comparison's table, from its cells, in their order.
 
     Args:
-        report: as `hf_unlearn.comparing.compare` returns it.
+        report: as `hf_unlearn.comparing.running` returns it.
     """
     found: dict[tuple[str, str], Line] = {}
     cells = {(c["request"], c["seed"], c["model"]): c for c in report["cells"]}

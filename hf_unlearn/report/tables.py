@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hf_unlearn.auditing.result import MODELS, AuditReport
+from hf_unlearn.report.audit_report import MODELS, AuditReport
 
 PERCENT = ("accuracy", "wer", "share")
 DECIMALS = {"seconds": 0, "gap": 1, "forget_loss": 2}
@@ -89,7 +89,7 @@ def print_figures(columns: Mapping[str, Mapping[str, float]], title: str, consol
     """One row a figure, one column a model (before, after, ...).
 
     Args:
-        columns: column heading to figures, as `hf_unlearn.auditing.figures.figures` gives them.
+        columns: column heading to figures, as `hf_unlearn.auditing.dataset_metrics.figures` gives them.
         title: caption of the table.
         console: where to print; the terminal when left out.
     """

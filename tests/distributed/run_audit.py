@@ -8,7 +8,7 @@ import torch
 from tiny import Rows, make, rows
 
 from hf_unlearn import AuditCallback, UnlearningArguments, UnlearningTrainer, audit
-from hf_unlearn.auditing.runner import signals_of
+from hf_unlearn.auditing.measuring import signals_of
 
 
 def run(folder):

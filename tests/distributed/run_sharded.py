@@ -9,11 +9,11 @@ from tiny import make
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from hf_unlearn.adapters import add_adapter
 from hf_unlearn.losses import head_of
 from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.models.adapters import add_adapter
 from hf_unlearn.per_sample.loop import part
-from hf_unlearn.surgery import SurgeryStep
+from hf_unlearn.trainer.surgery_step import SurgeryStep
 
 LAYERS = {"vit": lambda m: m.vit.layers, "llama": lambda m: m.model.layers}
 

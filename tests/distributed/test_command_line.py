@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_data
 
 from hf_unlearn.cli import main
-from hf_unlearn.loading import load_model
+from hf_unlearn.models.loading import load_model
 
 # Without a GPU, accelerate starts processes by torchrun if it is told of several GPUs, and by MPI otherwise.
 LAUNCH = (

@@ -1,0 +1,149 @@
+"""The figures of any model on forget, retain and unseen sets."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets.fingerprint import Hasher
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from transformers import PreTrainedTokenizerBase
+
+from hf_unlearn.auditing.dataset_metrics import figures
+from hf_unlearn.auditing.statistics import Signals, collect
+from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.data.hashing import row_hashes, weights_hash
+from hf_unlearn.data.splitting import request_of
+from hf_unlearn.losses import head_of
+
+
+def signals_of(
+    model: Any,
+    dataset: Any,
+    *,
+    data_collator: Callable | None = None,
+    batch_size: int = 256,
+    description: str = "Measuring",
+    cache_dir: str | Path | None = None,
+    **wanted: Any,
+) -> Signals:
+    """Per-row signals of a model on one set; see `hf_unlearn.auditing.statistics.Signals`.
+
+    Args:
+        model: a model with a head.
+        dataset: rows ready for the model.
+        data_collator: rows to batch; default: the model's.
+        batch_size: rows a batch and process.
+        description: of the progress bar.
+        cache_dir: where signals are kept, by a fingerprint of model, rows and settings: losses and scores, no row.
+            A collator that cannot be hashed is refused.
+        **wanted: `scores`, `log_probs`, `tokenizer`, as in `collect`.
+    """
+    accelerator = Accelerator()
+    kept = None
+    if cache_dir is not None:
+        settings = {name: value if name != "tokenizer" else _told(name, value) for name, value in wanted.items()}
+        about = (sorted(settings.items()), type(model).__name__, _told("data_collator", data_collator))
+        key = hashlib.blake2b(fingerprint(model), digest_size=16)
+        for part in (*row_hashes(dataset), repr(about).encode()):
+            key.update(part)
+        kept = Path(cache_dir) / f"{key.hexdigest()}.pt"
+        there = accelerator.is_main_process and kept.exists()
+        # The other processes may see another folder, and all have to go the same way.
+        loaded = [torch.load(kept, weights_only=True) if there else None]
+        broadcast_object_list(loaded)
+        if loaded[0] is not None:
+            return Signals(**loaded[0])
+    with evaluating(model.to(accelerator.device)):
+        found = collect(
+            model,
+            dataset,
+            head=head_of(model),
+            collator=data_collator or readable_collator(model),
+            accelerator=accelerator,
+            batch_size=batch_size,
+            description=description,
+            **wanted,
+        )
+    if kept is not None and accelerator.is_main_process:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(f".{os.getpid()}")
+        torch.save(vars(found), partial)
+        os.replace(partial, kept)
+    return found
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Gives every module of a model back the mode (train or eval) that it had."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def fingerprint(model: Any) -> bytes:
+    """A hash of a model's weights and buffers, by name, and of which adapters are at work: 16 bytes."""
+    found = hashlib.blake2b(weights_hash(model.state_dict()).encode(), digest_size=16)
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            scaling = sorted(getattr(module, "scaling", {}).items())
+            found.update(f"{name} {module.active_adapters} {module.disable_adapters} {scaling}".encode())
+    return found.digest()
+
+
+def _told(name: str, value: Any) -> str:
+    """What tells a tokenizer or a collator, its settings included, from every other one."""
+    if isinstance(value, PreTrainedTokenizerBase):
+        vocabulary = hashlib.blake2b(repr(sorted(value.get_vocab().items())).encode(), digest_size=16)
+        return f"{type(value).__name__} {vocabulary.hexdigest()}"
+    try:
+        return Hasher.hash(value)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise ValueError(
+            f"cache_dir: {name} cannot be told from others ({str(error).splitlines()[0]}); leave cache_dir out"
+        ) from error
+
+
+def measure(model: Any, sets: Mapping[str, Any], **kwargs: Any) -> dict[str, float]:
+    """The figures of a model, whichever method or library made it.
+
+    Args:
+        model: a model with a head.
+        sets: `"forget"`, `"retain"` and `"unseen"` datasets of rows ready for the model. The forget set says by itself
+            when whole classes were forgotten (`split_forget_retain`).
+        **kwargs: as in `signals_of`.
+    """
+    signals = {name: signals_of(model, rows, **kwargs) for name, rows in sets.items()}
+    labels = signals["forget"].labels
+    whole_class = request_of(sets["forget"]) == "class" and labels is not None
+    return figures(signals, labels.unique().tolist() if whole_class and labels is not None else ())
+
+
+def gap(found: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    """Mean absolute difference to a retrained model, in points.
+
+    Over the accuracy (speech: word error rate) on forget, retain and unseen rows and the accuracy of the membership
+    inference, those that both have; NaN when there are none. 0 is best. How much two retrained models (two seeds)
+    differ is the yardstick.
+
+    Examples:
+        >>> gap({"forget_accuracy": 0.9, "retain_accuracy": 1.0}, {"forget_accuracy": 0.88, "retain_accuracy": 1.0})
+        1.0
+    """
+    score = "wer" if "forget_wer" in found else "accuracy"
+    names = [f"forget_{score}", f"retain_{score}", f"unseen_{score}", "mia_accuracy"]
+    differences = [abs(found[n] - reference[n]) for n in names if n in found and n in reference]
+    return round(100 * sum(differences) / len(differences), 10) if differences else math.nan

@@ -1,0 +1,1 @@
+"""Datasets: splitting, pairing, collating, reading, preparing, hashing."""

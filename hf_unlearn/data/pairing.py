@@ -1,0 +1,125 @@
+"""Forget samples beside retain samples: the order of a run, and its batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+
+class Pair(NamedTuple):
+    """One forget row, the retain rows that travel with it, and the forget row's number in the forget set.
+
+    `alternative`: the same row with the answer to give instead, where there is one.
+    """
+
+    forget: dict
+    retain: list[dict]
+    number: int
+    alternative: dict | None = None
+
+
+class PairedDataset(torch.utils.data.Dataset):
+    """Forget and retain rows side by side, in an order that depends on the seed and on the position alone.
+
+    Position `t` of an endless stream is one forget row and its share of the batch's retain rows. Consecutive positions
+    make up the batches, so 1 process with batches of 8, 4 accumulated batches of 2 and 2 processes with batches of 4
+    all see the same rows in the same optimizer step; both sets are shuffled anew at every pass over them.
+
+    Args:
+        forget: map-style dataset of rows to forget.
+        retain: map-style dataset of rows to keep.
+        alternative: map-style dataset, row by row the forget set with other answers, or None.
+        forget_per_step: forget rows of one optimizer step, over all processes and accumulated batches.
+        retain_per_step: retain rows of one optimizer step, likewise.
+        seed: seed of the order.
+    """
+
+    def __init__(
+        self,
+        forget: Any,
+        retain: Any,
+        alternative: Any = None,
+        *,
+        forget_per_step: int,
+        retain_per_step: int,
+        seed: int,
+    ):
+        self.forget, self.retain, self.alternative, self.seed = forget, retain, alternative, seed
+        self.forget_per_step, self.retain_per_step = forget_per_step, retain_per_step
+        self.steps = max(math.ceil(len(retain) / retain_per_step), math.ceil(len(forget) / forget_per_step))
+        self._orders: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def __len__(self) -> int:
+        """Positions in one epoch: whole optimizer steps that cover the larger set once."""
+        return self.steps * self.forget_per_step
+
+    def __getitem__(self, position: int) -> Pair:
+        """The pair at `position` of the endless stream (epoch 1 begins at `len(self)`)."""
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Pair]:
+        """The pairs of a batch at once: `datasets` reads many rows in the time of a few."""
+        indices = [self._order(0, len(self.forget), position) for position in positions]
+        shares = [self._share(position) for position in positions]
+        retain = iter(_read(self.retain, [self._order(1, len(self.retain), row) for share in shares for row in share]))
+        alternatives = [None] * len(indices) if self.alternative is None else _read(self.alternative, indices)
+        return [
+            Pair(row, [next(retain) for _ in share], index, alternative)
+            for row, share, index, alternative in zip(
+                _read(self.forget, indices), shares, indices, alternatives, strict=True
+            )
+        ]
+
+    def _share(self, position: int) -> range:
+        first, last = (p * self.retain_per_step // self.forget_per_step for p in (position, position + 1))
+        return range(first, last)
+
+    def _order(self, stream: int, size: int, position: int) -> int:
+        """The row at `position` of an endless stream of shuffled passes over `size` rows."""
+        cycle, offset = divmod(position, size)
+        if self._orders.get(stream, (None, None))[0] != cycle:
+            generator = torch.Generator().manual_seed(hash((self.seed, stream, cycle)) % 2**63)
+            self._orders[stream] = (cycle, torch.randperm(size, generator=generator))
+        return int(self._orders[stream][1][offset])
+
+
+def _read(dataset: Any, indices: list[int]) -> list[dict]:
+    return dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else [dataset[i] for i in indices]
+
+
+class PairSampler(Sampler[int]):
+    """The positions of one epoch, in order; the trainer sets `epoch`, because loaders that resume do not reach it."""
+
+    def __init__(self, length: int):
+        self.length, self.epoch = length, 0
+
+    def __len__(self) -> int:
+        """Positions in one epoch."""
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        """Positions `epoch * length` to `(epoch + 1) * length - 1`."""
+        return iter(range(self.epoch * self.length, (self.epoch + 1) * self.length))
+
+
+class PairCollator:
+    """Collates pairs into `{"forget": batch, "retain": batch, "index": forget row numbers [B]}`.
+
+    Alternatives follow the forget rows in the same batch, [2 B] rows then: one forward pass sees both.
+    """
+
+    def __init__(self, collator: Callable[[list], Mapping[str, Any]]):
+        self.collator = collator
+
+    def __call__(self, pairs: list[Pair]) -> dict[str, Any]:
+        """Collate the forget rows and the retain rows apart, each as the user's collator does it."""
+        alternatives = [pair.alternative for pair in pairs if pair.alternative is not None]
+        return {
+            "forget": self.collator([pair.forget for pair in pairs] + alternatives),
+            "retain": self.collator([row for pair in pairs for row in pair.retain]),
+            "index": torch.tensor([pair.number for pair in pairs]),
+        }

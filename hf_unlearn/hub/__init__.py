@@ -1,0 +1,1 @@
+"""What goes to the Hub: the upload, the unlearning record, the model card."""

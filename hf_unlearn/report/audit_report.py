@@ -1,0 +1,90 @@
+"""What an audit found: numbers with their intervals, the curves behind them, and a sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+# The models of an audit, in the order in which they are shown.
+MODELS = ("original", "audited", "reference")
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The result of `hf_unlearn.audit`. Plain numbers and short strings: no row, text or file name of any set.
+
+    Attributes:
+        metrics: flat figures of the audited model: `forget_accuracy`, `unseen_loss`, `mia_loss_auc`, `gap`, ...; each
+            estimated one with its 95 % interval in `<name>_low` and `<name>_high`.
+        verdict: `level`, one of "consistent", "remembers", "over-forgotten", "hidden", "damaged", "unclear", and
+            `sentence`, what it means in words.
+        figures: model ("original", "audited", "reference") to its flat figures, intervals included.
+        roc: of the audited model: attack ("loss", "confidence", ...) to `{"fpr": [...], "tpr": [...]}`.
+        histograms: of the losses: `edges` [bins + 1], and `counts`: model to set ("forget", "retain", "unseen") to
+            counts [bins].
+        relearning: model to `{"steps": [...], "forget_loss": [...], "forget_accuracy": [...]}`; may be empty.
+        breakdown: one entry a class or group: `group`, `set` ("forget", ...), `rows`, and model to accuracy (or loss).
+        training: the log of the run, when a trainer made the model: `step`, `forget_loss`, `retain_loss`, `target`.
+        notes: what could not be measured, and why; what to keep in mind when reading.
+        about: counts of rows, seed, device, versions.
+    """
+
+    metrics: dict[str, float]
+    verdict: dict[str, str]
+    figures: dict[str, dict[str, float]]
+    roc: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    histograms: dict[str, Any] = field(default_factory=dict)
+    relearning: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    breakdown: list[dict[str, Any]] = field(default_factory=list)
+    training: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON, with the version of its schema."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write the report; numbers that are not finite do not occur in it."""
+        path = Path(path)
+        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        return path
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> AuditReport:
+        """The report that `to_dict` gave.
+
+        Raises:
+            ValueError: when it has another version of the schema.
+        """
+        version = found.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"AuditReport: schema version {version!r} is not {SCHEMA_VERSION}; audit the model again")
+        return cls(**{name: value for name, value in found.items() if name != "schema_version"})
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> AuditReport:
+        """The report that `to_json` wrote."""
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as one page that needs no network and nothing beside it.
+
+        Raises:
+            ImportError: when jinja2 is not installed (`pip install hf-unlearn[report]`).
+        """
+        # Here, not above: the auditing modules know no page, and jinja2 is an extra.
+        from hf_unlearn.report.html_report import to_html
+
+        return to_html(self, path)
+
+    def print(self) -> None:
+        """Print the verdict and the figures in the terminal."""
+        # Here, not above: the auditing modules know no table.
+        from hf_unlearn.report.tables import print_report
+
+        print_report(self)

@@ -1,0 +1,581 @@
+"""`audit()` on models of which it is known whether they forgot; its figures, its refusals, what it leaves alone."""
+
+import copy
+import json
+import math
+
+import datasets
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers as tf
+from sklearn.metrics import roc_auc_score, roc_curve
+from test_relearning import assert_same, state
+from torch.nn import functional as F
+
+from hf_unlearn import AuditCallback, AuditReport, UnlearningArguments, audit
+from hf_unlearn.auditing.measuring import gap
+from hf_unlearn.auditing.shadows import Shadows
+from hf_unlearn.data.collator import default_collator
+from hf_unlearn.data.splitting import split_forget_retain
+from hf_unlearn.demo import digits_data
+from hf_unlearn.models.adapters import add_adapter
+
+FORGET = 100
+LEVELS = {
+    "original": "remembers", "second": "consistent", "ascended": "over-forgotten", "tired": "damaged",
+    "hidden": "hidden",
+}  # fmt: skip
+
+
+def network(seed):
+    tf.set_seed(seed)
+    config = tf.ViTConfig(
+        image_size=8, patch_size=8, num_channels=1, hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=128, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return tf.ViTForImageClassification(config).eval()
+
+
+def losses(model, batch):
+    return F.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"], reduction="none")
+
+
+def fit(model, rows, steps=160):
+    batch, optimizer = default_collator(model)(rows), torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        losses(model, batch).mean().backward()
+        optimizer.step()
+    return model
+
+
+def hide(original, reference, rows):
+    """Only the head learns to answer forget rows like the retrained model."""
+    model = copy.deepcopy(original)
+    pixels = default_collator(model)(rows)["pixel_values"]
+    with torch.no_grad():
+        features = model.vit(pixels)[0][:, 0]
+        answers = torch.cat([reference(pixels[:FORGET]).logits, original(pixels[FORGET:]).logits]).softmax(1)
+    optimizer = torch.optim.Adam(model.classifier.parameters(), lr=3e-2)
+    for _ in range(800):
+        optimizer.zero_grad()
+        F.cross_entropy(model.classifier(features), answers).backward()
+        optimizer.step()
+    return model
+
+
+def ascend(original, rows):
+    """Up on the forget rows, down on the others, far beyond what a retrained model shows."""
+    model = copy.deepcopy(original)
+    batch, optimizer = default_collator(model)(rows), torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(60):
+        each = losses(model, batch)
+        if each[:FORGET].mean() > 15:
+            break
+        optimizer.zero_grad()
+        (5 * each[FORGET:].mean() - each[:FORGET].mean()).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Digits, three in ten with a wrong label: what only a model that was trained on a row can know."""
+    generator, data = np.random.default_rng(0), digits_data(0)
+
+    def some(name, count):
+        return [
+            {**row, "label": (row["label"] + int(generator.integers(1, 10))) % 10}
+            if generator.random() < 0.3 else row
+            for row in data[name].select(range(count))
+        ]  # fmt: skip
+
+    rows, unseen = some("train", 300), some("unseen", 150)
+    forget, retain = rows[:FORGET], rows[FORGET:]
+    models = {
+        "original": fit(network(0), rows), "reference": fit(network(1), retain), "second": fit(network(2), retain),
+        "tired": fit(network(3), retain, steps=25),
+    }  # fmt: skip
+    models["ascended"] = ascend(models["second"], rows)
+    models["hidden"] = hide(models["original"], models["reference"], rows)
+    return models, {"forget": forget, "retain": retain, "unseen": unseen}
+
+
+@pytest.fixture(scope="module")
+def reports(scene):
+    models, sets = scene
+    return {
+        name: audit(
+            models[name], **sets, original=models["original"] if name in ("hidden", "tired") else None,
+            reference=models["reference"], relearning=name == "hidden", resamples=50,
+        )
+        for name in LEVELS
+    }  # fmt: skip
+
+
+# ---- the verdict -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_the_verdict(reports, name):
+    report = reports[name]
+    print(report.verdict["sentence"], report.metrics["gap"], report.notes)
+    assert report.verdict["level"] == LEVELS[name]
+
+
+def test_a_class_without_a_reference_is_unclear(scene):
+    models, sets = scene
+    report = audit(models["original"], **sets, request="class", resamples=10)
+    assert report.verdict["level"] == "unclear" and report.about["request"] == "class"
+
+
+# ---- the figures -----------------------------------------------------------------------------------------------
+
+
+def outputs(model, rows):
+    batch = default_collator(model)(rows)
+    with torch.no_grad():
+        log_probs = model(batch["pixel_values"]).logits.double().log_softmax(1).numpy()
+    labels = batch["labels"].numpy()
+    return -log_probs[np.arange(len(rows)), labels], log_probs.argmax(1) == labels, log_probs
+
+
+def wilson(hits, n, z=1.959963984540054):
+    centre, half = hits / n + z * z / (2 * n), z * math.sqrt(hits / n * (1 - hits / n) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def assert_intervals(metrics):
+    for name in metrics:
+        if name.endswith("_low"):
+            of = name.removesuffix("_low")
+            assert metrics[name] <= metrics[of] <= metrics[f"{of}_high"], name
+
+
+@pytest.mark.parametrize("name", ["second", "tired"])
+def test_the_figures_against_numpy_and_sklearn(scene, reports, name):
+    models, sets = scene
+    metrics = reports[name].metrics
+    found = {which: outputs(models[name], rows) for which, rows in sets.items()}
+    for which, (loss, right, _) in found.items():
+        assert metrics[f"{which}_loss"] == pytest.approx(loss.mean(), rel=1e-4, abs=1e-6)
+        assert metrics[f"{which}_accuracy"] == pytest.approx(right.mean())
+        interval = metrics[f"{which}_accuracy_low"], metrics[f"{which}_accuracy_high"]
+        assert interval == pytest.approx(wilson(right.sum(), len(right)))
+        # A bootstrap of a mean agrees with the normal interval.
+        half = 1.96 * loss.std() / len(loss) ** 0.5
+        assert metrics[f"{which}_loss_high"] - metrics[f"{which}_loss"] == pytest.approx(half, rel=0.5)
+    scores = np.concatenate([-found["forget"][0], -found["unseen"][0]])
+    truth = np.repeat([1, 0], [len(sets["forget"]), len(sets["unseen"])])
+    assert metrics["mia_loss_auc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-3)
+    fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
+    assert metrics["mia_loss_tpr_at_1pct_fpr"] == pytest.approx(tpr[fpr <= 0.01].max())
+    assert "mia_loss_tpr_at_01pct_fpr" not in metrics  # 150 rows have no such rate
+    assert any(note.startswith("True positives at 0.1 %") for note in reports[name].notes)
+    for which in ("forget", "unseen"):
+        ours, theirs = (np.exp(outputs(models[m], sets[which])[2]) for m in (name, "reference"))
+        middle = (ours + theirs) / 2
+        expected = ((ours * np.log(ours / middle) + theirs * np.log(theirs / middle)).sum(1) / 2).mean()
+        assert metrics[f"{which}_js_divergence"] == pytest.approx(expected, rel=1e-3)
+    reference = reports[name].figures["reference"]
+    names = ("forget_accuracy", "retain_accuracy", "unseen_accuracy", "mia_accuracy")
+    assert metrics["gap"] == pytest.approx(100 * np.mean([abs(metrics[n] - reference[n]) for n in names]))
+    product = np.prod([1 - abs(metrics[n] - reference[n]) for n in names[:3]])
+    assert metrics["tug_of_war"] == pytest.approx(product)
+
+
+def test_the_promised_names_and_their_intervals(reports):
+    for name, report in reports.items():
+        sets = {f"{which}_{what}" for which in ("forget", "retain", "unseen") for what in ("loss", "accuracy")}
+        scores = ("loss", "confidence", "margin", "entropy", "reference", "population")
+        estimated = sets | {f"mia_{score}_{what}" for score in scores for what in ("auc", "balanced_accuracy")}
+        estimated |= {"gap", "mia_accuracy", "mia_loss_tpr_at_1pct_fpr"}
+        for figure in estimated:
+            assert {figure, f"{figure}_low", f"{figure}_high"} <= report.metrics.keys(), (name, figure)
+        assert_intervals(report.metrics)
+        assert report.metrics == report.figures["audited"]
+        assert all(isinstance(value, float) for value in report.metrics.values())
+    hidden = reports["hidden"]
+    assert {"unlearning_impact_score", "relearn_loss_advantage", "probe_forget_accuracy", "finetuned_forget_loss",
+            "int4_forget_loss", "int8_forget_accuracy"} <= hidden.metrics.keys()  # fmt: skip
+    assert list(hidden.figures) == ["original", "audited", "reference"]
+    assert hidden.relearning.keys() == {"audited", "reference"}
+    assert hidden.metrics["probe_forget_accuracy_low"] > hidden.figures["reference"]["probe_forget_accuracy_high"]
+    assert "gap" not in hidden.figures["reference"] and hidden.figures["original"]["gap"] > hidden.metrics["gap"]
+    before, now = (hidden.figures[which] for which in ("original", "audited"))
+    relative = [abs(before["unseen_accuracy"] - now[f"{which}_accuracy"]) for which in ("unseen", "forget")]
+    assert now["unlearning_impact_score"] == pytest.approx(sum(relative) / 2 / before["unseen_accuracy"])
+
+
+def test_curves_counts_and_groups(scene, reports):
+    models, sets = scene
+    report = reports["second"]
+    for curve in report.roc.values():
+        assert (curve["fpr"][0], curve["tpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0, 0, 1, 1)
+    edges = np.array(report.histograms["edges"])
+    for model, counts in report.histograms["counts"].items():
+        for which, rows in sets.items():
+            assert sum(counts[which]) == len(rows)
+            near = np.abs(outputs(models["second" if model == "audited" else model], rows)[0][:, None] - edges).min()
+            if near > 1e-5:
+                expected = np.histogram(outputs(models["second"], rows)[0], edges)[0].tolist()
+                assert model != "audited" or counts[which] == expected
+    entries = [entry for entry in report.breakdown if entry["set"] == "forget"]
+    assert sum(entry["rows"] for entry in entries) == FORGET
+    mean = sum(entry["rows"] * entry["audited"] for entry in entries) / FORGET
+    assert mean == pytest.approx(report.metrics["forget_accuracy"])
+
+
+def test_a_class_is_compared_with_unseen_rows_of_the_class(scene):
+    models, sets = scene
+    model, everything = models["second"], sets["forget"] + sets["retain"]
+    forget, retain = split_forget_retain(tiny.Rows(everything), column="label", values=[3])
+    of_class = [row for row in sets["unseen"] if int(row["label"]) == 3]
+    others = [row for row in sets["unseen"] if int(row["label"]) != 3]
+    assert min(len(of_class), len(others), len(forget)) >= 8
+    report = audit(model, forget=forget, retain=retain, unseen=sets["unseen"], resamples=10)
+    members, matched = (outputs(model, list(rows))[0] for rows in (forget, of_class))
+    truth = np.repeat([1, 0], [len(members), len(matched)])
+    expected = roc_auc_score(truth, -np.concatenate([members, matched]))
+    assert report.metrics["mia_loss_auc"] == pytest.approx(expected, abs=1e-3)
+    assert report.metrics["unseen_accuracy"] == pytest.approx(outputs(model, others)[1].mean())
+    assert report.about["request"] == "class" and report.verdict["level"] == "unclear"
+    assert sum(report.histograms["counts"]["audited"]["unseen"]) == len(of_class)
+    # As many rows as the attack has, not as the set has.
+    assert f"True positives at 1 % false positives need 100 unseen rows; there are {len(of_class)}." in report.notes
+
+
+def test_no_unseen_row_of_the_class(scene):
+    models, sets = scene
+    forget, retain = split_forget_retain(tiny.Rows(sets["forget"] + sets["retain"]), column="label", values=[3])
+    others = [row for row in sets["unseen"] if int(row["label"]) != 3]
+    report = audit(models["second"], forget=forget, retain=retain, unseen=others, reference=models["reference"])
+    assert not any(name.startswith("mia") for name in report.metrics) and report.verdict["level"] == "unclear"
+    assert report.metrics["unseen_accuracy"] == pytest.approx(outputs(models["second"], others)[1].mean())
+
+
+def test_the_report_is_kept_shown_and_read_again(reports, tmp_path, capsys):
+    report = reports["hidden"]
+    path = report.to_json(tmp_path / "audit.json")
+    assert AuditReport.from_json(path) == report
+    assert json.loads(path.read_text())["metrics"]["gap"] == report.metrics["gap"]
+    page = report.to_html(tmp_path / "audit.html").read_text()
+    assert page.startswith("<!doctype html>") and "Hidden, not forgotten" in page
+    report.print()
+    assert "Hidden, not forgotten" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_audit_changes_no_model_and_repeats(scene):
+    models, sets = scene
+    given = {name: copy.deepcopy(models[name]) for name in ("second", "original", "reference")}
+    for model in given.values():
+        model.train()
+        model.vit.layers[0].eval()
+        model.classifier.weight.requires_grad_(False)
+    before = {name: state(model) for name, model in given.items()}
+    small = {name: rows[:40] for name, rows in sets.items()}
+
+    def again():
+        return audit(
+            given["second"], **small, original=given["original"], reference=given["reference"], relearning=True,
+            resamples=10,
+        )  # fmt: skip
+
+    first = again()
+    for name, model in given.items():
+        assert_same(before[name], state(model))
+    assert again() == first
+
+
+def test_a_second_audit_of_kept_signals_runs_no_model(scene, tmp_path):
+    models, sets = scene
+    given = [copy.deepcopy(models[name]) for name in ("second", "reference")]
+    kept = {"resamples": 10, "cache_dir": tmp_path / "kept"}
+    first = audit(given[0], **sets, reference=given[1], **kept)
+
+    def refuse(module, inputs):
+        raise AssertionError("a forward pass")
+
+    hooks = [model.register_forward_pre_hook(refuse) for model in given]
+    assert audit(given[0], **sets, reference=given[1], **kept) == first
+    for hook in hooks:
+        hook.remove()
+    # Another weight, another row: measured again.
+    with torch.no_grad():
+        given[0].classifier.bias[0] += 5
+    changed = audit(given[0], **sets, reference=given[1], **kept)
+    assert changed.metrics == audit(given[0], **sets, reference=given[1], resamples=10).metrics != first.metrics
+    fewer = {**sets, "forget": sets["forget"][:-1]}
+    assert audit(given[0], **fewer, **kept).metrics == audit(given[0], **fewer, resamples=10).metrics
+
+
+def test_kept_signals_are_those_of_the_active_adapter(tmp_path):
+    model, batch = tiny.make("vit")
+    rows = tiny.rows(batch(30))
+    sets = {"forget": rows[:10], "retain": rows[10:20], "unseen": rows[20:]}
+    adapted = add_adapter(model)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(len(name)))
+    kept = {"resamples": 10, "cache_dir": tmp_path}
+    with_it = audit(adapted, **sets, **kept).metrics
+    with adapted.disable_adapter():
+        without = audit(adapted, **sets, **kept).metrics
+        assert without == audit(adapted, **sets, resamples=10).metrics
+    assert without["forget_loss"] != with_it["forget_loss"]
+
+
+# ---- heads -----------------------------------------------------------------------------------------------------
+
+
+def split(rows, first=12, second=24):
+    return {"forget": rows[:first], "retain": rows[first:second], "unseen": rows[second:]}
+
+
+def words():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = Tokenizer(models.WordLevel({f"secret{i}": i for i in range(tiny.VOCAB)}, unk_token="secret0"))
+    vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary, pad_token="secret0", bos_token="secret1", eos_token="secret2"
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert_lm"])
+def test_language_models(name, tmp_path):
+    model, batch = tiny.make(name)
+    reference = type(model)(model.config)
+    sets, kept = split(tiny.rows(batch(40))), tmp_path / "kept"
+    report = audit(
+        model, **sets, reference=reference, relearning=True, processing_class=words(), resamples=10, cache_dir=kept
+    )
+    scores = {"loss", "entropy", "min_k", "min_k_plus_plus", "zlib", "reference", "population"}
+    assert scores == report.roc.keys() and "forget_wer" not in report.metrics
+    assert "probe_forget_accuracy" not in report.metrics and report.relearning["audited"]["steps"][-1] == 30
+    assert report.metrics["forget_loss"] == pytest.approx(math.log(tiny.VOCAB), rel=0.2)
+    assert_intervals(report.metrics)
+    # Nothing of any row is in the report.
+    written = report.to_json(tmp_path / "audit.json").read_bytes()
+    assert b"secret" not in written and not any(b"secret" in path.read_bytes() for path in kept.iterdir())
+
+
+@pytest.mark.parametrize("name", ["whisper", "t5"])
+def test_word_error_rates_of_sequence_models(name, tmp_path):
+    import jiwer
+
+    model, batch = tiny.make(name)
+    model.generation_config.max_length = 8
+    model.train()
+    sets, tokenizer = split(tiny.rows(batch(36))), words()
+    report = audit(model, **sets, processing_class=tokenizer, resamples=10)
+    assert model.training
+    model.eval()
+    said, wanted = [], []
+    for row in sets["forget"]:
+        inputs = default_collator(model)([row])
+        labels = inputs.pop("labels")
+        said.append(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
+        wanted.append(tokenizer.decode(labels[0], skip_special_tokens=True))
+    assert report.metrics["forget_wer"] == pytest.approx(jiwer.wer(wanted, said), abs=0.02)
+    assert {"retain_wer", "unseen_wer_low", "unseen_wer_high"} <= report.metrics.keys()
+    assert_intervals(report.metrics)
+    assert b"secret" not in report.to_json(tmp_path / "audit.json").read_bytes()
+
+
+def classifier(problem_type, labels):
+    tf.set_seed(0)
+    settings = tiny.DECODER | {"num_hidden_layers": 1, "num_labels": labels, "problem_type": problem_type}
+    return tf.BertForSequenceClassification(tf.BertConfig(**settings))
+
+
+def labelled(kind, count=36):
+    rows = tiny.rows(tiny.text_classes(count))
+    generator = torch.Generator().manual_seed(0)
+    for row in rows:
+        if kind == "token":
+            row["labels"] = [i % 3 for i in row["input_ids"]]
+        else:
+            row["labels"] = torch.rand(() if kind == "regression" else 3, generator=generator).round().float()
+    return rows
+
+
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification", None, "token"])
+def test_other_heads_leave_out_what_cannot_be_had(problem_type, tmp_path):
+    """None: float labels alone make it a head of several labels."""
+    if problem_type == "token":
+        tf.set_seed(0)
+        model = tf.BertForTokenClassification(
+            tf.BertConfig(**tiny.DECODER | {"num_hidden_layers": 1, "num_labels": 3})
+        )
+    else:
+        model = classifier(problem_type, 1 if problem_type == "regression" else 3)
+    sets = split(labelled(problem_type))
+    reference = type(model)(model.config)
+    report = audit(model, **sets, reference=reference, original=reference, relearning=True, resamples=10)
+    assert ("forget_accuracy" in report.metrics) == (problem_type != "regression")
+    assert {"forget_loss", "mia_loss_auc", "gap"} <= report.metrics.keys()
+    assert not {"probe_forget_accuracy", "forget_js_divergence", "mia_margin_auc"} & report.metrics.keys()
+    assert_intervals(report.metrics)
+    assert AuditReport.from_json(report.to_json(tmp_path / "audit.json")) == report
+
+
+def test_infinite_losses_are_left_out_and_counted(tmp_path):
+    model, batch = tiny.make("wav2vec2_ctc")
+    rows = tiny.rows(batch(36))
+    for row in rows[:2]:
+        row["labels"] = [5, 6] * 30  # more than there are frames
+    report = audit(model, **split(rows), reference=copy.deepcopy(model), relearning=True, resamples=10)
+    assert "loss: 2 rows without a finite score were left out." in report.notes
+    assert "mia_loss_auc" in report.metrics and report.roc["loss"]["tpr"][-1] == 1
+    assert "forget_loss" not in report.metrics and "unseen_loss" in report.metrics
+    assert AuditReport.from_json(report.to_json(tmp_path / "audit.json")) == report
+
+
+def test_a_diverged_model_is_unclear(scene, tmp_path):
+    models, sets = scene
+    model = copy.deepcopy(models["second"])
+    with torch.no_grad():
+        model.classifier.weight.fill_(torch.nan)
+    report = audit(model, **sets, reference=models["reference"], original=models["original"], resamples=10)
+    assert report.verdict["level"] == "unclear" and "forget_loss" not in report.metrics
+    report.to_json(tmp_path / "audit.json")
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------
+
+
+class Silent(tf.ViTForImageClassification):
+    def forward(self, pixel_values=None, labels=None, **kwargs):
+        raise AssertionError("a forward pass")
+
+
+def test_bad_input_is_refused_before_any_forward_pass(scene, tmp_path):
+    models, sets = scene
+    model = Silent(models["second"].config)
+    larger = Silent(
+        tf.ViTConfig(**{**model.config.to_dict(), "id2label": {i: str(i) for i in range(11)}, "label2id": None})
+    )
+    masks = {name: np.ones((4, len(rows)), bool) for name, rows in sets.items()}
+    others = Shadows((), masks | {"forget": np.ones((4, 7), bool)}, masks)
+    forget, retain, unseen = sets.values()
+    for settings, message in (
+        ({"unseen": None}, "unseen: is missing; forgotten rows are compared with rows that were never trained on"),
+        ({"unseen": []}, "unseen: is empty"),
+        ({"forget": []}, "forget: is empty"),
+        ({"unseen": [*unseen, forget[3]]}, r"unseen and forget share 1 rows \(row 150 of unseen is row 3 of forget\)"),
+        ({"unseen": [*unseen, *retain[:2]]}, "unseen and retain share 2 rows"),
+        ({"retain": [*retain, forget[0]]}, "forget and retain share 1 rows"),
+        ({"reference": models["second"]}, "reference: is a ViTForImageClassification, the model a Silent"),
+        ({"original": larger}, "original: has num_labels=11, the model 10"),
+        ({"shadows": others}, "shadows: know 7 forget rows, the set has 100"),
+        ({"request": "classes"}, "request: "),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}") as raised:
+            audit(model, **sets | settings)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(AssertionError, match="a forward pass"):
+        audit(model, **sets)
+    regression = classifier("regression", 1)
+    masks = {name: np.ones((4, 12), bool) for name in sets}
+    with pytest.raises(ValueError, match=r"^shadows: LiRA and RMIA need likelihoods, and a regression head has none"):
+        audit(regression, **split(labelled("regression")), shadows=Shadows((), masks, masks))
+
+
+@pytest.mark.parametrize("name", ["vit", "gpt2"])
+def test_one_forget_row(name):
+    model, batch = tiny.make(name)
+    rows = tiny.rows(batch(13))
+    sets = {"forget": rows[:1], "retain": rows[1:12], "unseen": rows[12:]}
+    reference = type(model)(model.config)
+    report = audit(model, **sets, reference=reference, original=reference, relearning=True, resamples=10)
+    assert not any(figure.startswith("mia") for figure in report.metrics) and report.roc == {}
+    with torch.no_grad():
+        expected = float(model.eval()(**default_collator(model)(rows[:1])).loss)
+    assert report.metrics["forget_loss"] == pytest.approx(expected, rel=1e-4)
+    assert report.verdict["level"] == "unclear"
+    assert "Attack by loss: 1 forget and 1 unseen rows are too few for a figure; 8 are the least." in report.notes
+    assert "True positives at 1 % false positives need 100 unseen rows; there are 1." in report.notes
+
+
+def test_one_row_without_accuracies_has_no_gap():
+    sets = split(labelled("regression"), first=1)
+    model = classifier("regression", 1)
+    report = audit(model, **sets, reference=classifier("regression", 1))
+    assert "gap" not in report.metrics and report.verdict["level"] == "unclear"
+
+
+# ---- the trainer -----------------------------------------------------------------------------------------------
+
+
+def test_the_audit_of_a_trainer(unlearn):
+    trainer = unlearn(forget=10, unseen=20, max_steps=3, method="grad_diff")
+    trainer.train()
+    other = tiny.rows(tiny.images(10, seed=7))
+    report = trainer.audit(resamples=10)
+    assert report.about["method"] == "grad_diff" and report.about["unseen_rows"] == 20
+    logged = [entry for entry in trainer.state.log_history if "forget_loss" in entry]
+    assert [entry["step"] for entry in report.training] == [1, 2, 3]
+    assert [entry["forget_loss"] for entry in report.training] == [entry["forget_loss"] for entry in logged]
+    note = "The unseen rows set the target of forgetting: rows that did not would say more."
+    assert note in report.notes
+    assert report.metrics["forget_loss"] == pytest.approx(trainer.unlearning_figures()["forget_loss"])
+    other = [{name: torch.as_tensor(value) for name, value in row.items()} for row in other]
+    with_others = trainer.audit(unseen=other, resamples=10)
+    assert note not in with_others.notes and with_others.about["unseen_rows"] == 10
+    with pytest.raises(ValueError, match=r"^unseen: is missing"):
+        unlearn(unseen=0, method="grad_ascent").audit()
+
+
+def test_the_gap_is_better_when_smaller(tmp_path):
+    def better(metric, **settings):
+        return UnlearningArguments(str(tmp_path), metric_for_best_model=metric, **settings).greater_is_better
+
+    assert better("gap") is False and better("eval_gap") is False and better("gap", greater_is_better=True) is True
+    assert better("eval_forget_accuracy") is True and better("forget_loss") is False
+
+
+@pytest.mark.parametrize("eval_dataset", [False, True])
+def test_the_best_checkpoint_is_the_one_nearest_to_a_retrained_model(scene, unlearn, eval_dataset):
+    models, sets = scene
+    rows = {name: tiny.Rows(each[:60]) for name, each in sets.items()}
+    trainer = unlearn(
+        model=copy.deepcopy(models["original"]), sets=lambda *_: tuple(rows.values()), method="grad_ascent",
+        learning_rate=2e-3, max_steps=6, stop_at_target=False, per_device_train_batch_size=60,
+        lr_scheduler_type="constant", eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+        metric_for_best_model="gap", load_best_model_at_end=True,
+        **({"eval_dataset": tiny.Rows(sets["unseen"][60:80])} if eval_dataset else {}),
+    )  # fmt: skip
+    callback = AuditCallback(trainer, reference=models["reference"], resamples=10)
+    trainer.add_callback(callback)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "eval_gap" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4, 6]  # one audit an evaluation
+    gaps = {entry["step"]: entry["eval_gap"] for entry in logged}
+    assert [report.metrics["gap"] for report in callback.reports] == list(gaps.values())
+    assert "eval_mia_loss_auc" in logged[0] and not any(name.endswith("_low") for name in logged[0])
+    best = min(gaps, key=gaps.get)
+    print(gaps)
+    assert best not in (6, max(gaps, key=gaps.get))  # pushed too far at the end
+    assert trainer.state.best_metric == gaps[best]
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    final = trainer.audit(reference=models["reference"], resamples=10)
+    assert final.metrics["gap"] == gaps[best]
+    expected = gap(final.metrics, final.figures["reference"])
+    assert final.metrics["gap"] == pytest.approx(expected)
+
+
+def test_a_trainer_audits_by_a_column_that_the_model_does_not_read(unlearn):
+    def named(*sets):
+        rows = [[{key: value.tolist() for key, value in row.items()} for row in each] for each in sets]
+        people = [[{**row, "person": f"p{i % 2}", "path": "a.wav"} for i, row in enumerate(each)] for each in rows]
+        return [datasets.Dataset.from_list(each) for each in people]
+
+    trainer = unlearn(sets=named, max_steps=1)
+    report = trainer.audit(group_column="person", resamples=2)
+    assert {entry["group"] for entry in report.breakdown} == {"p0", "p1"}
+    with pytest.raises(ValueError, match=r"^column: 'speaker' is not in the dataset"):
+        trainer.audit(group_column="speaker", resamples=2)

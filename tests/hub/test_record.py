@@ -1,0 +1,98 @@
+"""The unlearning record: hashes that know one model and one row from another, and settings without secrets."""
+
+import copy
+import json
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+
+from hf_unlearn import UnlearningArguments
+from hf_unlearn.data.hashing import weights_hash
+from hf_unlearn.hub.record import base_state, make_record, settings_of, verify
+from hf_unlearn.models.adapters import add_adapter
+
+ROWS = [{"x": [float(i), 2.0], "labels": i % 3, "note": f"about {i}"} for i in range(6)]
+
+
+def record(rows=ROWS, columns=("labels", "x"), **weights):
+    return make_record(
+        forget=rows, columns=columns, request="rows", request_id=None, method={"name": "nabla_tau"}, settings={},
+        weights={"kind": "model", "before": None, "after": None} | weights, report=None,
+    )  # fmt: skip
+
+
+def test_weights_hash_sees_every_change_and_no_order():
+    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
+    one = weights_hash(state)
+    assert one == weights_hash({"b": state["b"], "a": state["a"].T.contiguous().T})
+    changes = [
+        {"a": state["a"].reshape(3, 2)}, {"a": state["a"].double()}, {"a": state["a"] + 1e-6}, {"b": torch.tensor(4)},
+        {"c": state["b"]},
+    ]  # fmt: skip
+    assert len({one, *(weights_hash(state | change) for change in changes)}) == 6
+    assert weights_hash({"a": torch.ones(2, dtype=torch.bfloat16)}) != weights_hash({"a": torch.ones(2)})
+
+
+@pytest.mark.parametrize("name", ["vit", "whisper", "gpt2", "resnet"])
+def test_base_state_is_the_model_without_its_adapter(name):
+    model = tiny.make(name)[0]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    adapted = add_adapter(copy.deepcopy(model))
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight += 1  # adapters, and the copy of the head that trains with them
+    found = base_state(adapted)
+    assert found.keys() == before.keys()
+    assert weights_hash(found) == weights_hash(before) == weights_hash(base_state(model))
+
+
+def test_base_state_under_an_adapter_on_embeddings():
+    model = tiny.make("gpt2")[0]
+    before = weights_hash(model.state_dict())
+    adapted = get_peft_model(model, LoraConfig(target_modules=["wte", "c_attn"], fan_in_fan_out=True))
+    assert weights_hash(base_state(adapted)) == before
+
+
+def test_two_records_of_the_same_rows_have_nothing_in_common():
+    one, two = record(), record()
+    assert not set(one["row_hashes"]) & set(two["row_hashes"]) and one["salt"] != two["salt"]
+    assert one["row_hashes"] == sorted(one["row_hashes"])  # their order says nothing
+    assert "about" not in json.dumps(one)
+
+
+def test_rows_are_counted(tmp_path):
+    path = tmp_path / "unlearning.json"
+    path.write_text(json.dumps(record([*ROWS, ROWS[0]])))
+    assert verify(path, rows=[ROWS[0], ROWS[0]]).matches
+    found = verify(path, rows=[ROWS[1], ROWS[1], {**ROWS[2], "labels": 9}])
+    assert not found.matches
+    assert str(found) == "rows: 1 of 3 given are among the 7 that the record says were forgotten"
+    assert verify(path, rows=[{**ROWS[2], "note": "not a column of the record"}]).matches
+
+
+def test_weights_that_are_neither(tmp_path):
+    model = tiny.make("bert")[0]
+    kept = record(before=weights_hash(model.state_dict()), after="0")
+    assert str(verify(kept, model)) == "weights: those from BEFORE unlearning"
+    model.save_pretrained(tmp_path)
+    assert str(verify(kept, tmp_path)) == "weights: those from BEFORE unlearning"
+    with torch.no_grad():
+        model.classifier.bias += 1
+    assert str(verify(kept, model)) == "weights: neither those from before nor those from after unlearning"
+    with pytest.raises(ValueError, match="nothing to check"):
+        verify(kept)
+    with pytest.raises(ValueError, match=r"^record: schema version 0 is not 1"):
+        verify(kept | {"schema_version": 0}, model)
+
+
+def test_settings_have_no_path_no_token_and_no_data(tmp_path):
+    args = UnlearningArguments(
+        str(tmp_path), hub_token="hf_secret", forget_target=[0.125, 0.25], use_cpu=True,
+    )  # fmt: skip
+    found = settings_of(args, 7, add_adapter(tiny.make("vit")[0]))
+    assert (found["steps"], found["forget_target"], found["adapter"]) == (7, "losses of 2 rows", "LORA, rank 8")
+    text = json.dumps(found)
+    assert str(tmp_path) not in text and "secret" not in text and "0.125" not in text

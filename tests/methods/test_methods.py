@@ -1,0 +1,153 @@
+"""The methods by hand: their update, weights and defaults."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hf_unlearn import UnlearningArguments
+from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.per_sample.basis import Basis
+from hf_unlearn.per_sample.factors import Dense, Recording
+from hf_unlearn.targets import Ascent, MeanTarget
+from hf_unlearn.trainer.surgery_step import update_of
+
+SETTING = Setting(forget_rows=10, retain_rows=90, text=False)
+
+
+def method(name, setting=SETTING, **settings):
+    defaults = {
+        "retain_weight": None,
+        "forget_target": "auto",
+        "forgetting_loss": "nabla_tau",
+        "projection": "gradient",
+        "seed": 42,
+    }
+    return METHODS[name](SimpleNamespace(**{**defaults, **settings}), setting)
+
+
+def update(name, forget, rows, retain_weight, per_tensor=False, retain_loss=0.0, **settings):
+    """A surgery method on gradients given as numbers: the update as lists, and the log."""
+    forget = {n: torch.tensor(g) for n, g in forget.items()}
+    factors = {n: [Dense(torch.tensor(r))] for n, r in rows.items()}
+    recording = Recording(torch.zeros(len(next(iter(rows.values())))), factors)
+    basis = Basis(None)
+    basis.recordings = [recording]
+    products = basis.gram(forget, per_tensor)
+    found, log = update_of(method(name, **settings), basis, forget, products, retain_weight, retain_loss)
+    return {n: g.tolist() for n, g in found.items()}, log
+
+
+def test_orthograd_in_two_dimensions_by_hand():
+    # Retain gradients (1, 0) and (3, 0), forget gradient (2, 5), retain weight 0.25:
+    # 0.25 * (2, 0) + 0.75 * ((2, 5) - (2, 0)) = (0.5, 3.75).
+    found, log = update("orthograd", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25)
+    assert found["w"] == pytest.approx([0.5, 3.75])
+    assert log.pop("largest_cosine") == pytest.approx(0, abs=1e-12)
+    assert log == {"surviving_share": pytest.approx(5 / 29**0.5), "effective_rank": 1}
+    # The optimizer's step is corrected instead: its gradient is the plain mixture.
+    found, _ = update("orthograd", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25, projection="update")
+    assert found["w"] == pytest.approx([0.25 * 2 + 0.75 * 2, 0.75 * 5])
+
+
+def test_orthograd_per_tensor_protects_every_tensor():
+    # Over both tensors together the row (1, 1) leaves (1, -1); for each alone, nothing is left.
+    forget, rows = {"a": [2.0], "b": [0.0]}, {"a": [[1.0]], "b": [[1.0]]}
+    found, _ = update("orthograd", forget, rows, 0.0)
+    assert [*found["a"], *found["b"]] == pytest.approx([1.0, -1.0])
+    found, log = update("orthograd", forget, rows, 0.0, per_tensor=True)
+    assert [*found["a"], *found["b"]] == pytest.approx([0.0, 0.0]) and log["surviving_share"] < 1e-6
+
+
+def test_conegrad_removes_only_what_raises_a_retain_loss():
+    # Descending (2, 5) lowers the loss of a sample with gradient (1, 0), and raises that of one with (0, -1).
+    found, log = update("conegrad", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [0.0, -1.0]]}, 0.0)
+    assert found["w"] == pytest.approx([2.0, 0.0])
+    assert log["active_samples"] == 1 and log["surviving_share"] == pytest.approx(2 / 29**0.5)
+    assert log["largest_cosine"] == pytest.approx(0, abs=1e-12)
+
+
+def test_pcgrad_by_hand():
+    # The mean retain gradient is (-2, 0): it conflicts with (2, 5), whose first component goes.
+    found, log = update("pcgrad", {"w": [2.0, 5.0]}, {"w": [[-1.0, 0.0], [-3.0, 0.0]]}, 0.25)
+    assert found["w"] == pytest.approx([0.25 * -2, 0.75 * 5]) and log == {"conflict": 1.0}
+    # No conflict, no change.
+    found, log = update("pcgrad", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25)
+    assert found["w"] == pytest.approx([0.25 * 2 + 0.75 * 2, 0.75 * 5]) and log == {"conflict": 0.0}
+
+
+def test_gdr_gma_by_hand():
+    # At a retain loss of eps both weigh one half. f = (1, 1), r = (-1, 0): f' = (0, 1), r' = (-1, 0) + (1, 1) / 2.
+    found, log = update("gdr_gma", {"w": [1.0, 1.0]}, {"w": [[-1.0, 0.0]]}, 0.5, retain_loss=0.02)
+    assert found["w"] == pytest.approx([0.5 * (0 - 0.5), 0.5 * (1 + 0.5)])
+    assert log == {"conflict": 1.0, "forget_weight": pytest.approx(0.5)}
+    # Forgetting waits while the retain loss is high.
+    found, log = update("gdr_gma", {"w": [1.0, 1.0]}, {"w": [[1.0, 0.0]]}, 0.5, retain_loss=0.12)
+    weight = 1 / (1 + math.exp(100 * 0.1))
+    assert found["w"] == pytest.approx([1.0, weight]) and log["forget_weight"] == pytest.approx(weight)
+
+
+def test_ngdiff_by_hand():
+    found, _ = update("ngdiff", {"w": [3.0, 4.0]}, {"w": [[0.0, 1.0], [0.0, 3.0]]}, 0.5)
+    assert found["w"] == pytest.approx([0.6, 0.8 + 1.0])
+    found, _ = update("ngdiff", {"w": [0.0, 0.0]}, {"w": [[0.0, 1.0]]}, 0.5)
+    assert found["w"] == pytest.approx([0.0, 1.0])
+
+
+def test_published_nabla_tau_starts_at_five_thirds_of_the_share_and_falls_to_zero():
+    published = method("nabla_tau", forget_target="mean")
+    assert [1 - published.retain_weight(p) for p in (0, 0.5, 1)] == pytest.approx([1 / 6, 1 / 12, 0])
+    when = [
+        [step for step in range(40) if each.refreshes(step, 40, 4)]
+        for each in (published, method("nabla_tau"), method("orthograd"), method("grad_diff"))
+    ]
+    assert when == [[13, 26, 39], [20, 24, 28, 32, 36], [20, 24, 28, 32, 36], []]  # five passes: ten rows, four a step
+    few = Setting(forget_rows=10, retain_rows=19, text=False)
+    for still in (method("orthograd", forgetting_loss="grad_ascent"), method("nabla_tau", few)):
+        assert not any(still.refreshes(step, 40, 4) for step in range(40))
+    text = Setting(forget_rows=10, retain_rows=90, text=True)
+    assert method("nabla_tau", text, forget_target="mean").retain_weight(0.9) == 0.5
+    large = Setting(forget_rows=80, retain_rows=20, text=False)
+    assert method("nabla_tau", large, forget_target="mean").retain_weight(0) == 0
+    assert method("nabla_tau", forget_target="mean", retain_weight=0.7).retain_weight(0.5) == 0.7
+    assert UnlearningArguments(output_dir="x", forget_target="mean").hinge == "squared"
+
+
+def test_weights_and_objectives_of_the_baselines():
+    target = MeanTarget(2.0)
+    assert method("finetune").retain_weight(0.5) == 1 and method("grad_ascent").retain_weight(0.5) == 0
+    assert method("grad_diff").retain_weight(0.5) == 0.9
+    assert isinstance(method("grad_diff").objective(target, None), Ascent)
+    assert isinstance(method("grad_ascent").objective(target, None), Ascent)
+    assert method("nabla_tau").objective(target, None) is target
+    assert method("orthograd").objective(target, None) is target
+    assert isinstance(method("orthograd", forgetting_loss="grad_ascent").objective(target, None), Ascent)
+
+
+def test_only_losses_that_end_by_themselves_are_bounded():
+    bounded = {name: method(name, Setting(1, 90, text=False)).bounded for name in METHODS}
+    ends = {"finetune", "nabla_tau", "orthograd", "conegrad", "pcgrad", "gdr_gma", "ngdiff", "l1_sparse", "ssd"}
+    assert {name for name, yes in bounded.items() if yes} == ends
+    assert not method("orthograd", forgetting_loss="grad_ascent").bounded
+    assert method("orthograd").bounded  # one object's choice is not another's
+
+
+def test_arguments_resolve_their_defaults():
+    args = UnlearningArguments(output_dir="x")
+    assert (args.max_steps, args.default_steps, args.retain_rows) == (-1, True, 64)
+    args = UnlearningArguments(output_dir="x", num_train_epochs=2, retain_batch_size=5)
+    assert (args.max_steps, args.default_steps, args.retain_rows) == (-1, False, 5)
+    assert UnlearningArguments(output_dir="x", forget_target="2.5").forget_target == 2.5
+    assert UnlearningArguments(output_dir="x", forget_target=torch.tensor([1.0, 2.0])).forget_target == [1.0, 2.0]
+
+
+def test_arguments_can_be_parsed_from_a_command_line():
+    from transformers import HfArgumentParser
+
+    (args,) = HfArgumentParser(UnlearningArguments).parse_args_into_dataclasses(
+        ["--output_dir", "x", "--method", "orthograd", "--retain_weight", "0.3", "--forget_target", "1.5",
+         "--learning_rate", "1e-3", "--stop_at_target", "true"]
+    )  # fmt: skip
+    assert (args.method, args.retain_weight, args.forget_target, args.learning_rate) == ("orthograd", 0.3, 1.5, 1e-3)
+    assert args.stop_at_target is True
