@@ -15,7 +15,7 @@ from tiny_data import HUB
 
 from hf_unlearn.data.collator import default_collator
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SHARED = ROOT.parent / "shared" / "data"
 STEPS = 2

@@ -25,7 +25,7 @@ from hf_unlearn.comparing import Comparison
 from hf_unlearn.hub.record import verify
 from hf_unlearn.methods import METHODS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
 PYTHON = [block for language, block in BLOCKS if language == "python"]

@@ -14,7 +14,7 @@ from browser import phone, serving
 import hf_unlearn
 
 pytest.importorskip("pdoc")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODULES = ["hf_unlearn", *(info.name for info in pkgutil.walk_packages(hf_unlearn.__path__, "hf_unlearn."))]
 MODULES = [name for name in MODULES if not name.endswith("__main__")]
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
