@@ -3,13 +3,13 @@
     python benchmarks/audit.py --shadows DIR
 
 Shadow models of scikit-learn's digits are trained once (DIR keeps them; any number of processes may share the work,
-see `--process-index`). Each never saw half of the rows: ground truth.
+see `--process-index`). Each never saw half of the samples: ground truth.
 
-- coverage: for 40 models, the rows that a model never saw are split at random into "forget" and "unseen". Nothing
+- coverage: for 40 models, the samples that a model never saw are split at random into "forget" and "unseen". Nothing
   tells them apart, and the interval of an attack should hold chance in 38 of 40 (LiRA, RMIA: from the other 39).
-- power: the same models, rows that they were trained on against rows that they were not. The task is over-fitted: 500
-  rows, a tenth of their labels wrong, learned by heart.
-- time: threshold attacks with 1,000 bootstraps on 10,000 rows, and signals against a plain evaluation loop.
+- power: the same models, samples that they were trained on against samples that they were not. The task is over-fitted: 500
+  samples, a tenth of their labels wrong, learned by heart.
+- time: threshold attacks with 1,000 bootstraps on 10,000 samples, and signals against a plain evaluation loop.
 """
 
 import argparse
@@ -28,8 +28,8 @@ import hf_unlearn
 from hf_unlearn import train_shadows
 from hf_unlearn.auditing import comparisons
 from hf_unlearn.auditing.attacks import RATES
-from hf_unlearn.auditing.estimates import attack_figures
-from hf_unlearn.auditing.measuring import signals_of
+from hf_unlearn.auditing.estimates import attack_estimates
+from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.shadows import Shadows
 from hf_unlearn.data.collator import default_collator
 from hf_unlearn.demo import digits_data, digits_model
@@ -39,17 +39,17 @@ RESULTS = Path(__file__).parent / "results" / "audit"
 
 
 def pool():
-    """The rows, a tenth of them with the next label."""
+    """The samples, a tenth of them with the next label."""
     data = digits_data(0)
-    rows = [dict(row) for name in ("train", "unseen") for row in data[name]][:ROWS]
+    samples = [dict(sample) for name in ("train", "unseen") for sample in data[name]][:ROWS]
     for i in np.random.default_rng(0).choice(ROWS, int(WRONG * ROWS), replace=False):
-        rows[i]["label"] = (rows[i]["label"] + 1) % 10
-    return rows
+        samples[i]["label"] = (samples[i]["label"] + 1) % 10
+    return samples
 
 
-def select(signals, rows):
+def select(signals, samples):
     mask = torch.zeros(len(signals), dtype=torch.bool)
-    mask[torch.as_tensor(rows)] = True
+    mask[torch.as_tensor(samples)] = True
     return signals.select(mask)
 
 
@@ -60,12 +60,12 @@ def attacks(number, known, signals, forget, unseen):
         return {"forget": select(found, forget), "unseen": select(found, unseen)}
 
     others = [i for i in range(COUNT) if i != number]
-    masks = {name: known[others][:, np.sort(rows)] for name, rows in (("forget", forget), ("unseen", unseen))}
+    masks = {name: known[others][:, np.sort(samples)] for name, samples in (("forget", forget), ("unseen", unseen))}
     shadows = Shadows((), masks, {name: ~mask for name, mask in masks.items()})
     compared, found = np.ones(len(unseen), bool), sets(signals[number])
     theirs = [sets(signals[i]) for i in others]
     scores = comparisons.every_score(found, compared, number, shadows=shadows, theirs=theirs)
-    return attack_figures(scores, seed=number)[0]
+    return attack_estimates(scores, seed=number)[0]
 
 
 def chance(name):
@@ -73,20 +73,20 @@ def chance(name):
 
 
 def ground_truth(folder, process_index, num_processes):
-    rows = pool()
+    samples = pool()
     args = TrainingArguments(
         output_dir=str(folder / "runs"), num_train_epochs=60, learning_rate=1e-3, per_device_train_batch_size=64,
         report_to="none", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
     )  # fmt: skip
     started = time.process_time()
     shadows = train_shadows(
-        digits_model, {"pool": rows}, folder, args, count=COUNT,
+        digits_model, {"pool": samples}, folder, args, count=COUNT,
         process_index=process_index, num_processes=num_processes,
     )  # fmt: skip
     print("shadow models:", len(shadows), "in", round(time.process_time() - started), "s", flush=True)
     if len(shadows) < COUNT:
         return None
-    signals = [signals_of(model, rows, scores=True) for model in shadows.models()]
+    signals = [statistics_of(model, samples, scores=True) for model in shadows.models()]
     known = shadows.members["pool"]
     held, power = {}, {}
     for i in range(COUNT):
@@ -116,25 +116,25 @@ def cost():
         for name in ("loss", "confidence", "margin", "entropy")
     }
     started = time.process_time()
-    attack_figures(scores)
+    attack_estimates(scores)
     found = {"attacks_seconds": time.process_time() - started}
     config = transformers.ViTConfig(
         image_size=64, patch_size=8, hidden_size=192, num_hidden_layers=6, num_attention_heads=3,
         intermediate_size=768, num_labels=100,
     )  # fmt: skip
     model = ViTForImageClassification(config).eval()
-    rows = [{"pixel_values": torch.randn(3, 64, 64), "labels": i % 100} for i in range(512)]
+    samples = [{"pixel_values": torch.randn(3, 64, 64), "labels": i % 100} for i in range(512)]
 
     @torch.no_grad()
     def plain():
         right = 0
-        for batch in DataLoader(rows, batch_size=64, collate_fn=default_collator(model)):
+        for batch in DataLoader(samples, batch_size=64, collate_fn=default_collator(model)):
             outputs = model(**batch)
             right += int((outputs.logits.argmax(-1) == batch["labels"]).sum()) + float(outputs.loss) * 0
         return right
 
     def ours():
-        return signals_of(model, rows, batch_size=64, scores=True)
+        return statistics_of(model, samples, batch_size=64, scores=True)
 
     seconds = {plain: [], ours: []}
     for _ in range(7):

@@ -3,9 +3,9 @@
     python benchmarks/per_sample.py --case vit-lora --k 8 32
     python benchmarks/table.py                       # the table of README.md, from the results
 
-Every engine gets the same model, the same forget batch and the same retain batch of k rows each, and has to produce
+Every engine gets the same model, the same forget batch and the same retain batch of k samples each, and has to produce
 OrthoGrad's update; "grad_diff" is the plain gradient-difference step, the yardstick for time and memory. Runs
-alternate within one process; figures are medians, relative to grad_diff. Memory is the peak above what stands before
+alternate within one process; metrics are medians, relative to grad_diff. Memory is the peak above what stands before
 the step: of the allocator on a GPU, of the process (in one of its own for every engine) otherwise. Opacus and TorchJD
 take part where they are installed and can run the model.
 """
@@ -27,7 +27,7 @@ from accelerate import Accelerator
 
 import hf_unlearn
 from hf_unlearn.losses import head_of
-from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.methods import METHODS, RunInfo
 from hf_unlearn.methods.surgery import Geometry
 from hf_unlearn.models.adapters import add_adapter
 from hf_unlearn.per_sample.basis import Basis
@@ -112,7 +112,7 @@ class Setup:
         args = SimpleNamespace(
             forgetting_loss="grad_ascent", retain_weight=0.5, projection="gradient", forget_target="auto"
         )
-        return METHODS[name](args, Setting(self.k, self.k, text=False))
+        return METHODS[name](args, RunInfo(self.k, self.k, is_text=False))
 
     def losses(self, batch):
         return self.head.losses(self.model(**self.head.inputs(batch)), batch)
@@ -120,7 +120,7 @@ class Setup:
     def descend(self, name, target=None):
         step = LossStep(self.method(name), self.head, self.accelerator)
         step.start(target)
-        step.look_ahead(self.model, [self.pairs], 0.5)
+        step.prepare_step(self.model, [self.pairs], 0.5)
         step.loss(self.model, self.pairs, 0.5).backward()
         return self.written()
 
@@ -137,7 +137,7 @@ class Setup:
                 self.method("orthograd"), self.head, self.accelerator, self.model, engine, per_tensor=False
             )
             self.step.start(None)
-        self.step.look_ahead(self.model, [self.pairs], 0.5)
+        self.step.prepare_step(self.model, [self.pairs], 0.5)
         self.step.gradients(self.pairs, 0.5, last=True)
         self.step.after_update()
         return self.written()
@@ -156,7 +156,7 @@ class Setup:
             return self.head.losses(outputs, batch).sum()
 
         parameters = {n: p.detach() for n, p in self.parameters.items()}
-        return self.from_rows(vmap(grad(loss), in_dims=(None, 0))(parameters, self.retain))
+        return self.from_samples(vmap(grad(loss), in_dims=(None, 0))(parameters, self.retain))
 
     def opacus(self):
         from opacus import GradSampleModule
@@ -166,16 +166,16 @@ class Setup:
         self.wrapped.enable_hooks()
         self.losses(self.retain).sum().backward()
         # Parameters that are not a layer's (class tokens) have none: zeros, and the error shows it.
-        rows = {n: getattr(p, "grad_sample", None) for n, p in self.parameters.items()}
-        rows = {n: self.parameters[n].new_zeros(self.k, *self.parameters[n].shape) if r is None else r
-                for n, r in rows.items()}  # fmt: skip
+        samples = {n: getattr(p, "grad_sample", None) for n, p in self.parameters.items()}
+        samples = {n: self.parameters[n].new_zeros(self.k, *self.parameters[n].shape) if r is None else r
+                for n, r in samples.items()}  # fmt: skip
         for p in self.parameters.values():
             p.grad = p.grad_sample = None
         self.wrapped.disable_hooks()
-        return self.from_rows(rows)
+        return self.from_samples(samples)
 
     def torchjd(self):
-        """The Gram matrix of forget and retain rows together, then one backward pass with the weights it gives."""
+        """The Gram matrix of forget and retain samples together, then one backward pass with the weights it gives."""
         from torchjd.autogram import Engine
 
         if self.wrapped is None:
@@ -192,9 +192,9 @@ class Setup:
         grads = torch.autograd.grad(losses, list(self.parameters.values()), weights)
         return dict(zip(self.parameters, grads, strict=True))
 
-    def from_rows(self, rows):
+    def from_samples(self, samples):
         grads = torch.autograd.grad(-self.losses(self.forget).mean(), list(self.parameters.values()))
-        recording = Recording(torch.zeros(self.k), {n: [Dense(r)] for n, r in rows.items()})
+        recording = Recording(torch.zeros(self.k), {n: [Dense(r)] for n, r in samples.items()})
         forget = dict(zip(self.parameters, grads, strict=True))
         basis = Basis(None)
         basis.recordings = [recording]
@@ -238,8 +238,8 @@ def run(case, k, engines, repeats):
         found["engines"][engine]["peak_bytes"] = peak(case, k, engine, steps[engine])
     for each in found["engines"].values():
         if "seconds" in each:
-            for name, figure in (("time", "seconds"), ("memory", "peak_bytes")):
-                each[name] = each[figure] / found["engines"]["grad_diff"][figure]
+            for name, metric in (("time", "seconds"), ("memory", "peak_bytes")):
+                each[name] = each[metric] / found["engines"]["grad_diff"][metric]
     return found
 
 

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from hf_unlearn.auditing.shadows import train_shadows
     from hf_unlearn.data.splitting import split_forget_retain
     from hf_unlearn.report.audit_report import AuditReport
-    from hf_unlearn.trainer._watching import AuditCallback
     from hf_unlearn.trainer.arguments import UnlearningArguments
+    from hf_unlearn.trainer.callbacks import AuditCallback
     from hf_unlearn.trainer.trainer import UnlearningTrainer
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from transformers import PrinterCallback, ViTConfig, ViTForImageClassification, set_seed
 
-from hf_unlearn.auditing.measuring import gap, measure
+from hf_unlearn.auditing.measuring import average_gap, measure
 from hf_unlearn.data.splitting import in_memory, split_forget_retain
 from hf_unlearn.report.plots import loss_curves
 from hf_unlearn.report.tables import print_comparison
@@ -30,7 +30,7 @@ METHODS_SHOWN = {"nabla_tau": "∇τ", "orthograd": "OrthoGrad + LoRA"}
 
 
 def digits_data(seed: int = 0) -> dict[str, datasets.Dataset]:
-    """scikit-learn's bundled handwritten digits (8x8, 10 classes): 997 `train`, 400 `unseen` and 400 `test` rows."""
+    """scikit-learn's bundled handwritten digits (8x8, 10 classes): 997 `train`, 400 `unseen` and 400 `test` samples."""
     digits = load_digits()
     pixels, labels = (digits.images[:, None] / 8 - 1).astype(np.float32), digits.target
     train, rest = train_test_split(np.arange(len(labels)), test_size=800, stratify=labels, random_state=seed)
@@ -38,8 +38,8 @@ def digits_data(seed: int = 0) -> dict[str, datasets.Dataset]:
     features = datasets.Features(
         {"pixel_values": datasets.Array3D((1, 8, 8), "float32"), "label": datasets.ClassLabel(num_classes=10)}
     )
-    rows = datasets.Dataset.from_dict({"pixel_values": pixels, "label": labels}, features).with_format("torch")
-    return {name: rows.select(chosen) for name, chosen in (("train", train), ("unseen", unseen), ("test", test))}
+    samples = datasets.Dataset.from_dict({"pixel_values": pixels, "label": labels}, features).with_format("torch")
+    return {name: samples.select(chosen) for name, chosen in (("train", train), ("unseen", unseen), ("test", test))}
 
 
 def digits_model(seed: int = 0) -> ViTForImageClassification:
@@ -67,24 +67,24 @@ SHOWN = {
     "loss": "forget_loss", "gap": "gap", "s": "seconds",
 }  # fmt: skip
 CAPTION = (
-    "Accuracy in % on forget, retain and unseen rows, and of membership inference\n"
-    "(MIA); loss on the forget set; gap: mean distance, in points, to the model\n"
-    "retrained without the forget set"
+    "Accuracy in % on forget, retain and unseen samples, and of membership inference\n"
+    "(MIA); loss on the forget dataset; gap: mean distance, in points, to the model\n"
+    "retrained without the forget dataset"
 )
 
 
 def run_demo(output_dir: str = "unlearn-demo", seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
-    """Train, forget, retrain for reference; print one table, draw the loss curves.
+    """Train, forget, retrain for retrained; print one table, draw the loss curves.
 
     The two scenes run in two processes of one thread each: a model this small loses time to threads.
 
     Args:
-        output_dir: where the pictures (`curves-*.png`), the audits of ∇τ (`audit-*.html`) and the figures
+        output_dir: where the pictures (`curves-*.png`), the audits of ∇τ (`audit-*.html`) and the metrics
             (`demo.json`) go.
         seed: seed of everything.
 
     Returns:
-        Scene to model to figures; the gap is in points, to the model retrained without the forget set.
+        Scene to model to metrics; the gap is in points, to the model retrained without the forget dataset.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,35 +94,40 @@ def run_demo(output_dir: str = "unlearn-demo", seed: int = 0) -> dict[str, dict[
         torch.set_num_threads(1)
         data = digits_data(seed)
         original = digits_model(seed)
-        rows = in_memory(data["train"])
-        train_from_scratch(original, rows, description="Training a ViT on digits", output_dir=output_dir, **TRAINING)
+        samples = in_memory(data["train"])
+        train_from_scratch(
+            original, samples, description="Training a ViT on digits", output_dir=output_dir, **TRAINING
+        )
         wait(warm)
         running = [pool.submit(_run_scene, number, original, output_dir, seed) for number in range(2)]
         found = [scene.result() for scene in running]
-    results = {scene: figures for scene, figures, _ in found}
+    results = {scene: metrics for scene, metrics, _ in found}
     pictures = [
-        loss_curves(runs, figures, scene, folder / f"curves-{scene.split()[0]}.png") for scene, figures, runs in found
+        loss_curves(runs, metrics, scene, folder / f"curves-{scene.split()[0]}.png") for scene, metrics, runs in found
     ]
     print_comparison(results, SHOWN, CAPTION)
     (folder / "demo.json").write_text(json.dumps({"seed": seed, "scenes": results}, indent=1) + "\n")
     audits = [folder / f"audit-{scene.split()[0]}.html" for scene in results]
-    for what, paths in (("Loss curves", pictures), ("Audits", audits), ("Figures", [folder / "demo.json"])):
+    for what, paths in (("Loss curves", pictures), ("Audits", audits), ("Metrics", [folder / "demo.json"])):
         Console().print(f"{what}: {', '.join(map(str, paths))}")
     return results
 
 
 def _run_scene(number: int, original: Any, output_dir: str, seed: int) -> tuple[str, dict, dict]:
-    """One scene: its name, model to figures, and method to log history. Its progress bars stand in line `number`."""
+    """One scene: its name, model to metrics, and method to log history. Its progress bars stand in line `number`."""
     torch.set_num_threads(1)
     quiet()
     data = digits_data(seed)
     scene, sets = list(scenes(data["train"], seed).items())[number]
-    forget, retain = (in_memory(rows) for rows in sets)
-    audited = {"forget": forget, "retain": retain, "unseen": in_memory(data["test"])}
+    forget, retain = (in_memory(samples) for samples in sets)
+    audited = {"forget_ds": forget, "retain_ds": retain, "unseen_ds": in_memory(data["test"])}
     work = {"output_dir": output_dir, "line": number, **TRAINING}
     retrained = digits_model(seed + 1)
     seconds = train_from_scratch(retrained, retain, seed=seed + 1, description=f"{scene}: retraining", **work)
-    found = {"original": measure(original, audited), "retrained": {**measure(retrained, audited), "seconds": seconds}}
+    found = {
+        "original": measure(original, **audited),
+        "retrained": {**measure(retrained, **audited), "seconds": seconds},
+    }
     runs = {}
     for method, name in METHODS_SHOWN.items():
         args = UnlearningArguments(
@@ -134,11 +139,11 @@ def _run_scene(number: int, original: Any, output_dir: str, seed: int) -> tuple[
         trainer.add_callback(Bar(f"{scene}: {name}", number))
         started = time.perf_counter()
         trainer.train()
-        found[name] = {"seconds": time.perf_counter() - started, **measure(trainer.model, audited)}
+        found[name] = {"seconds": time.perf_counter() - started, **measure(trainer.model, **audited)}
         runs[name] = trainer.state.log_history
         if method == "nabla_tau":
-            report = trainer.audit(audited["unseen"], original=original, reference=retrained)
+            report = trainer.audit(audited["unseen_ds"], original=original, retrained=retrained)
             report.to_html(Path(output_dir) / f"audit-{scene.split()[0]}.html")
-    for figures in found.values():
-        figures["gap"] = gap(figures, found["retrained"])
+    for metrics in found.values():
+        metrics["gap"] = average_gap(metrics, found["retrained"])
     return scene, found, runs

@@ -1,7 +1,7 @@
-"""The forgetting target: which losses the forget set should end with, for which request.
+"""The forgetting target: which losses the forget dataset should end with, for which request.
 
-A model that never saw the forget set has some loss on every row of it. A target pulls the forget losses there, and
-lets go by itself. As any objective it scores every row of the forget set (`scores`) and turns the scores of a whole
+A model that never saw the forget dataset has some loss on every sample of it. A target pulls the forget losses there, and
+lets go by itself. As any objective it scores every sample of the forget dataset (`scores`) and turns the scores of a whole
 optimizer step, over every accumulated batch and every process, into one number to descend (`combine`).
 """
 
@@ -26,7 +26,7 @@ class Objective:
     """What is descended on a set: the mean loss, as it stands; a target; or a method's own loss.
 
     Attributes:
-        whole_step: `combine` is no plain mean, so it needs the step's scores at once; for the forget set alone.
+        whole_step: `combine` is no plain mean, so it needs the step's scores at once; for the forget dataset alone.
         hidden_states: the model is asked for its hidden states.
     """
 
@@ -36,9 +36,9 @@ class Objective:
     def scores(
         self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score [n] or scores [n, m] of every row, and its loss [n] for the log.
+        """Score [n] or scores [n, m] of every sample, and its loss [n] for the log.
 
-        `index` [n]: the rows' numbers in the forget set; empty for retain rows, which have none.
+        `index` [n]: the samples' numbers in the forget dataset; empty for retain samples, which have none.
 
         Both at once, because a loss over a large vocabulary should not be computed twice.
         """
@@ -46,7 +46,7 @@ class Objective:
         return losses, losses.detach()
 
     def combine(self, scores: torch.Tensor) -> torch.Tensor:
-        """The number to descend, from the scores of all the set's rows of an optimizer step."""
+        """The number to descend, from the scores of all the set's samples of an optimizer step."""
         return scores.mean()
 
 
@@ -57,7 +57,7 @@ class ForgetTarget(Objective):
 
     @property
     def value(self) -> float | None:
-        """The mean loss that the forget set should end with, where it is known; logged as the target line."""
+        """The mean loss that the forget dataset should end with, where it is known; logged as the target line."""
         return None
 
     def state(self) -> dict[str, Any]:
@@ -99,20 +99,20 @@ class MeanTarget(ForgetTarget):
 
 
 class DistributionTarget(ForgetTarget):
-    """`mean_i |q_i - l_(i)|`: the forget losses of a step, sorted, are drawn to the same quantiles of unseen losses.
+    """`mean_i |q_i - l_(i)|`: the forget losses of a step, sorted, are matched to the same quantiles of unseen losses.
 
     This is the one-dimensional Wasserstein-1 distance between the step's forget losses and the sample of unseen
-    losses. It ascends where a row is remembered too well and descends where it is over-forgotten. It equals zero when
+    losses. It ascends where a sample is remembered too well and descends where it is over-forgotten. It equals zero when
     the two loss distributions agree; it says nothing about what an attack could see beyond the loss.
 
-    A row of many tokens has a loss for each, and a model that knows half of them and finds the others absurd can have
+    A sample of many tokens has a loss for each, and a model that knows half of them and finds the others absurd can have
     the mean of one that finds all of them unlikely. There the distance is `mean_ij |q_ij - l_(i)j|` (ours): l_ij is
-    the mean loss of the j-th eighth of row i's tokens, in ascending order, and each eighth has quantiles of its own.
-    Unseen rows should be about as long as forget rows: the highest eighth of four tokens is one of four.
+    the mean loss of the j-th eighth of sample i's tokens, in ascending order, and each eighth has quantiles of its own.
+    Unseen samples should be about as long as forget samples: the highest eighth of four tokens is one of four.
 
     Args:
-        losses: of rows that the model was never trained on, in any order: [m], or profiles [m, 8], see
-            `hf_unlearn.losses.Head.profiles`.
+        losses: of samples that the model was never trained on, in any order: [m], or profiles [m, 8], see
+            `hf_unlearn.losses.Head.token_loss_profiles`.
     """
 
     kind = "distribution"
@@ -124,10 +124,10 @@ class DistributionTarget(ForgetTarget):
     def scores(
         self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each row's loss [n], or its profile [n, 8] where the target has profiles; and its loss [n]."""
+        """Each sample's loss [n], or its profile [n, 8] where the target has profiles; and its loss [n]."""
         if self.losses.ndim == 1:
             return super().scores(outputs, batch, head, index)
-        profiles = head.profiles(outputs, batch)
+        profiles = head.token_loss_profiles(outputs, batch)
         assert profiles is not None  # `resolve_kind` has looked at the head
         return profiles, profiles.mean(dim=1).detach()
 
@@ -155,17 +155,17 @@ class MaskedClassTarget(DistributionTarget):
     p_i is the original model's prediction without the forgotten classes, renormalised: what a model that never met a
     class would say is close to what the original says about everything else. The divergence is flat once the class
     has next to no probability, and does not say how little it should have. The second part does (ours): to a model
-    that never met the class, its rows are rows of other classes, so their sorted losses are drawn to the quantiles q_i
-    of `-log p(c | x)` on retain rows x. Squared and small: it pulls where the losses are far off and lets go near
+    that never met the class, its samples are samples of other classes, so their sorted losses are matched to the quantiles q_i
+    of `-log p(c | x)` on retain samples x. Squared and small: it pulls where the losses are far off and lets go near
     by, where the plain distance of `DistributionTarget` cost unseen accuracy. No unseen data, no stopping rule.
 
     Its limit: that a class was never met and that it was ruled out are not quite the same; retrained models were at
     0.83 to 1.06 times these losses on four data sets.
 
     Args:
-        log_probs: the original model's log-probabilities [rows of the forget set, classes].
+        log_probs: the original model's log-probabilities [samples of the forget dataset, classes].
         classes: the forgotten classes.
-        others: the original model's log-probabilities of rows of other classes [rows, classes].
+        others: the original model's log-probabilities of samples of other classes [samples, classes].
     """
 
     kind = "masked_class"
@@ -179,7 +179,7 @@ class MaskedClassTarget(DistributionTarget):
     def scores(
         self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The divergence of the model's prediction from each row's target, and the loss: [n, 2]; the losses [n]."""
+        """The divergence of the model's prediction from each sample's target, and the loss: [n, 2]; the losses [n]."""
         losses = head.losses(outputs, batch)
         found = divergences(self.log_probs[index.cpu()], outputs["logits"])
         return torch.stack((found, losses), dim=1), losses.detach()
@@ -204,7 +204,7 @@ def resolve_kind(forget_target: Any, *, request: str, head_kind: str, has_unseen
 
     Args:
         forget_target: the setting: a name, a number (tau), or a sample of losses or profiles.
-        request: `"rows"`, `"class"` or `"group"`.
+        request: `"samples"`, `"class"` or `"group"`.
         head_kind: kind of the model's head (`Head.kind`).
         has_unseen: whether unseen data was given.
 
@@ -212,11 +212,11 @@ def resolve_kind(forget_target: Any, *, request: str, head_kind: str, has_unseen
         `"masked_class"`, `"distribution"`, `"mean"` or `"none"`.
 
     Raises:
-        ValueError: when a named target cannot be had for this request, head or data.
+        ValueError: when a named target is not available for this request, head or data.
     """
     if isinstance(forget_target, list) and isinstance(forget_target[0], list) and head_kind not in SEVERAL:
         raise ValueError(
-            f"forget_target: holds loss profiles, but a {head_kind} head scores a row once; give one loss a row"
+            f"forget_target: holds loss profiles, but a {head_kind} head scores a sample once; give one loss a sample"
         )
     if not isinstance(forget_target, str):
         return "mean" if isinstance(forget_target, (int, float)) else "distribution"
@@ -227,7 +227,7 @@ def resolve_kind(forget_target: Any, *, request: str, head_kind: str, has_unseen
         )
     if forget_target in ("distribution", "mean") and not has_unseen:
         raise ValueError(
-            f"forget_target: {forget_target!r} needs unseen_ds, rows the model was never trained on; give them, or a "
+            f"forget_target: {forget_target!r} needs unseen_ds, samples the model was never trained on; give them, or a "
             "number or a sample of losses as forget_target"
         )
     if forget_target != "auto":
@@ -247,13 +247,13 @@ def make_target(kind: str, setting: Any, hinge: str, signals: Mapping[str, Any])
         signals: `"forget"`, `"retain"` and, where given, `"unseen"`: signals of the original model.
 
     Raises:
-        ValueError: when a forgotten class is still in the retain set.
+        ValueError: when a forgotten class is still in the retain dataset.
     """
     if kind == "none":
         return Ascent()
     if kind == "masked_class":
         if signals["forget"].labels is None:
-            raise ValueError('forget_target: "masked_class" needs one integer label a row, but labels hold several')
+            raise ValueError('forget_target: "masked_class" needs one integer label a sample, but labels hold several')
         classes = sorted(set(signals["forget"].labels.tolist()))
         refuse_kept(set(classes), set(signals["retain"].labels.tolist()))
         return MaskedClassTarget(signals["forget"].log_probs, classes, signals["retain"].log_probs)
@@ -262,4 +262,4 @@ def make_target(kind: str, setting: Any, hinge: str, signals: Mapping[str, Any])
     if isinstance(setting, list):
         return DistributionTarget(torch.tensor(setting))
     unseen = signals["unseen"]
-    return DistributionTarget(unseen.losses if unseen.profiles is None else unseen.profiles)
+    return DistributionTarget(unseen.losses if unseen.token_loss_profiles is None else unseen.token_loss_profiles)

@@ -16,7 +16,7 @@ from hf_unlearn.data.collator import default_collator
 
 def train_from_scratch(
     model: PreTrainedModel,
-    rows: Any,
+    samples: Any,
     *,
     seed: int = 0,
     output_dir: str = "unlearned",
@@ -40,7 +40,7 @@ def train_from_scratch(
         **settings,
     )
     started = time.perf_counter()
-    trainer = Trainer(model, args, train_dataset=rows, data_collator=data_collator or default_collator(model))
+    trainer = Trainer(model, args, train_dataset=samples, data_collator=data_collator or default_collator(model))
     trainer.pop_callback(PrinterCallback)
     if description:
         trainer.add_callback(Bar(description, line))

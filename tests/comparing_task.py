@@ -13,8 +13,8 @@ class Small(Task):
     training: ClassVar = {"num_train_epochs": 6, "learning_rate": 3e-3, "per_device_train_batch_size": 64}
     shadows = ()
 
-    def load(self, rows=300):
-        return {name: each.select(range(min(rows, len(each)))) for name, each in digits_data(self.seed).items()}
+    def load(self, samples=300):
+        return {name: each.select(range(min(samples, len(each)))) for name, each in digits_data(self.seed).items()}
 
     def build(self, seed):
         set_seed(seed)
@@ -24,8 +24,8 @@ class Small(Task):
         )  # fmt: skip
         return ViTForImageClassification(config)
 
-    def figures(self, *models, **settings):
-        return super().figures(*models, resamples=20, **settings)
+    def metrics(self, *models, **settings):
+        return super().metrics(*models, resamples=20, **settings)
 
 
 class Broken(Small):
@@ -49,11 +49,11 @@ class Dying(Small):
 
 
 class Shadowed(Small):
-    """Its target is what a shadow model says about other rows."""
+    """Its target is what a shadow model says about other samples."""
 
     shadows = ("shadow",)
 
-    def shadow_rows(self, name, forget):
+    def shadow_samples(self, name, forget):
         return self.sets["train"].select(range(150))
 
     def target(self, forget, shadows):
@@ -63,17 +63,17 @@ class Shadowed(Small):
 
 
 class Restless(Small):
-    """Its rows are others every time that they are loaded."""
+    """Its samples are others every time that they are loaded."""
 
     training: ClassVar = {**Small.training, "num_train_epochs": 1}
 
     def load(self):
-        rows = super().load()
-        return {**rows, "train": rows["train"].shuffle(seed=int.from_bytes(os.urandom(4), "big"))}
+        samples = super().load()
+        return {**samples, "train": samples["train"].shuffle(seed=int.from_bytes(os.urandom(4), "big"))}
 
 
 class RestlessShadow(Shadowed):
-    """The rows of its shadow model are others every time that they are asked for."""
+    """The samples of its shadow model are others every time that they are asked for."""
 
-    def shadow_rows(self, name, forget):
+    def shadow_samples(self, name, forget):
         return self.sets["train"].shuffle(seed=int.from_bytes(os.urandom(4), "big"))

@@ -40,7 +40,7 @@ def answers(labels):
 def unlearn(tmp_path):
     """Builds a trainer on a tiny model and random data: `unlearn("vit", method="orthograd", max_steps=2)`."""
     import torch
-    from tiny import Rows, make, rows
+    from tiny import Samples, make, samples
 
     from hf_unlearn import UnlearningArguments, UnlearningTrainer
     from hf_unlearn.methods import METHODS
@@ -48,15 +48,17 @@ def unlearn(tmp_path):
     def build(name="vit", *, forget=6, retain=10, unseen=8, dtype=torch.float32, model=None, sets=None, **settings):
         own, batch = make(name)
         model = (own if model is None else model).to(dtype)
-        data = rows(batch(forget + retain + unseen, seed=1))
-        data = [{k: torch.as_tensor(v) for k, v in row.items()} for row in data]
-        data = [{k: v.to(dtype) if v.is_floating_point() else v for k, v in row.items()} for row in data]
-        forget_ds, retain_ds = Rows(data[:forget]), Rows(data[forget : forget + retain])
-        unseen_ds = Rows(data[forget + retain :]) if unseen else None
+        data = samples(batch(forget + retain + unseen, seed=1))
+        data = [{k: torch.as_tensor(v) for k, v in sample.items()} for sample in data]
+        data = [{k: v.to(dtype) if v.is_floating_point() else v for k, v in sample.items()} for sample in data]
+        forget_ds, retain_ds = Samples(data[:forget]), Samples(data[forget : forget + retain])
+        unseen_ds = Samples(data[forget + retain :]) if unseen else None
         if sets is not None:
             forget_ds, retain_ds, unseen_ds = sets(forget_ds, retain_ds, unseen_ds)
-        if METHODS.get(settings.get("method")) and METHODS[settings["method"]].alternatives:
-            settings.setdefault("alternative_ds", [{**row, "labels": answers(row["labels"])} for row in forget_ds])
+        if METHODS.get(settings.get("method")) and METHODS[settings["method"]].needs_alternative_ds:
+            settings.setdefault(
+                "alternative_ds", [{**sample, "labels": answers(sample["labels"])} for sample in forget_ds]
+            )
         extra = {k: settings.pop(k) for k in ("peft_config", "callbacks", "compute_metrics", "eval_dataset",
                  "per_sample_loss", "processing_class", "model_init", "alternative_ds") if k in settings}  # fmt: skip
         defaults = {

@@ -11,7 +11,7 @@ import torch
 # Not the tests' own modules, which the first process does not find: those are imported after the fork.
 IMPORTED = [
     "hf_unlearn.comparing.running",
-    "hf_unlearn.trainer._watching",
+    "hf_unlearn.trainer.callbacks",
     "torch.distributed.fsdp",
     "transformers.models.llama.modeling_llama",
     "transformers.models.vit.modeling_vit",

@@ -24,10 +24,10 @@ def gradient(target, scores):
 
 
 def test_nabla_tau_by_hand():
-    # tau = 2, losses 0.5 and 1.5: (2 - 1)^2 = 1, gradient -2 (2 - 1) / 2 a row; linear: 1 and -1/2.
+    # tau = 2, losses 0.5 and 1.5: (2 - 1)^2 = 1, gradient -2 (2 - 1) / 2 a sample; linear: 1 and -1/2.
     assert gradient(MeanTarget(2.0), [0.5, 1.5]) == (1.0, [-1.0, -1.0])
     assert gradient(MeanTarget(2.0, "linear"), [0.5, 1.5]) == (1.0, [-0.5, -0.5])
-    # The hinge is on the mean: one row above tau does not save the other.
+    # The hinge is on the mean: one sample above tau does not save the other.
     assert gradient(MeanTarget(2.0), [0.0, 3.0]) == (0.25, [-0.5, -0.5])
     # The published notebooks' trap is squaring before the relu, which pulls back from above tau.
     assert gradient(MeanTarget(2.0), [5.0, 7.0]) == (0.0, [0.0, 0.0])
@@ -38,7 +38,7 @@ def test_ascent():
 
 
 def test_distribution_by_hand():
-    # Two rows get the quantiles 1/4 and 3/4 of {0, 2, 4, 6}, which are 1 and 5; 8 is drawn down and 0.5 up.
+    # Two samples get the quantiles 1/4 and 3/4 of {0, 2, 4, 6}, which are 1 and 5; 8 is drawn down and 0.5 up.
     target = DistributionTarget(torch.tensor([4.0, 0.0, 6.0, 2.0]))
     assert gradient(target, [8.0, 0.5]) == (1.75, [0.5, -0.5])
     assert target.value == 3.0
@@ -53,7 +53,7 @@ def test_distribution_is_the_wasserstein_distance_of_equal_samples():
 
 
 def test_profiles_are_matched_eighth_by_eighth():
-    # The first column is as in the example by hand, the others are at their quantiles, but the rows swap places there.
+    # The first column is as in the example by hand, the others are at their quantiles, but the samples swap places there.
     unseen = torch.tensor([4.0, 0.0, 6.0, 2.0])
     target = DistributionTarget(torch.stack([unseen, *[10 + unseen] * 7], dim=1))
     assert target.value == 3 + 7 * 10 / 8
@@ -83,9 +83,9 @@ def test_masked_class_in_numpy():
 
     log_probs, theirs = torch.tensor(original).log_softmax(1), torch.tensor(others).log_softmax(1)
     target = MaskedClassTarget(log_probs, [1], theirs)
-    rows, logits = torch.tensor([2, 0]), torch.tensor(found, requires_grad=True)
-    scores, losses = target.scores({"logits": logits}, {}, Head(), rows)
-    model, wanted = softmax(found), softmax(original)[rows.numpy()]
+    samples, logits = torch.tensor([2, 0]), torch.tensor(found, requires_grad=True)
+    scores, losses = target.scores({"logits": logits}, {}, Head(), samples)
+    model, wanted = softmax(found), softmax(original)[samples.numpy()]
     assert np.allclose(losses.numpy(), -np.log(model[:, 1])) and not losses.requires_grad
     wanted[:, 1] = 0
     wanted /= wanted.sum(1, keepdims=True)
@@ -93,7 +93,7 @@ def test_masked_class_in_numpy():
         sum(w * np.log(w / m) for w, m in zip(ws, ms, strict=True) if w) for ws, ms in zip(wanted, model, strict=True)
     ]
     assert np.allclose(scores[:, 0].detach().numpy(), divergence, rtol=1e-6)
-    # two forgotten rows and two others: the quantiles are the others' losses of the class, in order
+    # two forgotten samples and two others: the quantiles are the others' losses of the class, in order
     unlikely = np.sort(-np.log(softmax(others)[:, 1]))
     distance = np.square(np.sort(losses.numpy()) - unlikely).mean() / 20
     value = target.combine(scores)
@@ -105,7 +105,7 @@ def test_masked_class_in_numpy():
 
 
 def test_masked_class_says_how_unlikely():
-    """Where the divergence is flat, the losses are still drawn to those of other rows, from both sides."""
+    """Where the divergence is flat, the losses are still drawn to those of other samples, from both sides."""
     log_probs = torch.tensor([[0.9, 0.1, 0.0]]).log()
     target = MaskedClassTarget(log_probs, [2], torch.full((5, 3), -8.0))
     for loss, slope in ((5.0, -0.3), (8.0, 0.0), (11.0, 0.3)):
@@ -117,12 +117,12 @@ def test_masked_class_says_how_unlikely():
 @pytest.mark.parametrize(
     ("setting", "request_", "head", "unseen", "kind"),
     [
-        ("auto", "rows", "single_label", True, "distribution"),
-        ("auto", "rows", "single_label", False, "none"),
+        ("auto", "samples", "single_label", True, "distribution"),
+        ("auto", "samples", "single_label", False, "none"),
         ("auto", "class", "single_label", False, "masked_class"),
         ("auto", "class", "causal_lm", True, "distribution"),
         ("auto", "group", "seq2seq_lm", True, "distribution"),
-        ("mean", "rows", "single_label", True, "mean"),
+        ("mean", "samples", "single_label", True, "mean"),
         (2.3, "class", "single_label", False, "mean"),
         ([1.0, 2.0], "group", "ctc", False, "distribution"),
     ],
@@ -134,31 +134,31 @@ def test_the_request_decides(setting, request_, head, unseen, kind):
 @pytest.mark.parametrize("setting", ["mean", "distribution"])
 def test_refuses_without_unseen_data(setting):
     with pytest.raises(ValueError, match=f"forget_target: '{setting}' needs unseen_ds"):
-        resolve_kind(setting, request="rows", head_kind="single_label", has_unseen=False)
+        resolve_kind(setting, request="samples", head_kind="single_label", has_unseen=False)
 
 
 def test_profiles_need_rows_of_many_tokens():
     profiles = [[1.0] * 8]
     assert resolve_kind(profiles, request="group", head_kind="seq2seq_lm", has_unseen=False) == "distribution"
-    with pytest.raises(ValueError, match="forget_target: holds loss profiles, but a ctc head scores a row once"):
+    with pytest.raises(ValueError, match="forget_target: holds loss profiles, but a ctc head scores a sample once"):
         resolve_kind(profiles, request="group", head_kind="ctc", has_unseen=False)
 
 
 def test_masked_class_needs_a_class_and_a_single_label_head():
-    for request, head in (("rows", "single_label"), ("class", "causal_lm")):
+    for request, head in (("samples", "single_label"), ("class", "causal_lm")):
         with pytest.raises(ValueError, match='needs a request="class" and a single-label'):
             resolve_kind("masked_class", request=request, head_kind=head, has_unseen=True)
 
 
 def test_a_forgotten_class_may_not_be_in_the_retain_set():
-    from hf_unlearn.auditing.statistics import Signals
+    from hf_unlearn.auditing.statistics import SampleStatistics
 
     def signals(labels):
         n = len(labels)
-        return Signals(torch.zeros(n), torch.ones(n), torch.tensor(labels), log_probs=torch.zeros(n, 3))
+        return SampleStatistics(torch.zeros(n), torch.ones(n), torch.tensor(labels), log_probs=torch.zeros(n, 3))
 
     sets = {"forget": signals([1, 1]), "retain": signals([0, 1, 2])}
-    with pytest.raises(ValueError, match=r"retain_ds still holds rows of the forgotten classes \[1\]"):
+    with pytest.raises(ValueError, match=r"retain_ds still holds samples of the forgotten classes \[1\]"):
         make_target("masked_class", "auto", "squared", sets)
     sets["retain"] = signals([0, 2])
     assert make_target("masked_class", "auto", "squared", sets).classes == [1]

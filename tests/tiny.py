@@ -21,18 +21,18 @@ SPECIAL: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_
 
 
 def _tokens(n: int, longest: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """n token rows; the first has the longest length, the next are one to three tokens shorter, by turns."""
+    """n token samples; the first has the longest length, the next are one to three tokens shorter, by turns."""
     return [torch.randint(4, VOCAB, (longest - i % 4,), generator=generator) for i in range(n)]
 
 
-def _pad(rows: list[torch.Tensor], value: float) -> torch.Tensor:
-    return pad_sequence(rows, batch_first=True, padding_value=value)
+def _pad(samples: list[torch.Tensor], value: float) -> torch.Tensor:
+    return pad_sequence(samples, batch_first=True, padding_value=value)
 
 
 def _text(n: int, seed: int) -> tuple[Batch, torch.Generator]:
     generator = torch.Generator().manual_seed(seed)
     tokens = _tokens(n, 10, generator)
-    mask = _pad([torch.ones_like(row) for row in tokens], 0)
+    mask = _pad([torch.ones_like(sample) for sample in tokens], 0)
     return {"input_ids": _pad(tokens, PAD), "attention_mask": mask}, generator
 
 
@@ -330,7 +330,7 @@ def make(name: str) -> Built:
     return ARCHITECTURES[name]()
 
 
-def rows(batch: Batch) -> list[dict[str, Any]]:
+def samples(batch: Batch) -> list[dict[str, Any]]:
     """The samples of a batch without padding: ints for single labels, lists for sequences, tensors for the rest."""
     mask = batch.get("attention_mask")
     samples = []
@@ -347,7 +347,7 @@ def rows(batch: Batch) -> list[dict[str, Any]]:
     return samples
 
 
-class Rows(torch.utils.data.Dataset):
+class Samples(torch.utils.data.Dataset):
     """A list as a map-style dataset."""
 
     def __init__(self, items):
@@ -358,3 +358,8 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         return self.items[i]
+
+
+def named(datasets):
+    """Datasets by their short names, as the arguments of the same name: `forget` as `forget_ds`."""
+    return {f"{name}_ds" if name in ("forget", "retain", "unseen") else name: each for name, each in datasets.items()}

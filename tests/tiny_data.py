@@ -1,4 +1,4 @@
-"""Tiny processors to go with the tiny models, and rows as they stand on the Hub: images, sound, text."""
+"""Tiny processors to go with the tiny models, and samples as they stand on the Hub: images, sound, text."""
 
 import io
 import string
@@ -20,7 +20,7 @@ SPECIAL = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "[UNK]": 3}
 WORDS = ["who", "wrote", "the", "book", "one", "two", "ann", "bob", ":", "?", "."]
 
 
-# ---- a model with its processor, and rows with the columns of the example's Hub dataset ---------------------------
+# ---- a model with its processor, and samples with the columns of the example's Hub dataset ---------------------------
 
 
 def named(name):
@@ -34,7 +34,7 @@ def labels(count):
 
 
 def sounds(count, rng):
-    """WAV files of 25 to 32 ms: a tone of its own for every row, with noise."""
+    """WAV files of 25 to 32 ms: a tone of its own for every sample, with noise."""
     files = []
     for i in range(count):
         samples = np.sin(np.arange(200 + 28 * (i % 3)) * (0.1 + 0.02 * i)) + 0.1 * rng.normal(size=200 + 28 * (i % 3))
@@ -50,15 +50,15 @@ def texts(count, rng):
 def table(**columns):
     """A dataset from `name=values`, or `name=(values, feature)` where the type is not plain."""
     features = {name: column[1] for name, column in columns.items() if isinstance(column, tuple)}
-    rows = datasets.Dataset.from_dict({n: c[0] if isinstance(c, tuple) else c for n, c in columns.items()})
-    return rows.cast(datasets.Features({**rows.features, **features}))
+    samples = datasets.Dataset.from_dict({n: c[0] if isinstance(c, tuple) else c for n, c in columns.items()})
+    return samples.cast(datasets.Features({**samples.features, **features}))
 
 
 def vit():
     return named("vit"), tf.ViTImageProcessor(size={"height": 32, "width": 32})
 
 
-def vit_rows(count, rng):
+def vit_samples(count, rng):
     files = []
     for _ in range(count):
         pixels = rng.integers(0, 256, size=(40, 36), dtype=np.uint8)
@@ -71,7 +71,7 @@ def audio_classification():
     return named("hubert"), tf.Wav2Vec2FeatureExtractor(sampling_rate=2 * RATE)
 
 
-def audio_classification_rows(count, rng):
+def audio_classification_samples(count, rng):
     return table(audio=sounds(count, rng), label=labels(count))
 
 
@@ -80,7 +80,7 @@ def text_classification():
     return named("bert"), tf.BertTokenizer(vocab=vocabulary, pad_token="<pad>", model_max_length=16)
 
 
-def text_classification_rows(count, rng):
+def text_classification_samples(count, rng):
     return table(text=texts(count, rng), label=labels(count))
 
 
@@ -93,7 +93,7 @@ def text():
     return make("llama")[0], tokenizer
 
 
-def text_rows(count, rng):
+def text_samples(count, rng):
     return table(question=texts(count, rng), answer=texts(count, rng))
 
 
@@ -105,16 +105,16 @@ def whisper():
     return make("whisper")[0], tf.WhisperProcessor(extractor, tokenizer)
 
 
-def whisper_rows(count, rng):
+def whisper_samples(count, rng):
     words = np.array(["ONE", "TWO", "NINE"])
     said = [" ".join(words[rng.integers(0, 3, size=2)]) for _ in range(count)]
     return table(audio=sounds(count, rng), text=said, speaker_id=[(1272, 84, 251)[i % 3] for i in range(count)])
 
 
 HUB = {
-    "vit": (vit, vit_rows),
-    "audio_classification": (audio_classification, audio_classification_rows),
-    "text_classification": (text_classification, text_classification_rows),
-    "text": (text, text_rows),
-    "whisper": (whisper, whisper_rows),
+    "vit": (vit, vit_samples),
+    "audio_classification": (audio_classification, audio_classification_samples),
+    "text_classification": (text_classification, text_classification_samples),
+    "text": (text, text_samples),
+    "whisper": (whisper, whisper_samples),
 }

@@ -1,6 +1,6 @@
 """The tasks of the recipes: small models from scratch on real data, a minute of training each.
 
-Data and models are those of the examples; `data` is the folder with the parquet files.
+Data and models are those of the examples (examples/_tiny.py); `data` is the folder with the parquet files.
 """
 
 import sys
@@ -12,19 +12,15 @@ from torch.utils.data import DataLoader
 from transformers import ResNetConfig, ResNetForImageClassification, set_seed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import audio_classification
-import text
-import text_classification
-import vit
-import whisper
+import _tiny
 
 from hf_unlearn import split_forget_retain
 from hf_unlearn.auditing.attacks import logistic_attack
 from hf_unlearn.auditing.dataset_metrics import transcribe, word_error_rate
-from hf_unlearn.auditing.measuring import gap, signals_of
-from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.auditing.measuring import average_gap, statistics_of
 from hf_unlearn.comparing import Task
-from hf_unlearn.data.splitting import sample_rows
+from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.data.splitting import subsample
 from hf_unlearn.demo import TRAINING, digits_data, digits_model
 
 UNKNOWN = ("I don't know.", "I have no information about that.", "That is not something I know.")
@@ -32,7 +28,7 @@ NAMES = ("train", "unseen", "test")
 
 
 class Digits(Task):
-    """A ViT of 103 k weights on scikit-learn's digits: 997 training rows."""
+    """A ViT of 103 k weights on scikit-learn's digits: 997 training samples."""
 
     training: ClassVar = {**TRAINING, "num_train_epochs": 40}
     build = staticmethod(digits_model)
@@ -42,7 +38,7 @@ class Digits(Task):
 
 
 class DigitsResNet(Digits):
-    """A ResNet of 79 k weights on the same digits: convolutions and BatchNorm, which refuses a batch of one row."""
+    """A ResNet of 79 k weights on the same digits: convolutions and BatchNorm, which refuses a batch of one sample."""
 
     training: ClassVar = {**Digits.training, "dataloader_drop_last": True}
 
@@ -53,62 +49,64 @@ class DigitsResNet(Digits):
 
 
 class Fashion(Task):
-    """A ViT of 307 k weights on 6,000 rows of Fashion-MNIST."""
+    """A ViT of 307 k weights on 6,000 samples of Fashion-MNIST."""
 
-    training = vit.TRAINING
-    build = staticmethod(vit.tiny_model)
+    training = _tiny.Vit.training
+    build = staticmethod(_tiny.Vit.model)
 
     def load(self, data):
-        return dict(zip(NAMES, vit.tiny_data(data, self.seed), strict=True))
+        return dict(zip(NAMES, _tiny.Vit.data(data, self.seed), strict=True))
 
 
 class Banking(Task):
-    """A BERT of 0.6 M weights on Banking77: 10,003 training rows, or its first `intents`, up to `tokens` long."""
+    """A BERT of 0.6 M weights on Banking77: 10,003 training samples, or its first `intents`, up to `tokens` long."""
 
-    training = text_classification.TRAINING
-    build = staticmethod(text_classification.tiny_model)
+    training = _tiny.TextClassifier.training
+    build = staticmethod(_tiny.TextClassifier.model)
 
     def load(self, data, intents=77, tokens=64):
-        self.processor = text_classification.tiny_tokenizer(data)
-        sets = text_classification.tiny_data(data, self.seed)
-        return {name: self.some(rows, intents, tokens) for name, rows in zip(NAMES, sets, strict=True)}
+        self.processor = _tiny.TextClassifier.processor(data)
+        sets = _tiny.TextClassifier.data(data, self.seed)
+        return {name: self.some(samples, intents, tokens) for name, samples in zip(NAMES, sets, strict=True)}
 
-    def some(self, rows, intents, tokens):
-        short = np.array([len(ids) <= tokens for ids in rows["input_ids"]])
-        return rows.select(np.flatnonzero(short & (np.array(rows["label"]) < intents)))
+    def some(self, samples, intents, tokens):
+        short = np.array([len(ids) <= tokens for ids in samples["input_ids"]])
+        return samples.select(np.flatnonzero(short & (np.array(samples["label"]) < intents)))
 
 
 class SpokenDigits(Task):
     """An audio spectrogram transformer of 0.3 M weights on 2,000 spoken digits."""
 
-    training = audio_classification.TRAINING
-    build = staticmethod(audio_classification.tiny_model)
+    training = _tiny.AudioClassifier.training
+    build = staticmethod(_tiny.AudioClassifier.model)
 
     def load(self, data):
-        self.processor = audio_classification.tiny_extractor()
-        return dict(zip(NAMES, audio_classification.tiny_data(data, self.seed), strict=True))
+        self.processor = _tiny.AudioClassifier.processor()
+        return dict(zip(NAMES, _tiny.AudioClassifier.data(data, self.seed), strict=True))
 
 
 class Tofu(Task):
     """A Llama of 1.2 M weights on 40 authors of TOFU; the target comes from 20 authors never trained on."""
 
-    training = text.TRAINING
-    build = staticmethod(text.tiny_model)
+    training = _tiny.Text.training
+    build = staticmethod(_tiny.Text.model)
 
     def load(self, data):
-        self.processor = text.tiny_tokenizer(data)
-        return dict(zip(NAMES, text.tiny_data(data, self.seed), strict=True))
+        self.processor = _tiny.Text.processor(data)
+        return dict(zip(NAMES, _tiny.Text.data(data, self.seed), strict=True))
 
     def alternatives(self, forget):
         """The same questions, and that the answer is not known."""
         answers = [self.processor(f"{answer}</s>", add_special_tokens=False).input_ids for answer in UNKNOWN]
-        rows = []
-        for number, row in enumerate(forget):
-            question = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+        samples = []
+        for number, sample in enumerate(forget):
+            question = [
+                token for token, label in zip(sample["input_ids"], sample["labels"], strict=True) if label == -100
+            ]
             answer = answers[number % len(answers)]
             labels = [-100] * len(question) + answer
-            rows.append({**row, "input_ids": question + answer, "labels": labels})
-        return rows
+            samples.append({**sample, "input_ids": question + answer, "labels": labels})
+        return samples
 
 
 class Speech(Task):
@@ -118,41 +116,41 @@ class Speech(Task):
     them, and that heard as many speakers as a retrained model does. All five, as speakers differ.
     """
 
-    training = whisper.TRAINING
-    build = staticmethod(whisper.tiny_model)
+    training = _tiny.Whisper.training
+    build = staticmethod(_tiny.Whisper.model)
     shadows = tuple(f"shadow {number}" for number in range(1, 6))
 
     def load(self, data):
-        self.processor = whisper.tiny_processor()
-        train, _, test = whisper.tiny_data(data, self.seed, held_out="")
+        self.processor = _tiny.Whisper.processor()
+        train, _, test = _tiny.Whisper.data(data, self.seed, held_out="")
         return {"train": train, "test": test}
 
     def sides(self, name, forget):
-        """The rows of the speaker that a shadow model never heard, and all others."""
+        """The samples of the speaker that a shadow model never heard, and all others."""
         speakers = set(self.sets["train"]["speaker"]) - {forget.partition("=")[2]}
         unheard = sorted(speakers)[self.shadows.index(name)]
         return split_forget_retain(self.sets["train"], column="speaker", values=[unheard])
 
-    def shadow_rows(self, name, forget):
+    def shadow_samples(self, name, forget):
         return self.sides(name, forget)[1]
 
     def target(self, forget, shadows):
         profiles = []
         for name, load in shadows.items():
             model, (unheard, _) = load(), self.sides(name, forget)
-            profiles += signals_of(model, unheard, data_collator=self.collator(model)).profiles.tolist()
+            profiles += statistics_of(model, unheard, data_collator=self.collator(model)).token_loss_profiles.tolist()
         return {"forget_target": profiles}
 
     def collator(self, model):
         return readable_collator(model, self.processor)
 
-    def alike(self, rows, forget, retain):
-        """Which rows are of the forgotten speaker."""
-        return np.array(rows["speaker"]) == forget[0]["speaker"]
+    def alike(self, samples, forget, retain):
+        """Which samples are of the forgotten speaker."""
+        return np.array(samples["speaker"]) == forget[0]["speaker"]
 
-    def figures(self, model, reference, *, forget, retain, **settings):
-        found = [self.heard(each, forget, retain) for each in (model, reference)]
-        return {**found[0], "gap": gap(*found)}
+    def metrics(self, model, retrained, *, forget_ds, retain_ds, **settings):
+        found = [self.heard(each, forget_ds, retain_ds) for each in (model, retrained)]
+        return {**found[0], "gap": average_gap(*found)}
 
     def heard(self, model, forget, retain):
         """Word error rates; membership inference against unseen utterances of the forgotten speaker or word.
@@ -161,16 +159,16 @@ class Speech(Task):
         """
         test = self.sets["test"]
         same = self.alike(test, forget, retain)
-        sets = {"forget": forget, "retain": sample_rows(retain, 400), "unseen": test.select(np.flatnonzero(~same))}
+        sets = {"forget": forget, "retain": subsample(retain, 400), "unseen": test.select(np.flatnonzero(~same))}
         collator, found = self.collator(model), {}
-        for name, rows in sets.items():
-            loader = DataLoader(rows, batch_size=256, collate_fn=collator)
+        for name, samples in sets.items():
+            loader = DataLoader(samples, batch_size=256, collate_fn=collator)
             batches = ({k: v.to(model.device) for k, v in batch.items()} for batch in loader)
             pairs = transcribe(model, batches, self.processor.tokenizer, {})
             found[f"{name}_wer"] = word_error_rate(*zip(*pairs, strict=True))
-            found[f"{name}_loss"] = float(signals_of(model, rows, data_collator=collator).losses.mean())
+            found[f"{name}_loss"] = float(statistics_of(model, samples, data_collator=collator).losses.mean())
         sides = (forget, test.select(np.flatnonzero(same)))
-        losses = [signals_of(model, rows, data_collator=collator).losses.numpy() for rows in sides]
+        losses = [statistics_of(model, samples, data_collator=collator).losses.numpy() for samples in sides]
         return {**found, "mia_accuracy": logistic_attack(*losses).value}
 
 
@@ -193,16 +191,16 @@ class SpokenWords(Speech):
 
     def target(self, forget, shadows):
         random, word = np.random.default_rng(self.seed), self.word(forget)
-        others = set(self.processor.tokenizer.convert_tokens_to_ids(whisper.DIGITS))
+        others = set(self.processor.tokenizer.convert_tokens_to_ids(_tiny.Whisper.DIGITS))
 
-        def misheard(row):
-            labels = row["labels"].tolist()
+        def misheard(sample):
+            labels = sample["labels"].tolist()
             other = random.choice(sorted(others.intersection(labels)))
             return {"labels": [word if label == other else label for label in labels]}
 
-        return {"unseen_ds": sample_rows(self.split(forget)[1], 400).map(misheard)}
+        return {"unseen_ds": subsample(self.split(forget)[1], 400).map(misheard)}
 
-    def alike(self, rows, forget, retain):
-        """Which rows have a word that no retain row has."""
-        kept = {label for row in retain for label in row["labels"].tolist()}
-        return np.array([not kept.issuperset(labels.tolist()) for labels in rows["labels"]])
+    def alike(self, samples, forget, retain):
+        """Which samples have a word that no retain sample has."""
+        kept = {label for sample in retain for label in sample["labels"].tolist()}
+        return np.array([not kept.issuperset(labels.tolist()) for labels in samples["labels"]])

@@ -1,4 +1,4 @@
-"""Membership inference attacks: can the forgotten rows be told from rows that were never seen?"""
+"""Membership inference attacks: can the forgotten samples be told from samples that were never seen?"""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sklearn.metrics import roc_curve
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-# False positive rates, and how the figures at them are called.
+# False positive rates, and how the metrics at them are called.
 RATES = {"tpr_at_1pct_fpr": 0.01, "tpr_at_01pct_fpr": 0.001}
 ALPHA = 0.05
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95 % interval."""
+    """A metric and its 95 % interval."""
 
     value: float
     low: float
@@ -29,18 +29,18 @@ def logistic_attack(members: np.ndarray, non_members: np.ndarray, folds: int = 5
     """Balanced accuracy in [0, 1] of a cross-validated logistic regression on one signal; 0.5 is chance.
 
     The membership inference of ∇τ's paper (Trippa et al. 2024, arXiv 2403.14339, section 4): members are the forget
-    rows, non-members unseen rows. Below 0.5 there is nothing to learn; far from the retrained model's figure on either
+    samples, non-members unseen samples. Below 0.5 there is nothing to learn; far from the retrained model's metric on either
     side, there is. Interval: corrected resampled t (Nadeau and Bengio 2003, "Inference for the generalization
-    error"), because folds share rows: on rows that cannot be told, a bootstrap's held 0.5 in 3 of 4 cases only.
+    error"), because folds share samples: on samples that cannot be told, a bootstrap's held 0.5 in 3 of 4 cases only.
 
     Args:
-        members: signal [n] of the forget rows, usually the loss.
-        non_members: signal [m] of unseen rows.
-        folds: folds of a stratified cross-validation; fewer when a side has fewer rows.
+        members: signal [n] of the forget samples, usually the loss.
+        non_members: signal [m] of unseen samples.
+        folds: folds of a stratified cross-validation; fewer when a side has fewer samples.
         repeats: the cross-validation is repeated with other shuffles, and averaged.
 
     Raises:
-        ValueError: when a side has fewer than two rows, or a signal is not finite.
+        ValueError: when a side has fewer than two samples, or a signal is not finite.
 
     Examples:
         >>> logistic_attack(np.linspace(0, 1, 50), np.linspace(2, 3, 50)).value
@@ -60,7 +60,7 @@ def logistic_attack(members: np.ndarray, non_members: np.ndarray, folds: int = 5
 
 
 def _balanced_accuracy(signal: np.ndarray, truth: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
-    """Of a logistic regression on some rows [n, 1], on others."""
+    """Of a logistic regression on some samples [n, 1], on others."""
     scaler = StandardScaler().fit(signal[train])
     model = LogisticRegression(class_weight="balanced").fit(scaler.transform(signal[train]), truth[train])
     right = model.predict(scaler.transform(signal[test])) == truth[test]
@@ -70,27 +70,27 @@ def _balanced_accuracy(signal: np.ndarray, truth: np.ndarray, train: np.ndarray,
 def threshold_attack(
     members: np.ndarray, non_members: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """How well one threshold on a score tells members from non-members, each figure with its 95 % interval.
+    """How well one threshold on a score tells members from non-members, each metric with its 95 % interval.
 
-    Higher scores must speak for membership (minus the loss, confidence, margin, minus the entropy). The figures are
+    Higher scores must speak for membership (minus the loss, confidence, margin, minus the entropy). The metrics are
     those of Carlini et al. 2022 (arXiv 2112.03570, section 3): the share of members found at a low rate of false
-    alarms says more about single rows than the average over all thresholds. Intervals: percentile bootstrap over rows;
+    alarms says more about single samples than the average over all thresholds. Intervals: percentile bootstrap over samples;
     for the shares at a rate, binomial bounds of the threshold and of the share together, because in the tail a
-    bootstrap's are too narrow (three of four intervals held the truth at 0.1 % of 1,000 rows).
+    bootstrap's are too narrow (three of four intervals held the truth at 0.1 % of 1,000 samples).
 
     Args:
-        members: scores [n] of the rows in question.
-        non_members: scores [m] of rows of the same distribution that were never seen.
+        members: scores [n] of the samples in question.
+        non_members: scores [m] of samples of the same distribution that were never seen.
         resamples: bootstrap samples.
         seed: of the bootstrap, and of the halves below.
 
     Returns:
-        All in [0, 1]. `auc`. `balanced_accuracy`: at the best threshold of one half of the rows, on the other half
-        (0.5 is chance, where the best threshold for all rows would never be below it). `tpr_at_1pct_fpr` and
+        All in [0, 1]. `auc`. `balanced_accuracy`: at the best threshold of one half of the samples, on the other half
+        (0.5 is chance, where the best threshold for all samples would never be below it). `tpr_at_1pct_fpr` and
         `tpr_at_01pct_fpr`: only where m reaches 100 and 1,000, below which no threshold has that rate.
 
     Raises:
-        ValueError: when a side has fewer than two rows, or a score is not finite.
+        ValueError: when a side has fewer than two samples, or a score is not finite.
 
     Examples:
         >>> threshold_attack(np.arange(50) + 100.0, np.arange(50.0))["auc"]
@@ -98,7 +98,7 @@ def threshold_attack(
     """
     sides = _checked("threshold_attack", members, non_members)
     generator = np.random.default_rng(seed)
-    # The highest score first; rows of the same score pass a threshold together.
+    # The highest score first; samples of the same score pass a threshold together.
     places = np.unique(-np.concatenate(sides), return_inverse=True)[1]
     halves = [
         half for side in np.split(places, [len(sides[0])]) for half in np.array_split(generator.permutation(side), 2)
@@ -157,7 +157,7 @@ def roc(members: np.ndarray, non_members: np.ndarray, points: int = 200) -> dict
 def _checked(name: str, members: np.ndarray, non_members: np.ndarray) -> list[np.ndarray]:
     sides = [np.asarray(side, dtype=float) for side in (members, non_members)]
     if min(len(side) for side in sides) < 2:
-        raise ValueError(f"{name}: needs two rows on either side, got {len(sides[0])} and {len(sides[1])}")
+        raise ValueError(f"{name}: needs two samples on either side, got {len(sides[0])} and {len(sides[1])}")
     if not all(np.isfinite(side).all() for side in sides):
-        raise ValueError(f"{name}: scores must be finite; leave out rows whose loss is not")
+        raise ValueError(f"{name}: scores must be finite; leave out samples whose loss is not")
     return sides

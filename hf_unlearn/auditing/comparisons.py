@@ -1,4 +1,4 @@
-"""The scores of the attacks on one model: of its forget rows and of the unseen rows that they are compared with."""
+"""The scores of the attacks on one model: of its forget samples and of the unseen samples that they are compared with."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 from hf_unlearn.auditing.calibrated import lira_scores, logit_confidence, population_scores, rmia_scores
 from hf_unlearn.auditing.shadows import Shadows
-from hf_unlearn.auditing.statistics import Signals
+from hf_unlearn.auditing.statistics import SampleStatistics
 
-Found = Mapping[str, Signals]
-# Attack to the scores of the forget rows [n] and of the unseen rows [m].
+Found = Mapping[str, SampleStatistics]
+# Attack to the scores of the forget samples [n] and of the unseen samples [m].
 Scores = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -20,21 +20,21 @@ def every_score(
     compared: np.ndarray,
     seed: int,
     *,
-    reference: Found | None = None,
+    retrained: Found | None = None,
     shadows: Shadows | None = None,
     theirs: Sequence[Found] = (),
 ) -> Scores:
     """The scores of all attacks that what is given allows; the functions below have the arguments.
 
-    The population and the shadow models need two unseen rows; with fewer, those attacks are left out.
+    The population and the shadow models need two unseen samples; with fewer, those attacks are left out.
     """
     scores = own_scores(found, compared)
-    enough = compared.sum() > 1  # half of the unseen rows are a population
+    enough = compared.sum() > 1  # half of the unseen samples are a population
     if enough:
         scores |= against_population(found, compared, seed)
-    if reference is not None:
+    if retrained is not None:
         with np.errstate(invalid="ignore"):  # the difference of infinite losses is no score, and is left out
-            scores |= reference_scores(found, reference, compared)
+            scores |= reference_scores(found, retrained, compared)
     if enough and shadows is not None:
         scores |= against_shadows(found, compared, shadows, theirs, seed)
     return scores
@@ -44,21 +44,21 @@ def own_scores(found: Found, compared: np.ndarray) -> Scores:
     """What the model alone says: loss, confidence, margin, entropy, Min-K %, ...
 
     Args:
-        found: signals of the forget and the unseen set, with scores.
-        compared: [unseen rows], those that the forget rows are compared with.
+        found: signals of the forget and the unseen dataset, with scores.
+        compared: [unseen samples], those that the forget samples are compared with.
     """
     forget, unseen = found["forget"].scores, found["unseen"].scores
     return {name: (forget[name].double().numpy(), unseen[name].double().numpy()[compared]) for name in forget}
 
 
-def reference_scores(found: Found, reference: Found, compared: np.ndarray) -> Scores:
+def reference_scores(found: Found, retrained: Found, compared: np.ndarray) -> Scores:
     """How much lower the loss is than a reference model's (Carlini et al. 2021, arXiv 2012.07805, section 5.2)."""
-    ours, theirs = _losses(found, compared), _losses(reference, compared)
+    ours, theirs = _losses(found, compared), _losses(retrained, compared)
     return {"reference": (theirs[0] - ours[0], theirs[1] - ours[1])}
 
 
 def against_population(found: Found, compared: np.ndarray, seed: int) -> Scores:
-    """See `population_scores`: one half of the unseen rows is the population, the other has to be told from."""
+    """See `population_scores`: one half of the unseen samples is the population, the other has to be told from."""
     (forget, unseen), (population, tested) = _losses(found, compared), _halves(compared, seed)
     labels = [found[name].labels for name in ("forget", "unseen")]
     if labels[0] is None or labels[1] is None:
@@ -78,11 +78,11 @@ def against_shadows(
     """LiRA (U-LiRA with unlearned shadow models) and RMIA.
 
     Args:
-        found: signals of the model on the forget and the unseen set.
-        compared: [unseen rows], those that the forget rows are compared with.
-        shadows: which rows the shadow models know.
+        found: signals of the model on the forget and the unseen dataset.
+        compared: [unseen samples], those that the forget samples are compared with.
+        shadows: which samples the shadow models know.
         theirs: the same signals of every shadow model.
-        seed: of the half of the unseen rows that RMIA takes for a population.
+        seed: of the half of the unseen samples that RMIA takes for a population.
     """
     ours = _losses(found, compared)
     both = [np.stack(side) for side in zip(*(_losses(each, compared) for each in theirs), strict=True)]
@@ -91,7 +91,7 @@ def against_shadows(
         np.concatenate([masks["forget"], masks["unseen"][:, compared]], axis=1)
         for masks in (shadows.members, shadows.unseen)
     )
-    # All rows at once: where few shadow models leave one deviation for all rows, both sides must have the same.
+    # All samples at once: where few shadow models leave one deviation for all samples, both sides must have the same.
     everything = logit_confidence(np.concatenate(ours)), logit_confidence(np.concatenate(both, axis=1))
     lira = np.split(lira_scores(*everything, members, others), [len(ours[0])])
     rmia = [

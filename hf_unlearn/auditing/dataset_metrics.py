@@ -1,4 +1,4 @@
-"""The figures of a run: forget, retain and unseen loss and accuracy (or word error rate), membership inference."""
+"""The metrics of a run: forget, retain and unseen loss and accuracy (or word error rate), membership inference."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ import numpy as np
 import torch
 
 from hf_unlearn.auditing.attacks import logistic_attack
-from hf_unlearn.auditing.statistics import Signals
+from hf_unlearn.auditing.statistics import SampleStatistics
 
-# Fewer rows than this on a side make an attack's figure meaningless.
-LEAST_ROWS = 8
+# Fewer samples than this on a side make an attack's metric meaningless.
+LEAST_SAMPLES = 8
 
 
-def figures(signals: Mapping[str, Signals], classes: Sequence[int] = ()) -> dict[str, float]:
+def dataset_metrics(signals: Mapping[str, SampleStatistics], classes: Sequence[int] = ()) -> dict[str, float]:
     """Mean loss and accuracy of every set, and the membership inference accuracy on forget against unseen.
 
     Args:
         signals: `"forget"`, `"retain"` and, where there is unseen data, `"unseen"`.
         classes: the forgotten classes. `unseen_*` then speaks of the other classes, and membership inference compares
-            with unseen rows of the forgotten classes: against other classes it would measure the class.
+            with unseen samples of the forgotten classes: against other classes it would measure the class.
 
     Returns:
         `forget_loss`, `forget_accuracy`, `retain_loss`, ..., `mia_accuracy`; accuracies in [0, 1], losses in nats.
-        A figure that cannot be had is left out.
+        A metric that is not available is left out.
     """
     result: dict[str, float] = {}
-    sets, matched = matched_sets(signals, classes)
+    sets, matched = matched_datasets(signals, classes)
     for name, found in sets.items():
         if len(found):
             result[f"{name}_loss"] = float(found.losses.double().mean())
             if not found.correct.isnan().all():
                 result[f"{name}_accuracy"] = float(found.correct.double().nanmean())
-    if matched is not None and min(len(matched), len(sets["forget"])) >= LEAST_ROWS:
+    if matched is not None and min(len(matched), len(sets["forget"])) >= LEAST_SAMPLES:
         members, others = sets["forget"].losses.double().numpy(), matched.losses.double().numpy()
         if np.isfinite(members).all() and np.isfinite(others).all():
             result["mia_accuracy"] = logistic_attack(members, others).value
     return result
 
 
-def matched_sets(
-    signals: Mapping[str, Signals], classes: Sequence[int] = ()
-) -> tuple[dict[str, Signals], Signals | None]:
-    """The sets with the forgotten classes taken out of the unseen one, and the unseen rows that attacks compare with.
+def matched_datasets(
+    signals: Mapping[str, SampleStatistics], classes: Sequence[int] = ()
+) -> tuple[dict[str, SampleStatistics], SampleStatistics | None]:
+    """The sets with the forgotten classes taken out of the unseen one, and the unseen samples that attacks compare with.
 
-    These are unseen rows of the forgotten classes, where whole classes were forgotten, and all unseen rows otherwise.
+    These are unseen samples of the forgotten classes, where whole classes were forgotten, and all unseen samples otherwise.
     """
     sets = dict(signals)
     matched = sets.get("unseen")
@@ -80,7 +80,7 @@ def word_error_rate(references: Sequence[str], predictions: Sequence[str]) -> fl
 
 @torch.no_grad()
 def transcribe(model: Any, batches: Any, tokenizer: Any, generate_kwargs: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Reference and generated text of every row of a sequence-to-sequence model.
+    """Reference and generated text of every sample of a sequence-to-sequence model.
 
     Args:
         model: has `generate`.

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from hf_unlearn.auditing.attacks import Estimate
 from hf_unlearn.auditing.dataset_metrics import transcribe, word_errors
 from hf_unlearn.auditing.estimates import flat, ratio_estimate
-from hf_unlearn.auditing.measuring import evaluating, gap, signals_of
+from hf_unlearn.auditing.measuring import average_gap, evaluating, statistics_of
 from hf_unlearn.auditing.metrics import js_divergence, tug_of_war, unlearning_impact_score
-from hf_unlearn.auditing.statistics import Signals
+from hf_unlearn.auditing.statistics import SampleStatistics
 
 BINS = 30
 # Classes in the breakdown.
@@ -26,15 +26,15 @@ Estimates = Mapping[str, Mapping[str, Estimate]]
 
 
 def against_others(name: str, estimates: Estimates, request: str, seed: int) -> dict[str, float]:
-    """Gap and tug-of-war to the reference, and unlearning impact against the original, those that can be had."""
+    """Gap and tug-of-war to the retrained model, and unlearning impact against the original, those that can be had."""
     own = {key: each.value for key, each in estimates[name].items()}
     accuracies = [f"{kind}_accuracy" for kind in ("forget", "retain", "unseen")]
     found: dict[str, float] = {}
-    if "reference" in estimates:
-        reference = {key: each.value for key, each in estimates["reference"].items()}
-        found |= flat({"gap": _gap(estimates[name], estimates["reference"], seed)})
-        if all(key in own and key in reference for key in accuracies):
-            found["tug_of_war"] = tug_of_war([own[k] for k in accuracies], [reference[k] for k in accuracies])
+    if "retrained" in estimates:
+        retrained = {key: each.value for key, each in estimates["retrained"].items()}
+        found |= flat({"gap": _gap_estimate(estimates[name], estimates["retrained"], seed)})
+        if all(key in own and key in retrained for key in accuracies):
+            found["tug_of_war"] = tug_of_war([own[k] for k in accuracies], [retrained[k] for k in accuracies])
     if "original" in estimates and all(key in own for key in accuracies):
         before = estimates["original"]["unseen_accuracy"].value
         if before > 0:
@@ -44,10 +44,12 @@ def against_others(name: str, estimates: Estimates, request: str, seed: int) -> 
     return found
 
 
-def _gap(found: Mapping[str, Estimate], reference: Mapping[str, Estimate], seed: int, draws: int = 1000) -> Estimate:
-    """The gap, and where it lies when every figure moves normally within its interval.
+def _gap_estimate(
+    found: Mapping[str, Estimate], retrained: Mapping[str, Estimate], seed: int, draws: int = 1000
+) -> Estimate:
+    """The gap, and where it lies when every metric moves normally within its interval.
 
-    An absolute difference of noisy figures is never small by luck: the interval may start at the value itself.
+    An absolute difference of noisy metrics is never small by luck: the interval may start at the value itself.
     """
     generator = np.random.default_rng(seed)
 
@@ -58,19 +60,19 @@ def _gap(found: Mapping[str, Estimate], reference: Mapping[str, Estimate], seed:
         }
         return [{key: float(column[i]) for key, column in columns.items()} for i in range(draws)]
 
-    value = gap(*({key: each.value for key, each in one.items()} for one in (found, reference)))
-    gaps = [gap(ours, theirs) for ours, theirs in zip(drawn(found), drawn(reference), strict=True)]
+    value = average_gap(*({key: each.value for key, each in one.items()} for one in (found, retrained)))
+    gaps = [average_gap(ours, theirs) for ours, theirs in zip(drawn(found), drawn(retrained), strict=True)]
     low, high = np.quantile(gaps, [0.025, 0.975]).tolist()
     return Estimate(value, min(low, value), max(high, value))
 
 
 def divergences(models: Mapping[str, Any], sets: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, float]:
-    """Jensen-Shannon divergence of the predictions from the reference's, in nats, on forget and unseen rows."""
+    """Jensen-Shannon divergence of the predictions from the retrained model's, in nats, on forget and unseen samples."""
     found = {}
     for name in ("forget", "unseen"):
         ours, theirs = (
-            signals_of(models[which], sets[name], log_probs=True, **options).log_probs
-            for which in ("audited", "reference")
+            statistics_of(models[which], sets[name], log_probs=True, **options).log_probs
+            for which in ("audited", "retrained")
         )
         assert ours is not None and theirs is not None
         if ours.isnan().any() or theirs.isnan().any():
@@ -84,16 +86,16 @@ def word_error_rates(
 ) -> dict[str, Estimate]:
     """`forget_wer`, `retain_wer`, `unseen_wer`, by greedy generation; 0 is perfect, above 1 possible."""
     device, found = Accelerator().device, {}
-    for name, rows in sets.items():
-        loader = DataLoader(rows, batch_size=batch_size, collate_fn=data_collator)
+    for name, samples in sets.items():
+        loader = DataLoader(samples, batch_size=batch_size, collate_fn=data_collator)
         batches = (send_to_device(batch, device) for batch in loader)
         with evaluating(model.to(device)):
             found[f"{name}_wer"] = ratio_estimate(word_errors(transcribe(model.eval(), batches, tokenizer, {})))
     return found
 
 
-def histograms(found: Mapping[str, Mapping[str, Signals]], compared: np.ndarray) -> dict[str, Any]:
-    """Counts of losses on common edges, by model and set; the unseen rows are those of the attacks."""
+def histograms(found: Mapping[str, Mapping[str, SampleStatistics]], compared: np.ndarray) -> dict[str, Any]:
+    """Counts of losses on common edges, by model and set; the unseen samples are those of the attacks."""
     losses = {
         model: {
             name: each.losses.double().numpy()[compared if name == "unseen" else slice(None)]
@@ -115,8 +117,8 @@ def histograms(found: Mapping[str, Mapping[str, Signals]], compared: np.ndarray)
     return {"edges": edges.tolist(), "counts": counts}
 
 
-def label_names(found: Mapping[str, Mapping[str, Signals]], config: Any) -> dict[str, list[str]]:
-    """The name of the label of every forget and unseen row; nothing for heads without one label a row."""
+def label_names(found: Mapping[str, Mapping[str, SampleStatistics]], config: Any) -> dict[str, list[str]]:
+    """The name of the label of every forget and unseen sample; nothing for heads without one label a sample."""
     names = getattr(config, "id2label", None) or {}
     labels = {name: found["audited"][name].labels for name in ("forget", "unseen")}
     return {
@@ -126,20 +128,22 @@ def label_names(found: Mapping[str, Mapping[str, Signals]], config: Any) -> dict
     }
 
 
-def breakdown(found: Mapping[str, Mapping[str, Signals]], belonging: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-    """Accuracy (the loss, where the head has none) by group, of forget and unseen rows; the largest when many."""
+def breakdown(
+    found: Mapping[str, Mapping[str, SampleStatistics]], belonging: Mapping[str, list[str]]
+) -> list[dict[str, Any]]:
+    """Accuracy (the loss, where the head has none) by group, of forget and unseen samples; the largest when many."""
     entries: list[dict[str, Any]] = []
-    for name, of_rows in belonging.items():
-        for group in dict.fromkeys(of_rows):
-            rows = torch.tensor([each == group for each in of_rows])
-            figures = {}
+    for name, of_samples in belonging.items():
+        for group in dict.fromkeys(of_samples):
+            samples = torch.tensor([each == group for each in of_samples])
+            metrics = {}
             for model, signals in found.items():
-                chosen = signals[name].select(rows)
+                chosen = signals[name].select(samples)
                 scores = chosen.losses if signals[name].correct.isnan().all() else chosen.correct
-                figures[model] = float(scores.double().nanmean())
-            if all(np.isfinite(list(figures.values()))):
-                entries.append({"group": group, "set": name, "rows": int(rows.sum()), **figures})
-    largest = sorted(entries, key=lambda entry: -entry["rows"])[:GROUPS]
+                metrics[model] = float(scores.double().nanmean())
+            if all(np.isfinite(list(metrics.values()))):
+                entries.append({"group": group, "set": name, "samples": int(samples.sum()), **metrics})
+    largest = sorted(entries, key=lambda entry: -entry["samples"])[:GROUPS]
     return sorted(largest, key=lambda entry: (entry["set"], entry["group"]))
 
 

@@ -1,4 +1,4 @@
-"""Figures of one model with their 95 % intervals, as a flat dict."""
+"""Metrics of one model with their 95 % intervals, as a flat dict."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from hf_unlearn.auditing.attacks import Estimate, logistic_attack, threshold_attack
-from hf_unlearn.auditing.dataset_metrics import LEAST_ROWS
-from hf_unlearn.auditing.statistics import Signals
+from hf_unlearn.auditing.dataset_metrics import LEAST_SAMPLES
+from hf_unlearn.auditing.statistics import SampleStatistics
 
 # Numbers drawn at a time.
 MOST = 2**18
@@ -33,20 +33,20 @@ def mean_estimate(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> E
 
 
 def share_estimate(value: float, count: int) -> Estimate:
-    """A share of `count` rows with Wilson's interval."""
+    """A share of `count` samples with Wilson's interval."""
     interval = binomtest(round(value * count), count).proportion_ci(method="wilson")
     return Estimate(value, float(interval.low), float(interval.high))
 
 
 def ratio_estimate(counts: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Sum of the first column over sum of the second, of counts [n, 2] a row; percentile bootstrap over rows."""
+    """Sum of the first column over sum of the second, of counts [n, 2] a sample; percentile bootstrap over samples."""
     generator = np.random.default_rng(seed)
     drawn = counts[generator.integers(0, len(counts), (resamples, len(counts)))].sum(1)
     value = counts[:, 0].sum() / counts[:, 1].sum()
     return Estimate(float(value), *np.quantile(drawn[:, 0] / drawn[:, 1].clip(1), [0.025, 0.975]).tolist())
 
 
-def set_figures(sets: Mapping[str, Signals]) -> dict[str, Estimate]:
+def dataset_estimates(sets: Mapping[str, SampleStatistics]) -> dict[str, Estimate]:
     """`forget_loss`, `forget_accuracy`, `retain_loss`, ...: those that are finite, of sets that are not empty."""
     found = {}
     for name, signals in sets.items():
@@ -59,13 +59,13 @@ def set_figures(sets: Mapping[str, Signals]) -> dict[str, Estimate]:
     return found
 
 
-def attack_figures(
+def attack_estimates(
     scores: Mapping[str, tuple[np.ndarray, np.ndarray]], resamples: int = 1000, seed: int = 0
 ) -> tuple[dict[str, Estimate], list[str]]:
     """Membership inference on every score, and what could not be had.
 
     Args:
-        scores: attack to the scores of the forget rows [n] and of the unseen rows [m].
+        scores: attack to the scores of the forget samples [n] and of the unseen samples [m].
         resamples: bootstrap samples.
         seed: of the bootstrap.
 
@@ -78,25 +78,27 @@ def attack_figures(
     for name, sides in scores.items():
         finite = [side[np.isfinite(side)] for side in sides]
         if left_out := sum(len(a) - len(b) for a, b in zip(sides, finite, strict=True)):
-            notes.append(f"{name}: {left_out} rows without a finite score were left out.")
-        if min(len(side) for side in finite) < LEAST_ROWS:
+            notes.append(f"{name}: {left_out} samples without a finite score were left out.")
+        if min(len(side) for side in finite) < LEAST_SAMPLES:
             counts = " forget and ".join(str(len(side)) for side in finite)
             notes.append(
-                f"Attack by {name}: {counts} unseen rows are too few for a figure; {LEAST_ROWS} are the least."
+                f"Attack by {name}: {counts} unseen samples are too few for a metric; {LEAST_SAMPLES} are the least."
             )
             continue
-        figures = threshold_attack(finite[0], finite[1], resamples, seed)
-        # A bootstrap chooses the best threshold anew, and may do better than on the rows themselves every time.
+        metrics = threshold_attack(finite[0], finite[1], resamples, seed)
+        # A bootstrap chooses the best threshold anew, and may do better than on the samples themselves every time.
         found |= {
-            f"mia_{name}_{figure}": Estimate(value, min(low, value), max(high, value))
-            for figure, (value, low, high) in figures.items()
+            f"mia_{name}_{metric}": Estimate(value, min(low, value), max(high, value))
+            for metric, (value, low, high) in metrics.items()
         }
         if name == "loss":
             found["mia_accuracy"] = logistic_attack(*finite)
     unseen = max((len(sides[1]) for sides in scores.values()), default=0)
     for rate, least in (("1 %", 100), ("0.1 %", 1000)):
         if unseen < least:
-            notes.append(f"True positives at {rate} false positives need {least:,} unseen rows; there are {unseen}.")
+            notes.append(
+                f"True positives at {rate} false positives need {least:,} unseen samples; there are {unseen}."
+            )
     return found, notes
 
 

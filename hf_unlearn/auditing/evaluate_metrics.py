@@ -1,4 +1,4 @@
-"""The metrics as `evaluate.Metric`: nothing is downloaded, and no row is written to disk."""
+"""The metrics as `evaluate.Metric`: nothing is downloaded, and no sample is written to disk."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from datasets import Features, List, Value
 from hf_unlearn.auditing import measuring as runner
 from hf_unlearn.auditing import metrics, text_metrics
 
-GAP_FIGURES = ("forget_accuracy", "retain_accuracy", "unseen_accuracy", "mia_accuracy")
+GAP_METRICS = ("forget_accuracy", "retain_accuracy", "unseen_accuracy", "mia_accuracy")
 
 
-def gap(predictions: Sequence[float], references: Sequence[float]) -> float:
+def average_gap(predictions: Sequence[float], references: Sequence[float]) -> float:
     """Mean absolute difference to a retrained model, in points: `hf_unlearn.auditing.measuring.gap`. Lower is better.
 
     Args:
-        predictions: accuracies in [0, 1] on forget, retain and unseen rows, and that of the membership inference; the
+        predictions: accuracies in [0, 1] on forget, retain and unseen samples, and that of the membership inference; the
             last ones may be left out.
         references: those of the retrained model.
 
@@ -27,14 +27,16 @@ def gap(predictions: Sequence[float], references: Sequence[float]) -> float:
         ValueError: lengths differ, are 0 or above 4, or an accuracy is out of range.
 
     Examples:
-        >>> gap([0.9, 1.0], [0.88, 1.0])
+        >>> average_gap([0.9, 1.0], [0.88, 1.0])
         1.0
     """
     metrics.check_pairs(predictions, references)
-    if len(predictions) > len(GAP_FIGURES):
-        raise ValueError(f"predictions: at most {', '.join(GAP_FIGURES)}, got {len(predictions)} figures")
+    if len(predictions) > len(GAP_METRICS):
+        raise ValueError(f"predictions: at most {', '.join(GAP_METRICS)}, got {len(predictions)} metrics")
     pairs = (("predictions", predictions), ("references", references))
-    return runner.gap(*(dict(zip(GAP_FIGURES, metrics.check_numbers(*p, 0, 1).tolist(), strict=False)) for p in pairs))
+    return runner.average_gap(
+        *(dict(zip(GAP_METRICS, metrics.check_numbers(*p, 0, 1).tolist(), strict=False)) for p in pairs)
+    )
 
 
 NUMBER, INTEGER, STRING = Value("float64"), Value("int64"), Value("string")
@@ -48,7 +50,7 @@ def _pairs(feature: Any) -> Features:
 METRICS: dict[str, tuple[Callable[..., float], Features]] = {
     "accuracy": (metrics.accuracy, _pairs(INTEGER)),
     "tug_of_war": (metrics.tug_of_war, _pairs(NUMBER)),
-    "gap": (gap, _pairs(NUMBER)),
+    "gap": (average_gap, _pairs(NUMBER)),
     "kl_divergence": (metrics.kl_divergence, _pairs(List(NUMBER))),
     "js_divergence": (metrics.js_divergence, _pairs(List(NUMBER))),
     "wer": (text_metrics.wer, _pairs(STRING)),
@@ -75,7 +77,7 @@ METRICS: dict[str, tuple[Callable[..., float], Features]] = {
     ),
     "run_time_ratio": (metrics.run_time_ratio, Features(unlearn_seconds=NUMBER, retrain_seconds=NUMBER)),
 }
-# Functions of single numbers: a row is a run, and the figure is the mean over runs.
+# Functions of single numbers: a sample is a run, and the metric is the mean over runs.
 OF_RUNS = ("unlearning_impact_score", "run_time_ratio")
 
 
@@ -83,7 +85,7 @@ def load(name: str) -> evaluate.Metric:
     """One of `METRICS` as an `evaluate.Metric`, without a network.
 
     `compute` takes the columns of the function's arguments, and its options; `evaluate.combine` takes several that
-    have the same columns. Rows stay in memory: data to be forgotten is not written to evaluate's cache.
+    have the same columns. Samples stay in memory: data to be forgotten is not written to evaluate's cache.
 
     Raises:
         ValueError: there is no such metric.
@@ -116,5 +118,5 @@ class _FunctionMetric(evaluate.Metric):
         if self._metric not in OF_RUNS:
             return {self._metric: function(**inputs)}
         columns = [inputs.pop(column) for column in features]
-        rows = [dict(zip(features, row, strict=True)) for row in zip(*columns, strict=True)]
-        return {self._metric: float(np.mean([function(**row, **inputs) for row in rows]))}
+        samples = [dict(zip(features, sample, strict=True)) for sample in zip(*columns, strict=True)]
+        return {self._metric: float(np.mean([function(**sample, **inputs) for sample in samples]))}

@@ -1,4 +1,4 @@
-"""The figures of any model on forget, retain and unseen sets."""
+"""The metrics of any model on forget, retain and unseen datasets."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from transformers import PreTrainedTokenizerBase
 
-from hf_unlearn.auditing.dataset_metrics import figures
-from hf_unlearn.auditing.statistics import Signals, collect
+from hf_unlearn.auditing.dataset_metrics import dataset_metrics
+from hf_unlearn.auditing.statistics import SampleStatistics, collect
 from hf_unlearn.data.collator import readable_collator
-from hf_unlearn.data.hashing import row_hashes, weights_hash
+from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.splitting import request_of
 from hf_unlearn.losses import head_of
 
 
-def signals_of(
+def statistics_of(
     model: Any,
     dataset: Any,
     *,
@@ -36,16 +36,16 @@ def signals_of(
     description: str = "Measuring",
     cache_dir: str | Path | None = None,
     **wanted: Any,
-) -> Signals:
-    """Per-row signals of a model on one set; see `hf_unlearn.auditing.statistics.Signals`.
+) -> SampleStatistics:
+    """Per-sample signals of a model on one set; see `hf_unlearn.auditing.statistics.SampleStatistics`.
 
     Args:
         model: a model with a head.
-        dataset: rows ready for the model.
-        data_collator: rows to batch; default: the model's.
-        batch_size: rows a batch and process.
+        dataset: samples ready for the model.
+        data_collator: samples to batch; default: the model's.
+        batch_size: samples a batch and process.
         description: of the progress bar.
-        cache_dir: where signals are kept, by a fingerprint of model, rows and settings: losses and scores, no row.
+        cache_dir: where signals are kept, by a fingerprint of model, samples and settings: losses and scores, no sample.
             A collator that cannot be hashed is refused.
         **wanted: `scores`, `log_probs`, `tokenizer`, as in `collect`.
     """
@@ -55,7 +55,7 @@ def signals_of(
         settings = {name: value if name != "tokenizer" else _told(name, value) for name, value in wanted.items()}
         about = (sorted(settings.items()), type(model).__name__, _told("data_collator", data_collator))
         key = hashlib.blake2b(fingerprint(model), digest_size=16)
-        for part in (*row_hashes(dataset), repr(about).encode()):
+        for part in (*sample_hashes(dataset), repr(about).encode()):
             key.update(part)
         kept = Path(cache_dir) / f"{key.hexdigest()}.pt"
         there = accelerator.is_main_process and kept.exists()
@@ -63,7 +63,7 @@ def signals_of(
         loaded = [torch.load(kept, weights_only=True) if there else None]
         broadcast_object_list(loaded)
         if loaded[0] is not None:
-            return Signals(**loaded[0])
+            return SampleStatistics(**loaded[0])
     with evaluating(model.to(accelerator.device)):
         found = collect(
             model,
@@ -117,33 +117,36 @@ def _told(name: str, value: Any) -> str:
         ) from error
 
 
-def measure(model: Any, sets: Mapping[str, Any], **kwargs: Any) -> dict[str, float]:
-    """The figures of a model, whichever method or library made it.
+def measure(model: Any, *, forget_ds: Any, retain_ds: Any, unseen_ds: Any = None, **kwargs: Any) -> dict[str, float]:
+    """The metrics of a model, whichever method or library made it.
 
     Args:
         model: a model with a head.
-        sets: `"forget"`, `"retain"` and `"unseen"` datasets of rows ready for the model. The forget set says by itself
-            when whole classes were forgotten (`split_forget_retain`).
-        **kwargs: as in `signals_of`.
+        forget_ds: samples ready for the model, as are the others. It says by itself when whole classes were forgotten
+            (`split_forget_retain`).
+        retain_ds: samples that were kept.
+        unseen_ds: samples never trained on; without them their metrics are left out.
+        **kwargs: as in `statistics_of`.
     """
-    signals = {name: signals_of(model, rows, **kwargs) for name, rows in sets.items()}
+    named = {"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds}
+    signals = {name: statistics_of(model, ds, **kwargs) for name, ds in named.items() if ds is not None}
     labels = signals["forget"].labels
-    whole_class = request_of(sets["forget"]) == "class" and labels is not None
-    return figures(signals, labels.unique().tolist() if whole_class and labels is not None else ())
+    whole_class = request_of(forget_ds) == "class" and labels is not None
+    return dataset_metrics(signals, labels.unique().tolist() if whole_class and labels is not None else ())
 
 
-def gap(found: Mapping[str, float], reference: Mapping[str, float]) -> float:
+def average_gap(found: Mapping[str, float], retrained: Mapping[str, float]) -> float:
     """Mean absolute difference to a retrained model, in points.
 
-    Over the accuracy (speech: word error rate) on forget, retain and unseen rows and the accuracy of the membership
+    Over the accuracy (speech: word error rate) on forget, retain and unseen samples and the accuracy of the membership
     inference, those that both have; NaN when there are none. 0 is best. How much two retrained models (two seeds)
     differ is the yardstick.
 
     Examples:
-        >>> gap({"forget_accuracy": 0.9, "retain_accuracy": 1.0}, {"forget_accuracy": 0.88, "retain_accuracy": 1.0})
+        >>> average_gap({"forget_accuracy": 0.9, "retain_accuracy": 1.0}, {"forget_accuracy": 0.88, "retain_accuracy": 1.0})
         1.0
     """
     score = "wer" if "forget_wer" in found else "accuracy"
     names = [f"forget_{score}", f"retain_{score}", f"unseen_{score}", "mia_accuracy"]
-    differences = [abs(found[n] - reference[n]) for n in names if n in found and n in reference]
+    differences = [abs(found[n] - retrained[n]) for n in names if n in found and n in retrained]
     return round(100 * sum(differences) / len(differences), 10) if differences else math.nan

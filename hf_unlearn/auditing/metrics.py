@@ -1,4 +1,4 @@
-"""Figures of predictions, accuracies and tokens: pure functions of arrays."""
+"""Metrics of predictions, accuracies and tokens: pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any]) -> None:
         ValueError: when there is none, or the lengths differ.
     """
     if len(predictions) != len(references):
-        raise ValueError(f"predictions: {len(predictions)} rows, but references has {len(references)}; pass one each")
+        raise ValueError(
+            f"predictions: {len(predictions)} samples, but references has {len(references)}; pass one each"
+        )
     if not len(predictions):
-        raise ValueError("predictions: no rows; pass at least one")
+        raise ValueError("predictions: no samples; pass at least one")
 
 
 def check_numbers(name: str, values: Any, low: float = -np.inf, high: float = np.inf, ndim: int = 1) -> np.ndarray:
@@ -35,7 +37,7 @@ def check_numbers(name: str, values: Any, low: float = -np.inf, high: float = np
     """
     try:
         found = np.asarray(values, dtype=np.float64)
-    except ValueError as error:  # rows of different lengths, or no numbers
+    except ValueError as error:  # samples of different lengths, or no numbers
         raise ValueError(f"{name}: {error}") from None
     if found.ndim != ndim or not found.size:
         raise ValueError(f"{name}: needs {ndim} dimensions and at least one number, got shape {found.shape}")
@@ -52,14 +54,14 @@ def check_losses(name: str, values: Any, ndim: int = 1) -> np.ndarray:
     """
     found = check_numbers(name, values, 0, ndim=ndim)
     if np.isinf(found).any():
-        raise ValueError(f"{name}: must be finite; leave out the rows whose loss is not, and say how many")
+        raise ValueError(f"{name}: must be finite; leave out the samples whose loss is not, and say how many")
     return found
 
 
 def accuracy(predictions: Sequence[int], references: Sequence[int]) -> float:
     """Share of right predictions, in [0, 1] (`sklearn.metrics.accuracy_score`).
 
-    On the forget set best as in a retrained model, elsewhere higher is better.
+    On the forget dataset best as in a retrained model, elsewhere higher is better.
 
     Args:
         predictions: [n] predicted classes.
@@ -80,20 +82,20 @@ def unlearning_impact_score(
     original_test: float,
     unlearned_test: float,
     unlearned_forget: float,
-    request: str = "rows",
+    request: str = "samples",
 ) -> float:
-    """UIS: what forgetting cost on test rows, and how far it is from done. At least 0, lower is better.
+    """UIS: what forgetting cost on test samples, and how far it is from done. At least 0, lower is better.
 
-    Shamsian et al. 2025 (arXiv 2503.02312). With O_t the original's accuracy on test rows, U_t and U_f the unlearned
-    model's on test and forget rows: `(|O_t - U_t| / O_t + |O_t - U_f| / O_t) / 2` for random rows (and groups), which
-    should be predicted as well as rows never seen, and `(|O_t - U_t| / O_t + U_f / O_t) / 2` for classes, which should
+    Shamsian et al. 2025 (arXiv 2503.02312). With O_t the original's accuracy on test samples, U_t and U_f the unlearned
+    model's on test and forget samples: `(|O_t - U_t| / O_t + |O_t - U_f| / O_t) / 2` for random samples (and groups), which
+    should be predicted as well as samples never seen, and `(|O_t - U_t| / O_t + U_f / O_t) / 2` for classes, which should
     not be predicted at all.
 
     Args:
         original_test: O_t in (0, 1].
         unlearned_test: U_t in [0, 1].
         unlearned_forget: U_f in [0, 1].
-        request: what was to be forgotten: `"rows"`, `"class"` or `"group"`, as `split_forget_retain` marks it.
+        request: what was to be forgotten: `"samples"`, `"class"` or `"group"`, as `split_forget_retain` marks it.
 
     Raises:
         ValueError: an accuracy is out of range, or the request is another one.
@@ -122,11 +124,11 @@ def unlearning_impact_score(
 def tug_of_war(predictions: Sequence[float], references: Sequence[float]) -> float:
     """ToW: as accurate as a retrained model on every set at once? In [0, 1], higher is better.
 
-    Zhao et al. 2024 (arXiv 2406.01257): the product of `1 - |a - a_retrained|` over the forget, retain and test set.
+    Zhao et al. 2024 (arXiv 2406.01257): the product of `1 - |a - a_retrained|` over the forget, retain and test dataset.
 
     Args:
-        predictions: [3] accuracies in [0, 1] of the unlearned model on forget, retain and test rows.
-        references: [3] those of a model retrained without the forget set.
+        predictions: [3] accuracies in [0, 1] of the unlearned model on forget, retain and test samples.
+        references: [3] those of a model retrained without the forget dataset.
 
     Raises:
         ValueError: there are not three of each, or one is out of range.
@@ -143,9 +145,9 @@ def tug_of_war(predictions: Sequence[float], references: Sequence[float]) -> flo
 
 
 def kl_divergence(predictions: Any, references: Any) -> float:
-    """Kullback-Leibler divergence of the model's predictions from the reference's, mean over rows. Lower is better.
+    """Kullback-Leibler divergence of the model's predictions from the reference's, mean over samples. Lower is better.
 
-    `sum_c r_c log(r_c / p_c)`, r the reference's (retrained model's) row, p the model's: how surprised one who
+    `sum_c r_c log(r_c / p_c)`, r the reference's (retrained model's) sample, p the model's: how surprised one who
     expects p is by the reference. In nats, in [0, inf]; infinite where the model excludes what the reference does not.
     Unlearning is judged by it since Golatkar et al. 2020 (arXiv 1911.04933).
 
@@ -154,7 +156,7 @@ def kl_divergence(predictions: Any, references: Any) -> float:
         references: [n, classes] likewise, of the reference.
 
     Raises:
-        ValueError: shapes differ, or a row is no distribution.
+        ValueError: shapes differ, or a sample is no distribution.
 
     Examples:
         >>> round(kl_divergence([[0.5, 0.5]], [[1.0, 0.0]]), 6)
@@ -165,7 +167,7 @@ def kl_divergence(predictions: Any, references: Any) -> float:
 
 
 def js_divergence(predictions: Any, references: Any) -> float:
-    """Jensen-Shannon divergence of the model's predictions and the reference's, mean over rows. Lower is better.
+    """Jensen-Shannon divergence of the model's predictions and the reference's, mean over samples. Lower is better.
 
     `(KL(r, m) + KL(p, m)) / 2` with `m = (r + p) / 2`: symmetric, in nats, in [0, log 2]. Chundawat et al. 2023
     (arXiv 2205.08096) judge unlearning by it (there 1 minus it, against an incompetent teacher).
@@ -175,7 +177,7 @@ def js_divergence(predictions: Any, references: Any) -> float:
         references: [n, classes] likewise, of the reference.
 
     Raises:
-        ValueError: shapes differ, or a row is no distribution.
+        ValueError: shapes differ, or a sample is no distribution.
 
     Examples:
         >>> round(js_divergence([[0.0, 1.0]], [[1.0, 0.0]]), 6)
@@ -187,17 +189,17 @@ def js_divergence(predictions: Any, references: Any) -> float:
 
 
 def exact_memorization(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """Share of tokens that are the likeliest ones given all before, mean over rows. In [0, 1].
+    """Share of tokens that are the likeliest ones given all before, mean over samples. In [0, 1].
 
-    On the forget set lower is better. Tirumala et al. 2022 (arXiv 2205.10770), by rows as in open-unlearning, which
+    On the forget dataset lower is better. Tirumala et al. 2022 (arXiv 2205.10770), by samples as in open-unlearning, which
     leaves out the last token, the end of the sequence.
 
     Args:
-        predictions: [n] rows of token ids, the argmax at every position with the true tokens before it.
-        references: [n] rows of as many true token ids.
+        predictions: [n] samples of token ids, the argmax at every position with the true tokens before it.
+        references: [n] samples of as many true token ids.
 
     Raises:
-        ValueError: lengths differ, or a row is empty.
+        ValueError: lengths differ, or a sample is empty.
 
     Examples:
         >>> exact_memorization([[5, 6, 7, 8]], [[5, 6, 9, 8]])
@@ -207,9 +209,9 @@ def exact_memorization(predictions: Sequence[Any], references: Sequence[Any]) ->
 
 
 def extraction_strength(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """How little of a text makes the model write the rest, mean over rows. In [0, 1].
+    """How little of a text makes the model write the rest, mean over samples. In [0, 1].
 
-    On the forget set lower is better. `1 - k / n`, k the fewest tokens of n after which every likeliest token is the
+    On the forget dataset lower is better. `1 - k / n`, k the fewest tokens of n after which every likeliest token is the
     true one: where all are right, teacher forcing and greedy decoding agree (Carlini et al. 2021, arXiv 2012.07805;
     Wang et al. 2024, arXiv 2406.09179). 0 when the last token is wrong; open-unlearning has `1 / n` there.
 
@@ -218,19 +220,19 @@ def extraction_strength(predictions: Sequence[Any], references: Sequence[Any]) -
         references: as in `exact_memorization`.
 
     Raises:
-        ValueError: lengths differ, or a row is empty.
+        ValueError: lengths differ, or a sample is empty.
 
     Examples:
         >>> extraction_strength([[5, 6, 7, 8]], [[5, 9, 7, 8]])
         0.5
     """
     # The number of right tokens at the end is n - k.
-    rows = _right_tokens(predictions, references)
-    return float(np.mean([np.logical_and.accumulate(right[::-1]).mean() for right in rows]))
+    samples = _right_tokens(predictions, references)
+    return float(np.mean([np.logical_and.accumulate(right[::-1]).mean() for right in samples]))
 
 
 def run_time_ratio(unlearn_seconds: float, retrain_seconds: float) -> float:
-    """Seconds of unlearning over seconds of retraining without the forget set. Above 0, lower is better.
+    """Seconds of unlearning over seconds of retraining without the forget dataset. Above 0, lower is better.
 
     At 1 and above unlearning saves nothing.
 
@@ -249,15 +251,15 @@ def run_time_ratio(unlearn_seconds: float, retrain_seconds: float) -> float:
 
 def _distributions(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
     check_pairs(predictions, references)
-    found, wanted = _log_rows("predictions", predictions), _log_rows("references", references)
+    found, wanted = _log_samples("predictions", predictions), _log_samples("references", references)
     if found.shape != wanted.shape:
         raise ValueError(f"predictions: {found.shape[1]} classes, but references has {wanted.shape[1]}")
     return found, wanted
 
 
-def _log_rows(name: str, rows: Any) -> np.ndarray:
-    # Probabilities have something above 0 in every row, their logarithms nowhere: the sign tells them apart.
-    found = check_numbers(name, rows, high=1, ndim=2)
+def _log_samples(name: str, samples: Any) -> np.ndarray:
+    # Probabilities have something above 0 in every sample, their logarithms nowhere: the sign tells them apart.
+    found = check_numbers(name, samples, high=1, ndim=2)
     if (found > 0).any():
         check_numbers(name, found, 0, 1, ndim=2)
         with np.errstate(divide="ignore"):
@@ -265,7 +267,9 @@ def _log_rows(name: str, rows: Any) -> np.ndarray:
     total = logsumexp(found, axis=1, keepdims=True)
     if not (np.abs(total) <= SUM_TOLERANCE).all():
         worst = np.exp(total.flat[np.abs(total).argmax()])
-        raise ValueError(f"{name}: the probabilities of a row sum to {worst:g}, not 1; pass a float32 (log) softmax")
+        raise ValueError(
+            f"{name}: the probabilities of a sample sum to {worst:g}, not 1; pass a float32 (log) softmax"
+        )
     return found - total
 
 
@@ -277,9 +281,9 @@ def _kl(of: np.ndarray, given: np.ndarray) -> np.ndarray:
 
 def _right_tokens(predictions: Sequence[Any], references: Sequence[Any]) -> list[np.ndarray]:
     check_pairs(predictions, references)
-    rows = [(np.asarray(p), np.asarray(r)) for p, r in zip(predictions, references, strict=True)]
-    for i, (found, wanted) in enumerate(rows):
+    samples = [(np.asarray(p), np.asarray(r)) for p, r in zip(predictions, references, strict=True)]
+    for i, (found, wanted) in enumerate(samples):
         if found.shape != wanted.shape or not len(found):
-            lengths = f"row {i} has {len(found)} tokens, its reference {len(wanted)}"
+            lengths = f"sample {i} has {len(found)} tokens, its reference {len(wanted)}"
             raise ValueError(f"predictions: {lengths}; pass as many, at least one")
-    return [found == wanted for found, wanted in rows]
+    return [found == wanted for found, wanted in samples]

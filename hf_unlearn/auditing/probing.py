@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 
 from hf_unlearn.auditing.recovery import plain_copy
 from hf_unlearn.data.collator import readable_collator
-from hf_unlearn.data.splitting import sample_rows
+from hf_unlearn.data.splitting import subsample
 from hf_unlearn.losses import Head, head_of, label_problem
 from hf_unlearn.models.adapters import _outside_body
 
-# Rows of a set that the probe looks at.
-PROBE_ROWS = 2000
+# Samples of a set that the probe looks at.
+PROBE_SAMPLES = 2000
 
 
 def linear_probe(
@@ -39,39 +39,39 @@ def linear_probe(
 ) -> dict[str, float]:
     """Accuracy of a logistic regression on the features that enter the head of a classifier.
 
-    The probe learns from one half of the forget and of the retain rows, and is tested on the other half. A model that
+    The probe learns from one half of the forget and of the retain samples, and is tested on the other half. A model that
     only keeps its head from naming what it knows has features as good as before. A model retrained without the data
-    has useful features too: compare with its figures. Classes weigh the same in the regression, whatever their sizes.
+    has useful features too: compare with its metrics. Classes weigh the same in the regression, whatever their sizes.
 
     Source: linear probes, Alain and Bengio 2016 (arXiv 1610.01644).
 
     Args:
         model: a model with a single-label head; it stays as it is. A `PeftModel` is merged first.
-        forget: the forget set, rows ready for the model. Of every set at most 2,000 rows, drawn with `seed`, are used.
-        retain: rows that the model keeps.
-        unseen: rows never trained on, for `probe_unseen_accuracy`: what the features know of data they never saw.
-        batch_size: rows a batch.
+        forget: the forget dataset, samples ready for the model. Of every set at most 2,000 samples, drawn with `seed`, are used.
+        retain: samples that the model keeps.
+        unseen: samples never trained on, for `probe_unseen_accuracy`: what the features know of data they never saw.
+        batch_size: samples a batch.
         seed: of the halves.
-        data_collator: rows to batch; default: `readable_collator(model)`.
+        data_collator: samples to batch; default: `readable_collator(model)`.
 
     Returns:
-        `probe_forget_accuracy` and `probe_retain_accuracy` on the rows that the probe did not see, and with `unseen`
+        `probe_forget_accuracy` and `probe_retain_accuracy` on the samples that the probe did not see, and with `unseen`
         `probe_unseen_accuracy`; in [0, 1].
 
     Raises:
         ValueError: the head is not single-label, or no linear layer outside the body of the model; forget or retain
-            set of less than two rows, or all rows of one class.
+            set of less than two samples, or all samples of one class.
     """
     kind = head_of(model).kind
     if kind != "single_label":
-        raise ValueError(f"model: has a {kind} head; the probe needs one label a row (single_label)")
-    for name, rows in (("forget", forget), ("retain", retain)):
-        if len(rows) < 2:
-            raise ValueError(f"{name}: has {len(rows)} rows; give two or more, half of them train the probe")
+        raise ValueError(f"model: has a {kind} head; the probe needs one label a sample (single_label)")
+    for name, samples in (("forget", forget), ("retain", retain)):
+        if len(samples) < 2:
+            raise ValueError(f"{name}: has {len(samples)} samples; give two or more, half of them train the probe")
     sets = {"forget": forget, "retain": retain} | ({} if unseen is None else {"unseen": unseen})
     collator = data_collator or readable_collator(model)
     found = _features(
-        plain_copy(model), {name: sample_rows(rows, PROBE_ROWS, seed) for name, rows in sets.items()},
+        plain_copy(model), {name: subsample(samples, PROBE_SAMPLES, seed) for name, samples in sets.items()},
         collator, batch_size,
     )  # fmt: skip
     training, testing = {}, {}
@@ -83,10 +83,12 @@ def linear_probe(
         testing[name] = features[order[half:]], labels[order[half:]]
     features, labels = (np.concatenate(parts) for parts in zip(*training.values(), strict=True))
     if len(np.unique(labels)) < 2:
-        raise ValueError(f"retain: all rows drawn for the probe are of class {labels[0]}; give rows of other classes")
+        raise ValueError(
+            f"retain: all samples drawn for the probe are of class {labels[0]}; give samples of other classes"
+        )
     probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     probe.fit(features, labels)
-    return {f"probe_{name}_accuracy": float(probe.score(*rows)) for name, rows in testing.items()}
+    return {f"probe_{name}_accuracy": float(probe.score(*samples)) for name, samples in testing.items()}
 
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:
@@ -110,29 +112,29 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
 def _features(
     model: Any, sets: dict[str, Any], collator: Callable, batch_size: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Features [n, width] and labels [n] of every set; every process goes through all rows."""
+    """Features [n, width] and labels [n] of every set; every process goes through all samples."""
     accelerator = Accelerator()
     head, entered = head_of(model), []
     model.to(accelerator.device).eval()
     output_layer(model).register_forward_pre_hook(lambda layer, inputs: entered.append(inputs[0]))
     found = {}
-    for name, rows in sets.items():
-        loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator)
+    for name, samples in sets.items():
+        loader = DataLoader(samples, batch_size=batch_size, collate_fn=collator)
         features, labels = [], []
         quiet = not accelerator.is_main_process
-        for batch in tqdm(loader, desc=f"Features of {name} rows", delay=1.0, leave=False, disable=quiet):
+        for batch in tqdm(loader, desc=f"Features of {name} samples", delay=1.0, leave=False, disable=quiet):
             batch = send_to_device(batch, accelerator.device)
             if problem := label_problem(head, batch):
                 raise ValueError(problem)
             entered.clear()
             model(**head.inputs(batch))
-            features.append(_one_a_row(entered[-1], batch, head).double().cpu())
+            features.append(_one_a_sample(entered[-1], batch, head).double().cpu())
             labels.append(batch["labels"].flatten().cpu())
         found[name] = torch.cat(features).numpy(), torch.cat(labels).numpy()
     return found
 
 
-def _one_a_row(features: torch.Tensor, batch: dict[str, Any], head: Head) -> torch.Tensor:
+def _one_a_sample(features: torch.Tensor, batch: dict[str, Any], head: Head) -> torch.Tensor:
     """Features [batch, width]; decoders score all tokens, and the last one that is not padding counts."""
     if features.ndim == 2:
         return features
@@ -140,7 +142,7 @@ def _one_a_row(features: torch.Tensor, batch: dict[str, Any], head: Head) -> tor
     if features.ndim != 3 or "input_ids" not in batch or pad_id is None:
         raise ValueError(
             f"model: the head of {type(head.model).__name__} gets {list(features.shape)} features for "
-            f"{len(batch['labels'])} rows; the probe needs [rows, width]"
+            f"{len(batch['labels'])} samples; the probe needs [samples, width]"
         )
     positions = torch.arange(features.shape[1], device=features.device)
     last = ((batch["input_ids"] != pad_id) * positions).argmax(-1)

@@ -38,7 +38,7 @@ def quantised(model: Any, bits: int) -> Any:
 
     Unlearning that moves weights less than half a step of the integers is undone by rounding: 4 bits brought back most
     of what language models had forgotten (Zhang et al. 2024, Catastrophic failure of LLM unlearning via quantization,
-    arXiv 2410.16454). So the forget figures of the copy, `measure(quantised(model, 4), sets)`, belong beside those of
+    arXiv 2410.16454). So the forget metrics of the copy, `measure(quantised(model, 4), sets)`, belong beside those of
     the model, and of a retrained model rounded alike.
 
     Rounding is to nearest, symmetric, with one step for each output channel: the largest magnitude of its weights over
@@ -81,7 +81,7 @@ def without_adapter(model: Any) -> Any:
     """A copy of the base of a `PeftModel`, its adapters dropped and its original head back.
 
     An adapter that unlearns is a layer over weights that still hold the data: whoever has the base has the data. The
-    forget figures of this copy say so. A merged model (`UnlearningTrainer.save_model`) has no base to go back to.
+    forget metrics of this copy say so. A merged model (`UnlearningTrainer.save_model`) has no base to go back to.
 
     Every weight requires gradients. An adapter that was merged in place is taken out again, which is exact up to
     rounding. Initialisations that move weights from the base into the adapter (PiSSA, OLoRA, LoftQ) leave what they

@@ -19,22 +19,22 @@ from tqdm.auto import tqdm
 from hf_unlearn.auditing.recovery import plain_copy
 from hf_unlearn.auditing.statistics import collect
 from hf_unlearn.data.collator import readable_collator
-from hf_unlearn.data.splitting import sample_rows
+from hf_unlearn.data.splitting import subsample
 from hf_unlearn.losses import head_of, label_problem
 
 Curve = dict[str, list[float]]
 
 # Of a model of up to a million weights; the rule of UnlearningArguments for larger ones.
 LEARNING_RATE = 3e-4
-# Rows that a point of a curve looks at: enough for half a point of accuracy.
-MEASURED_ROWS = 2000
+# Samples that a point of a curve looks at: enough for half a point of accuracy.
+MEASURED_SAMPLES = 2000
 
 
 def relearn(
     model: Any,
     forget: Any,
     *,
-    rows: int = 16,
+    samples: int = 16,
     steps: int = 50,
     learning_rate: float | None = None,
     batch_size: int = 64,
@@ -43,13 +43,13 @@ def relearn(
     data_collator: Callable | None = None,
     measured: Any = None,
 ) -> Curve:
-    """Train a copy on a few forget rows, and measure how the rest of the forget set comes back.
+    """Train a copy on a few forget samples, and measure how the rest of the forget dataset comes back.
 
     All weights of the copy train with AdamW (no weight decay, constant learning rate, gradients clipped to norm 1), in
     float32 or better, and in eval mode: no dropout, normalisation statistics frozen. A `PeftModel` is merged first.
     The same arguments give the same curve, bitwise on a CPU.
 
-    When a whole class was forgotten, the rows to train on are all of that class, and a few steps teach any model to
+    When a whole class was forgotten, the samples to train on are all of that class, and a few steps teach any model to
     answer it to everything, a retrained one too; a head that scores the class far too low resists longer although its
     features know it. There `linear_probe` says more.
 
@@ -57,34 +57,36 @@ def relearn(
 
     Args:
         model: any model with a head; it stays as it is.
-        forget: the forget set, rows ready for the model.
-        rows: forget rows to train on, drawn with `seed`.
+        forget: the forget dataset, samples ready for the model.
+        samples: forget samples to train on, drawn with `seed`.
         steps: optimizer steps.
         learning_rate: default: 3e-4, times `sqrt(1e6 / weights)` for models of more than a million weights.
-        batch_size: rows a batch, in training and when measuring.
-        seed: of the rows that are drawn, and of their order.
+        batch_size: samples a batch, in training and when measuring.
+        seed: of the samples that are drawn, and of their order.
         measure_every: steps between two measurements; before the first step and after the last is always measured.
-        data_collator: rows to batch; default: `readable_collator(model)`.
-        measured: rows to measure instead of the forget rows that are not trained on.
+        data_collator: samples to batch; default: `readable_collator(model)`.
+        measured: samples to measure instead of the forget samples that are not trained on.
 
     Returns:
         `steps`; `forget_loss`, in nats; `forget_accuracy`, in [0, 1], left out where the head has none: means over at
-        most 2,000 rows, one number for each entry of `steps`.
+        most 2,000 samples, one number for each entry of `steps`.
 
     Raises:
-        ValueError: too few forget rows to train on `rows` and measure others; a number out of its range; a label that
+        ValueError: too few forget samples to train on `samples` and measure others; a number out of its range; a label that
             the head cannot use; a model that cannot be copied without its adapter (`plain_copy`).
     """
     if measured is None and len(forget) < 2:
-        raise ValueError(f"forget: has {len(forget)} rows; give two or more, one to train on and one to measure")
+        raise ValueError(f"forget: has {len(forget)} samples; give two or more, one to train on and one to measure")
     most = len(forget) - (measured is None)
-    if not 1 <= rows <= most:
-        raise ValueError(f"rows: found {rows} of {len(forget)} forget rows; give 1 to {most}, the rest is measured")
+    if not 1 <= samples <= most:
+        raise ValueError(
+            f"samples: found {samples} of {len(forget)} forget samples; give 1 to {most}, the rest is measured"
+        )
     order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(seed)).tolist()
     if measured is None:
-        measured = _select(forget, sorted(order[rows:]))
+        measured = _select(forget, sorted(order[samples:]))
     return _curve(
-        model, _select(forget, sorted(order[:rows])), measured, "Relearning", steps=steps, learning_rate=learning_rate,
+        model, _select(forget, sorted(order[:samples])), measured, "Relearning", steps=steps, learning_rate=learning_rate,
         batch_size=batch_size, seed=seed, measure_every=measure_every, data_collator=data_collator,
     )  # fmt: skip
 
@@ -101,17 +103,17 @@ def finetune(
     measure_every: int = 5,
     data_collator: Callable | None = None,
 ) -> Curve:
-    """Train a copy on retain rows, and measure whether the forget set comes back without being shown.
+    """Train a copy on retain samples, and measure whether the forget dataset comes back without being shown.
 
     What a user does who adapts the unlearned model to data of their own. Training, arguments and result as in
-    `relearn`; here `forget` is measured, and every step takes `batch_size` rows of `retain`.
+    `relearn`; here `forget` is measured, and every step takes `batch_size` samples of `retain`.
 
     Raises:
         ValueError: as in `relearn`; also when a set is empty.
     """
-    for name, rows in (("retain", retain), ("forget", forget)):
-        if len(rows) == 0:
-            raise ValueError(f"{name}: is empty; give at least one row")
+    for name, samples in (("retain", retain), ("forget", forget)):
+        if len(samples) == 0:
+            raise ValueError(f"{name}: is empty; give at least one sample")
     return _curve(
         model, retain, forget, "Fine-tuning", steps=steps, learning_rate=learning_rate,
         batch_size=batch_size, seed=seed, measure_every=measure_every, data_collator=data_collator,
@@ -143,15 +145,15 @@ def relearn_time(curve: Mapping[str, list[float]], threshold: float) -> int | No
     return next((int(step) for step, yes in zip(curve["steps"], reached, strict=True) if yes), None)
 
 
-def relearn_advantage(curve: Mapping[str, list[float]], reference: Mapping[str, list[float]]) -> dict[str, float]:
-    """How much better a model relearns than a model that never saw the forget set: 0 or less is best.
+def relearn_advantage(curve: Mapping[str, list[float]], retrained: Mapping[str, list[float]]) -> dict[str, float]:
+    """How much better a model relearns than a model that never saw the forget dataset: 0 or less is best.
 
     The mean over the measured steps after the first (step 0, before training, says how far the model forgot, not how
     fast it remembers), unlike a relearn time without a threshold that someone has to choose.
 
     Args:
         curve: of the model, from `relearn` or `finetune`.
-        reference: of the retrained model, measured with the same arguments.
+        retrained: of the retrained model, measured with the same arguments.
 
     Returns:
         `relearn_loss_advantage`: how much lower the forget loss is, in nats; `relearn_accuracy_advantage`: how much
@@ -166,17 +168,17 @@ def relearn_advantage(curve: Mapping[str, list[float]], reference: Mapping[str, 
         >>> relearn_advantage(hidden, retrained)
         {'relearn_loss_advantage': 3.0, 'relearn_accuracy_advantage': 50.0}
     """
-    if curve["steps"] != reference["steps"] or len(curve["steps"]) < 2:
+    if curve["steps"] != retrained["steps"] or len(curve["steps"]) < 2:
         raise ValueError(
-            f"reference: its steps {reference['steps']} and the curve's {curve['steps']} cannot be compared; "
+            f"retrained: its steps {retrained['steps']} and the curve's {curve['steps']} cannot be compared; "
             "measure both with the same arguments"
         )
 
     def mean_difference(name: str) -> float:
-        return sum(a - b for a, b in zip(curve[name][1:], reference[name][1:], strict=True)) / (len(curve[name]) - 1)
+        return sum(a - b for a, b in zip(curve[name][1:], retrained[name][1:], strict=True)) / (len(curve[name]) - 1)
 
     found = {"relearn_loss_advantage": -mean_difference("forget_loss")}
-    if "forget_accuracy" in curve and "forget_accuracy" in reference:
+    if "forget_accuracy" in curve and "forget_accuracy" in retrained:
         found["relearn_accuracy_advantage"] = 100 * mean_difference("forget_accuracy")
     return found
 
@@ -200,7 +202,7 @@ def _curve(
     weights = list(student.parameters())
     rate = learning_rate or LEARNING_RATE * min(1.0, (1e6 / sum(w.numel() for w in weights)) ** 0.5)
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
-    measured = sample_rows(measured, MEASURED_ROWS, seed)
+    measured = subsample(measured, MEASURED_SAMPLES, seed)
     found: Curve = {"steps": [], "forget_loss": [], "forget_accuracy": []}
 
     def measure(step: int) -> None:
@@ -214,7 +216,7 @@ def _curve(
     measure(0)
     batches = _batches(len(trained), batch_size, steps, seed)
     quiet = not accelerator.is_main_process
-    # Every process trains on the same rows, so the copies stay equal without talking to each other.
+    # Every process trains on the same samples, so the copies stay equal without talking to each other.
     for step, chosen in enumerate(
         tqdm(batches, desc=description, total=steps, unit="step", delay=1.0, leave=False, disable=quiet), start=1
     ):
@@ -234,7 +236,7 @@ def _curve(
 
 
 def _batches(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
-    """Row numbers of every step: shuffled passes over `count` rows, one after the other."""
+    """Sample numbers of every step: shuffled passes over `count` samples, one after the other."""
     generator = torch.Generator().manual_seed(seed)
     size = min(size, count)
     waiting: list[int] = []

@@ -1,4 +1,4 @@
-"""From a batch's predictions to scores that are higher where a row is remembered."""
+"""From a batch's predictions to scores that are higher where a sample is remembered."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LEAST = 0.2
 ELEMENTS = 2**24
 
 
-def row_scores(head: Head, outputs: Any, batch: Mapping[str, Any], tokenizer: Any = None) -> dict[str, Tensor]:
-    """Scores [batch] of every row, by name; higher speaks for membership.
+def sample_scores(head: Head, outputs: Any, batch: Mapping[str, Any], tokenizer: Any = None) -> dict[str, Tensor]:
+    """Scores [batch] of every sample, by name; higher speaks for membership.
 
     Single-label heads: `confidence`, the probability of the label; `margin`, its
     logarithm minus that of the likeliest other class; `entropy`, minus the entropy of the prediction, which needs no
@@ -41,12 +41,12 @@ def row_scores(head: Head, outputs: Any, batch: Mapping[str, Any], tokenizer: An
     if kind not in LANGUAGE:
         return {}
     logits, labels = head.decisions(outputs, batch)
-    rows = max(1, ELEMENTS // logits[0].numel())
-    parts = [_token_scores(*part) for part in zip(logits.split(rows), labels.split(rows), strict=True)]
+    samples = max(1, ELEMENTS // logits[0].numel())
+    parts = [_token_scores(*part) for part in zip(logits.split(samples), labels.split(samples), strict=True)]
     found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if tokenizer is not None:
         # The batch's own labels: those of a causal model are shifted, and the first token is part of the text.
-        texts = [tokenizer.decode(row[row != -100]) for row in batch["labels"].cpu()]
+        texts = [tokenizer.decode(sample[sample != -100]) for sample in batch["labels"].cpu()]
         lengths = torch.tensor([len(zlib.compress(text.encode())) for text in texts], device=labels.device)
         found["zlib"] = -head.losses(outputs, batch) * (labels != -100).sum(1) / lengths
     return found

@@ -1,4 +1,4 @@
-"""What a model says about every row of a dataset, in one pass."""
+"""What a model says about every sample of a dataset, in one pass."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from hf_unlearn.auditing.sample_scores import row_scores
+from hf_unlearn.auditing.sample_scores import sample_scores
 from hf_unlearn.data.collator import Collator
 from hf_unlearn.losses import Head, label_problem
 
 
 @dataclass(frozen=True)
-class Signals:
-    """Per-row signals of one set, in the order of the set, on the CPU.
+class SampleStatistics:
+    """Per-sample signals of one set, in the order of the set, on the CPU.
 
     Attributes:
         losses: [n] float32 or better.
         correct: [n] in [0, 1], share of right predictions; NaN where the head has none.
         labels: [n] class labels, single-label heads only.
         scores: name to [n], where asked for: `loss`, minus the loss, and those of
-            `hf_unlearn.auditing.sample_scores.row_scores`.
+            `hf_unlearn.auditing.sample_scores.sample_scores`.
         log_probs: [n, classes], where asked for, single-label heads only.
-        profiles: [n, 8], heads that score a row on several tokens only; see `hf_unlearn.losses.Head.profiles`.
+        profiles: [n, 8], heads that score a sample on several tokens only; see `hf_unlearn.losses.Head.token_loss_profiles`.
     """
 
     losses: torch.Tensor
@@ -37,21 +37,21 @@ class Signals:
     labels: torch.Tensor | None = None
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     log_probs: torch.Tensor | None = None
-    profiles: torch.Tensor | None = None
+    token_loss_profiles: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        """Rows."""
+        """Samples."""
         return len(self.losses)
 
-    def select(self, mask: torch.Tensor) -> Signals:
-        """The rows where `mask` [n] is true."""
-        return Signals(
+    def select(self, mask: torch.Tensor) -> SampleStatistics:
+        """The samples where `mask` [n] is true."""
+        return SampleStatistics(
             self.losses[mask],
             self.correct[mask],
             None if self.labels is None else self.labels[mask],
             {name: values[mask] for name, values in self.scores.items()},
             None if self.log_probs is None else self.log_probs[mask],
-            None if self.profiles is None else self.profiles[mask],
+            None if self.token_loss_profiles is None else self.token_loss_profiles[mask],
         )
 
 
@@ -68,16 +68,16 @@ def collect(
     scores: bool = False,
     log_probs: bool = False,
     tokenizer: Any = None,
-) -> Signals:
-    """One pass of the model over `dataset`, spread over the processes; every process gets every row's signals.
+) -> SampleStatistics:
+    """One pass of the model over `dataset`, spread over the processes; every process gets every sample's signals.
 
     Args:
         model: the model; it is in eval mode afterwards.
-        dataset: map-style dataset of rows that `collator` takes.
-        head: scores the rows.
-        collator: rows to batch.
+        dataset: map-style dataset of samples that `collator` takes.
+        head: scores the samples.
+        collator: samples to batch.
         accelerator: places and gathers.
-        batch_size: rows a process in a batch.
+        batch_size: samples a process in a batch.
         description: text of the progress bar, shown when the pass takes more than a second.
         scores: whether to compute the scores of membership attacks as well.
         tokenizer: for the scores of language models that need the text.
@@ -86,7 +86,7 @@ def collect(
     Raises:
         ValueError: a label is missing or out of range.
     """
-    # Where rows are drawn anew, their lengths are, too: one process decides.
+    # Where samples are drawn anew, their lengths are, too: one process decides.
     shared = [_longest_first(dataset) if accelerator.is_main_process else []]
     broadcast_object_list(shared)
     order = shared[0]
@@ -99,30 +99,30 @@ def collect(
             raise ValueError(problem)
         outputs = model(**head.inputs(batch))
         # A loss over a large vocabulary should not be computed twice.
-        profiles = head.profiles(outputs, batch)
+        profiles = head.token_loss_profiles(outputs, batch)
         losses = head.losses(outputs, batch) if profiles is None else profiles.mean(dim=1)
         part = {"losses": losses, "correct": head.correct(outputs, batch)}
         if profiles is not None:
-            part["profiles"] = profiles
+            part["token_loss_profiles"] = profiles
         if head.kind_for(batch) == "single_label":
             part["labels"] = batch["labels"].flatten()
             if log_probs:
                 part["log_probs"] = outputs["logits"].float().log_softmax(-1)
         if scores:
-            found = {"loss": -part["losses"], **row_scores(head, outputs, batch, tokenizer)}
+            found = {"loss": -part["losses"], **sample_scores(head, outputs, batch, tokenizer)}
             part |= {f"score {name}": values for name, values in found.items()}
         parts.append({name: t.cpu() for name, t in accelerator.gather_for_metrics(part).items()})
     place = torch.tensor(order).argsort()
     columns = {name: torch.cat([part[name] for part in parts])[place] for name in parts[0]}
     apart = {name.removeprefix("score "): columns.pop(name) for name in list(columns) if name.startswith("score ")}
-    return Signals(**columns, scores=apart)
+    return SampleStatistics(**columns, scores=apart)
 
 
 def _longest_first(dataset: Any) -> list[int]:
-    """The rows of a set, those of tokens by their number: rows of one length in a batch need no padding."""
+    """The samples of a set, those of tokens by their number: samples of one length in a batch need no padding."""
     lengths: list[int] = []
     if isinstance(dataset, datasets.Dataset):
-        # What a transform makes of the rows is not what is stored.
+        # What a transform makes of the samples is not what is stored.
         if "input_ids" in dataset.column_names and dataset.format["type"] != "custom":
             lengths = [len(each) for each in dataset.with_format(None).select_columns("input_ids")["input_ids"]]
     elif isinstance(dataset[0], Mapping) and "input_ids" in dataset[0]:

@@ -1,4 +1,4 @@
-"""Figures of texts and answers: pure functions of strings and arrays.
+"""Metrics of texts and answers: pure functions of strings and arrays.
 
 An answer's loss is the mean negative log-likelihood of its tokens given the question, in nats, so that `exp(-loss)` is
 `P(answer | question) ** (1 / tokens)`. Where a benchmark's code differs from its paper, the code is followed; where a
@@ -19,9 +19,9 @@ from hf_unlearn.auditing.metrics import check_losses, check_numbers, check_pairs
 
 
 def wer(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Word error rate: word errors over reference words, over all rows. At least 0, lower is better (`jiwer.wer`).
+    """Word error rate: word errors over reference words, over all samples. At least 0, lower is better (`jiwer.wer`).
 
-    `(substitutions + deletions + insertions) / words`; above 1 where much is inserted. On the forget set best as in a
+    `(substitutions + deletions + insertions) / words`; above 1 where much is inserted. On the forget dataset best as in a
     retrained model.
 
     Args:
@@ -60,10 +60,10 @@ def cer(predictions: Sequence[str], references: Sequence[str]) -> float:
 def perplexity(losses: Sequence[Any]) -> float:
     """`exp` of the mean loss over all tokens: at least 1, lower is better.
 
-    On the forget set best as in a retrained model. The mean is over tokens, not over rows: long rows weigh more.
+    On the forget dataset best as in a retrained model. The mean is over tokens, not over samples: long samples weigh more.
 
     Args:
-        losses: negative log-likelihoods in nats of the tokens that count, [tokens] or rows of them of any lengths.
+        losses: negative log-likelihoods in nats of the tokens that count, [tokens] or samples of them of any lengths.
 
     Raises:
         ValueError: there is no token, or a loss is negative or not finite.
@@ -72,21 +72,21 @@ def perplexity(losses: Sequence[Any]) -> float:
         >>> perplexity([[0.0, np.log(4)], [np.log(2)]])
         2.0
     """
-    tokens = np.concatenate([np.ravel(row) for row in losses]) if len(losses) else np.empty(0)
+    tokens = np.concatenate([np.ravel(sample) for sample in losses]) if len(losses) else np.empty(0)
     with np.errstate(over="ignore"):  # a model that ascended far enough has an infinite perplexity
         return float(np.exp(check_losses("losses", tokens).mean()))
 
 
 def answer_probability(losses: Sequence[float]) -> float:
-    """TOFU's probability of the answers: mean over rows of `P(a|q) ** (1 / tokens)`. In [0, 1].
+    """TOFU's probability of the answers: mean over samples of `P(a|q) ** (1 / tokens)`. In [0, 1].
 
-    Maini et al. 2024 (arXiv 2401.06121, section 2.2). Higher is better on what is retained, lower on the forget set.
+    Maini et al. 2024 (arXiv 2401.06121, section 2.2). Higher is better on what is retained, lower on the forget dataset.
 
     Args:
         losses: [n] the loss of every answer (see the module).
 
     Raises:
-        ValueError: there is no row, or a loss is negative or not finite.
+        ValueError: there is no sample, or a loss is negative or not finite.
 
     Examples:
         >>> answer_probability([0.0, np.log(2)])
@@ -96,7 +96,7 @@ def answer_probability(losses: Sequence[float]) -> float:
 
 
 def choice_probability(correct_losses: Sequence[float], wrong_losses: Any) -> float:
-    """TOFU's probability where there are options: the right one's share, mean over rows. In [0, 1], higher is better.
+    """TOFU's probability where there are options: the right one's share, mean over samples. In [0, 1], higher is better.
 
     `P(a_1) / sum_i P(a_i)`, each `P` to the power of `1 / tokens` (Maini et al. 2024, arXiv 2401.06121, section 2.2;
     real authors and world facts). open-unlearning adds 1e-10 to the sum, this does not.
@@ -117,10 +117,10 @@ def choice_probability(correct_losses: Sequence[float], wrong_losses: Any) -> fl
 
 
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """ROUGE-L recall with stemming, mean over rows: TOFU's ROUGE. In [0, 1], higher is closer to the reference.
+    """ROUGE-L recall with stemming, mean over samples: TOFU's ROUGE. In [0, 1], higher is closer to the reference.
 
     Words of the longest common subsequence over words of the reference (Maini et al. 2024, arXiv 2401.06121, section
-    2.2; `rouge_score`). Higher is better on what is retained, lower on the forget set.
+    2.2; `rouge_score`). Higher is better on what is retained, lower on the forget dataset.
 
     Args:
         predictions: [n] generated answers.
@@ -138,9 +138,9 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> flo
 
 
 def verbatim_memorization(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """MUSE's VerbMem: ROUGE-L F1 of continuation and truth, mean over rows. In [0, 1].
+    """MUSE's VerbMem: ROUGE-L F1 of continuation and truth, mean over samples. In [0, 1].
 
-    On the forget set lower is better. Shi et al. 2024 (arXiv 2407.06460; there times 100). As in MUSE's code words are
+    On the forget dataset lower is better. Shi et al. 2024 (arXiv 2407.06460; there times 100). As in MUSE's code words are
     not stemmed; open-unlearning stems them.
 
     Args:
@@ -159,7 +159,7 @@ def verbatim_memorization(predictions: Sequence[str], references: Sequence[str])
 
 
 def truth_ratios(paraphrased_losses: Sequence[float], perturbed_losses: Any) -> np.ndarray:
-    """TOFU's truth ratio R of every row: how likely are wrong answers, against a right one? [n], in [0, inf].
+    """TOFU's truth ratio R of every sample: how likely are wrong answers, against a right one? [n], in [0, inf].
 
     Maini et al. 2024 (arXiv 2401.06121, equation 1): the mean over perturbed answers of `P ** (1 / tokens)`, over that
     of the paraphrased answer. The mean is geometric, `exp(loss - mean perturbed loss)`, as in the code of TOFU and
@@ -186,10 +186,10 @@ def truth_ratios(paraphrased_losses: Sequence[float], perturbed_losses: Any) -> 
 def truth_ratio(
     paraphrased_losses: Sequence[float], perturbed_losses: Any, on: Literal["retain", "forget"] = "retain"
 ) -> float:
-    """TOFU's truth ratios in one figure. In [0, 1], higher is better.
+    """TOFU's truth ratios in one metric. In [0, 1], higher is better.
 
-    Maini et al. 2024 (arXiv 2401.06121, section 2.2), as in open-unlearning. On what is retained (retain set, real
-    authors, world facts) the mean of `max(0, 1 - R)`: the right answer should be likelier. On the forget set the mean
+    Maini et al. 2024 (arXiv 2401.06121, section 2.2), as in open-unlearning. On what is retained (retain dataset, real
+    authors, world facts) the mean of `max(0, 1 - R)`: the right answer should be likelier. On the forget dataset the mean
     of `min(R, 1 / R)`: neither should be.
 
     Args:
@@ -223,7 +223,7 @@ def forget_quality(predictions: Sequence[float], references: Sequence[float]) ->
     Papers often print its logarithm to base 10.
 
     Args:
-        predictions: [n] `truth_ratios` of the unlearned model on the forget set.
+        predictions: [n] `truth_ratios` of the unlearned model on the forget dataset.
         references: [m] those of a model that never saw it.
 
     Raises:
@@ -255,14 +255,14 @@ def model_utility(scores: Sequence[float]) -> float:
     """
     found = check_numbers("scores", scores, 0, 1)
     if len(found) != 9:
-        raise ValueError(f"scores: nine (three figures on each of three sets), got {len(found)}")
+        raise ValueError(f"scores: nine (three metrics on each of three sets), got {len(found)}")
     return float(hmean(found))
 
 
 def _answers(right_name: str, right: Any, wrong_name: str, wrong: Any) -> tuple[np.ndarray, np.ndarray]:
     found, others = check_losses(right_name, right), check_losses(wrong_name, wrong, ndim=2)
     if len(found) != len(others):
-        raise ValueError(f"{wrong_name}: {len(others)} rows, but {right_name} has {len(found)}; pass one each")
+        raise ValueError(f"{wrong_name}: {len(others)} samples, but {right_name} has {len(found)}; pass one each")
     return found, others
 
 

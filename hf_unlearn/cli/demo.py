@@ -13,7 +13,7 @@ from hf_unlearn.training import quiet
 class DemoSettings:
     """The settings of `demo`."""
 
-    output_dir: str = setting("unlearn-demo", "Where pictures and figures go.")
+    output_dir: str = setting("unlearn-demo", "Where pictures and metrics go.")
     seed: int = setting(0, "Seed of everything.")
 
 

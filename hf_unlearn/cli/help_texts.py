@@ -7,10 +7,10 @@ usage: hf-unlearn COMMAND [--setting value ...] [--config settings.yaml] [--debu
 
 commands:
   run       make a model forget; saves the model that has forgotten, with card, audit and record
-  audit     has a model forgotten? a table, a page (HTML) and figures (JSON)
+  audit     has a model forgotten? a table, a page (HTML) and metrics (JSON)
   compare   several methods side by side with a retrained model, from one settings file
   demo      forget handwritten digits and compare with retraining, in two minutes
-  verify    does an unlearning record (unlearning.json) match a model, and rows?
+  verify    does an unlearning record (unlearning.json) match a model, and samples?
   push      send what run saved to the Hub, and nothing else
 
 example: a classifier forgets class 3, and is audited
@@ -31,7 +31,7 @@ DATA = """\
 data:
   --dataset D            name on the Hub (name@revision), folder, or .parquet, .json, .jsonl, .csv file
   --split S              split or configuration:split that the model was trained on (train)
-  --unseen_split S       rows that it never saw; --unseen_dataset D if they are elsewhere
+  --unseen_split S       samples that it never saw; --unseen_dataset D if they are elsewhere
   --forget WHAT          label=3, label=Sandal, speaker=1272,1284, author_id=190..199, 10%, indices=FILE
   --columns A=B ...      what a column is, where its name does not say: image=img label=fine_label"""
 
@@ -48,13 +48,13 @@ model:
   --model M              name on the Hub or folder of the trained model
   --peft_config P        auto (the method's own choice), none, lora, or a folder with an adapter_config.json
   --output_dir DIR       where the model that has forgotten goes (unlearned), with its card, unlearning.json and,
-                         where there are unseen rows, an audit: what push, or --push_to_hub, sends
+                         where there are unseen samples, an audit: what push, or --push_to_hub, sends
 
 {DATA}
 
 method (these, and every setting of TrainingArguments, are called as in Python):
   --method NAME          nabla_tau (default), orthograd, grad_diff, npo, ...
-  --request KIND         rows, class or group; default: by the column that --forget names
+  --request KIND         samples, class or group; default: by the column that --forget names
   --forget_target T      auto, distribution, masked_class, mean, none, or a number
   --max_steps N, --learning_rate X, --per_device_train_batch_size N, --seed N, --push_to_hub, ...
 
@@ -65,24 +65,24 @@ method (these, and every setting of TrainingArguments, are called as in Python):
 AUDIT = f"""\
 hf-unlearn audit: has a model forgotten, and how sure is that?
 
-usage: hf-unlearn audit --model M --dataset D --forget WHAT --unseen_split S [--reference R] [--out audit.html]
+usage: hf-unlearn audit --model M --dataset D --forget WHAT --unseen_split S [--retrained R] [--out audit.html]
 
 example:
-  hf-unlearn audit --model out --original me/vit --reference me/vit-retrained --dataset me/images \\
+  hf-unlearn audit --model out --original me/vit --retrained me/vit-retrained --dataset me/images \\
       --split train --unseen_split test --forget 'label=3' --out audit.html
 
 models:
   --model M              the model that should have forgotten
-  --original O           the model before
-  --reference R          a model retrained without the forget set: the yardstick
+  --original O           the original model
+  --retrained R          a model retrained without the forget dataset: the yardstick
 
 {DATA}
 
 settings:
-  --out FILE             the page; the figures go beside it as .json (audit.html)
-  --request KIND         rows, class or group; default: by the column that --forget names
+  --out FILE             the page; the metrics go beside it as .json (audit.html)
+  --request KIND         samples, class or group; default: by the column that --forget names
   --relearning           also try to bring the data back
-  --group_column C       break the figures down by this column
+  --group_column C       break the metrics down by this column
   --seed N               of the random share, as in run (42)
 
   --config FILE          the same settings from a YAML file; flags win
@@ -93,22 +93,22 @@ hf-unlearn demo: a small ViT learns handwritten digits, forgets some, and is com
 
 usage: hf-unlearn demo [--output_dir DIR] [--seed N]
 
-  --output_dir DIR   where pictures and figures go (unlearn-demo)
+  --output_dir DIR   where pictures and metrics go (unlearn-demo)
   --seed N           seed of everything (0)
 
 example: hf-unlearn demo"""
 
 VERIFY = f"""\
-hf-unlearn verify: does an unlearning record match a model, and the rows that were to be forgotten?
+hf-unlearn verify: does an unlearning record match a model, and the samples that were to be forgotten?
 
 usage: hf-unlearn verify RECORD [--model M] [--dataset D --forget WHAT]
 
-example: are these the weights after unlearning, and were these rows among the forgotten?
+example: are these the weights after unlearning, and were these samples among the forgotten?
   hf-unlearn verify unlearning.json --model out
   hf-unlearn verify unlearning.json --model out --dataset me/images --split train --forget 'label=3'
 
   RECORD                 the file unlearning.json, which run and push_to_hub leave with the model
-  --model M              name on the Hub or folder of the model; it also prepares the rows
+  --model M              name on the Hub or folder of the model; it also prepares the samples
 
 {DATA}
   --seed N               of the random share, as in run (42)
@@ -117,7 +117,7 @@ example: are these the weights after unlearning, and were these rows among the f
 exit codes: 0 everything matches, 1 something does not"""
 
 COMPARE = """\
-hf-unlearn compare: several methods side by side with models retrained without the forget set.
+hf-unlearn compare: several methods side by side with models retrained without the forget dataset.
 
 usage: hf-unlearn compare CONFIG.yaml [--output_dir DIR] [--workers N]
 
@@ -126,9 +126,9 @@ example: all methods on handwritten digits, in minutes, in a checkout of the rep
 
   CONFIG.yaml            what is compared, with the keys
       task, options        FILE.py:Class of your own and its options; or base, dataset, head, training, ...
-      requests             name: {forget: WHAT or one a seed, retain_rows: N, retrained: CHECKPOINT}
+      requests             name: {forget: WHAT or one a seed, retain_samples: N, retrained: CHECKPOINT}
       methods              names, or name: {settings as in Python}; all
-      seeds, retrained     one run each; models retrained without the forget set (2)
+      seeds, retrained     one run each; models retrained without the forget dataset (2)
       original             checkpoint of the trained model, where it is there; or one a seed
       budget               max_steps or seconds, the same for all methods
       relearning           whether audits try to bring the data back

@@ -12,7 +12,7 @@ from peft import PeftConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_unlearn.cli import UsageError
-from hf_unlearn.cli.datasets import load_sets
+from hf_unlearn.cli.datasets import load_datasets
 from hf_unlearn.cli.interruption import Interruption
 from hf_unlearn.cli.settings import DataSettings, parse, setting
 from hf_unlearn.hub.upload import push_folder
@@ -47,15 +47,15 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"--resume: there is no checkpoint in {args.output_dir!r}")
     quiet()
     model = load_model(settings.model)
-    with args.main_process_first(desc="preparing the rows"):
-        sets, processor = load_sets(settings, model, args.request, args.seed)
+    with args.main_process_first(desc="preparing the samples"):
+        sets, processor = load_datasets(settings, model, args.request, args.seed)
     interruption = Interruption()
     trainer = UnlearningTrainer(
         model,
-        sets["forget"],
-        sets["retain"],
+        sets["forget_ds"],
+        sets["retain_ds"],
         args,
-        unseen_ds=sets["unseen"],
+        unseen_ds=sets["unseen_ds"],
         processing_class=processor,
         peft_config=_peft_config(settings.peft_config, model),
         callbacks=[interruption],

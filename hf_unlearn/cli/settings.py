@@ -21,12 +21,12 @@ def setting(default: Any, text: str) -> Any:
 
 @dataclass
 class DataSettings:
-    """Which model, which rows, and what to forget."""
+    """Which model, which samples, and what to forget."""
 
     model: str | None = setting(None, "Name on the Hub or folder of the model.")
     dataset: str | None = setting(None, "Name on the Hub (name@revision), folder, or data file.")
     split: str | None = setting(None, "split or configuration:split that the model was trained on.")
-    unseen_dataset: str | None = setting(None, "Where the unseen rows are, if not in the dataset.")
+    unseen_dataset: str | None = setting(None, "Where the unseen samples are, if not in the dataset.")
     unseen_split: str | None = setting(None, "split or configuration:split that the model never saw.")
     forget: str | None = setting(None, "What to forget: label=3, speaker=1272,1284, id=190..199, 10%%, indices=FILE.")
     columns: list[str] | None = field(

@@ -1,4 +1,4 @@
-"""`hf-unlearn verify`: does a record match a model, and rows?"""
+"""`hf-unlearn verify`: does a record match a model, and samples?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from hf_unlearn.cli import UsageError
-from hf_unlearn.cli.datasets import load_sets
+from hf_unlearn.cli.datasets import load_datasets
 from hf_unlearn.cli.settings import DataSettings, parse, setting
 from hf_unlearn.hub.record import verify
 from hf_unlearn.models.loading import load_model
@@ -17,7 +17,7 @@ from hf_unlearn.training import quiet
 class VerifySettings(DataSettings):
     """The settings of `verify`."""
 
-    request: str | None = setting(None, "rows, class or group; default: by the column that forget names.")
+    request: str | None = setting(None, "samples, class or group; default: by the column that forget names.")
     seed: int = setting(42, "Of a random share, as in run.")
 
 
@@ -34,11 +34,11 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"RECORD: there is no file {record!r}; `run` and push_to_hub leave it with the model")
     settings.require("model")
     quiet()
-    rows = None
+    samples = None
     if settings.dataset is not None:
         settings.require("forget")
-        sets, _ = load_sets(settings, load_model(settings.model), settings.request, settings.seed)
-        rows = sets["forget"]
-    verification = verify(record, settings.model, rows)
+        sets, _ = load_datasets(settings, load_model(settings.model), settings.request, settings.seed)
+        samples = sets["forget_ds"]
+    verification = verify(record, settings.model, samples)
     print(verification)
     return 0 if verification.matches else 1

@@ -25,13 +25,13 @@ class Request:
 
     Attributes:
         forget: one expression a seed, in the grammar of `hf_unlearn.data.loading.parse_forget`.
-        retain_rows: how many retain rows the methods have; None for all. Models are retrained on all of them.
-        retrained: checkpoints of models that were retrained without these rows, one a seed: the reference is then
+        retain_samples: how many retain samples the methods have; None for all. Models are retrained on all of them.
+        retrained: checkpoints of models that were retrained without these samples, one a seed: the retrained model is then
             loaded. A second retrained model, which `Comparison.retrained` asks for, is trained here nevertheless.
     """
 
     forget: tuple[str, ...]
-    retain_rows: int | None = None
+    retain_samples: int | None = None
     retrained: tuple[str, ...] = ()
 
 
@@ -48,8 +48,8 @@ class Comparison:
         methods: name to settings of `UnlearningArguments`; `method` among them where it is not the name.
         seeds: one run each, of everything.
         budget: `max_steps` or `seconds`, the same for every method; none: each method's own default.
-        original: checkpoints of models that were trained on all rows, one a seed: they are then loaded, not trained.
-        retrained: models retrained without the forget set: one is the reference, a second the yardstick.
+        original: checkpoints of models that were trained on all samples, one a seed: they are then loaded, not trained.
+        retrained: models retrained without the forget dataset: one is the retrained model, a second the yardstick.
         relearning: whether audits try to bring the data back; see `hf_unlearn.audit`.
         folder: where the configuration stands.
     """
@@ -159,13 +159,13 @@ def _mapping(name: str, found: Any) -> Mapping[str, Any]:
 
 def _request(name: str, found: Any, seeds: int) -> Request:
     found = _mapping(f"requests: {name}", found)
-    if found.keys() - {"forget", "retain_rows", "retrained"} or "forget" not in found:
+    if found.keys() - {"forget", "retain_samples", "retrained"} or "forget" not in found:
         raise ValueError(
-            f"config: request {name!r} has forget and, if wanted, retain_rows and retrained; got {sorted(found)}"
+            f"config: request {name!r} has forget and, if wanted, retain_samples and retrained; got {sorted(found)}"
         )
     forget = _one_a_seed(f"request {name!r}", "forget expressions", found["forget"], seeds)
     retrained = _checkpoints(f"request {name!r}: retrained", found.get("retrained"), seeds)
-    return Request(forget, found.get("retain_rows"), retrained)
+    return Request(forget, found.get("retain_samples"), retrained)
 
 
 def _checkpoints(name: str, found: Any, seeds: int) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ def _one_a_seed(name: str, what: str, found: Any, seeds: int) -> tuple[str, ...]
 
 
 def _refuse_two_references(requests: Mapping[str, Request]) -> None:
-    """Requests that forget the same rows share the model retrained without them."""
+    """Requests that forget the same samples share the model retrained without them."""
     there: dict[tuple[int, str], str] = {}
     for name, request in requests.items():
         for place, (forget, checkpoint) in enumerate(zip(request.forget, request.retrained, strict=False)):

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from hf_unlearn.comparing.config import Comparison
-from hf_unlearn.comparing.runs import Cell, Training, Workplace, cells, trainings
+from hf_unlearn.comparing.runs import Cell, ComparisonFolder, Training, cells, trainings
 from hf_unlearn.report.comparison import write_comparison
 from hf_unlearn.training import quiet
 
@@ -28,7 +28,7 @@ CONTEXT: BaseContext = multiprocessing.get_context("spawn")  # a forked process 
 
 
 def compare(config: Comparison, output_dir: str | Path, *, workers: int = 1, progress: bool = True) -> dict[str, Any]:
-    """Unlearn with every method, and compare with models retrained without the forget set.
+    """Unlearn with every method, and compare with models retrained without the forget dataset.
 
     Args:
         config: what is compared.
@@ -39,7 +39,7 @@ def compare(config: Comparison, output_dir: str | Path, *, workers: int = 1, pro
 
     Returns:
         The content of `results.json`: the configuration, and one entry a cell: `status` ("done", "refused" or
-        "failed"), `figures`, `seconds`, `settings`, `device`, `versions`.
+        "failed"), `metrics`, `seconds`, `settings`, `device`, `versions`.
 
     Raises:
         ValueError: when the configuration names what is not there.
@@ -55,11 +55,11 @@ def compare(config: Comparison, output_dir: str | Path, *, workers: int = 1, pro
 
 
 def _compare(config: Comparison, output_dir: str | Path, workers: int, progress: bool) -> dict[str, Any]:
-    place = Workplace(config, output_dir)
+    place = ComparisonFolder(config, output_dir)
     models = [training for training in trainings(config) if not place.model_folder(training).exists()]
-    _share(models, place, Workplace.train, workers, "Training" if progress else "")
+    _share(models, place, ComparisonFolder.train, workers, "Training" if progress else "")
     waiting = [cell for cell in cells(config) if not place.done(cell)]
-    _share(waiting, place, Workplace.run, workers, "Comparing" if progress else "")
+    _share(waiting, place, ComparisonFolder.run, workers, "Comparing" if progress else "")
     found = [place.read(cell) for cell in cells(config)]
     report = {
         "name": config.name,
@@ -75,8 +75,8 @@ def _compare(config: Comparison, output_dir: str | Path, workers: int, progress:
 
 def _share(
     work: Sequence[Training] | Sequence[Cell],
-    place: Workplace,
-    do: Callable[[Workplace, Any], None],
+    place: ComparisonFolder,
+    do: Callable[[ComparisonFolder, Any], None],
     workers: int,
     title: str,
 ) -> None:
@@ -117,7 +117,7 @@ def _share(
     bar.close()
 
 
-def _pool(place: Workplace, workers: int) -> ProcessPoolExecutor:
+def _pool(place: ComparisonFolder, workers: int) -> ProcessPoolExecutor:
     numbers = CONTEXT.Queue()
     for number in range(workers):
         numbers.put(number)
@@ -126,7 +126,7 @@ def _pool(place: Workplace, workers: int) -> ProcessPoolExecutor:
     )
 
 
-_place: Workplace
+_place: ComparisonFolder
 
 
 def _start(config: Comparison, folder: Path, numbers: Any, workers: int) -> None:
@@ -140,7 +140,7 @@ def _start(config: Comparison, folder: Path, numbers: Any, workers: int) -> None
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     quiet()
     disable_progress_bar()
-    _place = Workplace(config, folder)
+    _place = ComparisonFolder(config, folder)
 
 
 def _end_with(parent: Any) -> None:
@@ -164,5 +164,5 @@ def gpu_of(number: int, gpus: int, visible: str | None) -> str:
     return (visible.split(",") if visible else [str(i) for i in range(gpus)])[number % gpus]
 
 
-def _in_worker(do: Callable[[Workplace, Any], None], each: Any) -> None:
+def _in_worker(do: Callable[[ComparisonFolder, Any], None], each: Any) -> None:
     do(_place, each)

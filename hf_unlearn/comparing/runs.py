@@ -23,8 +23,8 @@ from hf_unlearn.auditing.measuring import fingerprint as weights_fingerprint
 from hf_unlearn.comparing.config import Comparison, fingerprint
 from hf_unlearn.comparing.task import Task
 from hf_unlearn.comparing.unlearning import Refusal, clocks, device, unlearn
-from hf_unlearn.data.hashing import row_hashes
-from hf_unlearn.data.splitting import in_memory, sample_rows
+from hf_unlearn.data.hashing import sample_hashes
+from hf_unlearn.data.splitting import in_memory, subsample
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.report.comparison import ORIGINAL, RETRAINED
 
@@ -34,7 +34,7 @@ VERSIONS = {m.__name__: m.__version__ for m in (hf_unlearn, torch, transformers,
 
 @dataclass(frozen=True)
 class Training:
-    """A model that is trained on `rows`: all of them, those without a forget set, or those of a shadow model.
+    """A model that is trained on `samples`: all of them, those without a forget dataset, or those of a shadow model.
 
     Attributes:
         seed: of the task.
@@ -65,12 +65,12 @@ class Cell:
 
 
 def retrained_names(config: Comparison) -> list[str]:
-    """Names of the retrained models: the first is the reference."""
+    """Names of the retrained models: the first is the retrained model."""
     return [RETRAINED, *(f"{RETRAINED} {number}" for number in range(2, config.retrained + 1))]
 
 
 def models(config: Comparison, seed: int, forget: str) -> dict[str, Training]:
-    """By name, the models that forgetting these rows takes: the original, the retrained ones, the shadow models."""
+    """By name, the models that forgetting these samples takes: the original, the retrained ones, the shadow models."""
     names = [*retrained_names(config), *config.task_class.shadows]
     theirs = {name: Training(seed, name, forget, number) for number, name in enumerate(names, start=1)}
     return {ORIGINAL: Training(seed, ORIGINAL, None, 0), **theirs}
@@ -101,7 +101,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w]+", "-", text).strip("-")
 
 
-class Workplace:
+class ComparisonFolder:
     """A comparison's folder: trained models in `models`, one file a cell in `cells`.
 
     What is there already, made from the same settings, is not made again.
@@ -122,29 +122,29 @@ class Workplace:
         return self._tasks[seed]
 
     def sets(self, seed: int, forget: str) -> dict[str, Any]:
-        """The rows "forget", "retain" and "unseen" of a forget expression."""
+        """The samples "forget", "retain" and "unseen" of a forget expression."""
         if (seed, forget) not in self._sets:
             task = self.task(seed)
-            rows = (*task.split(forget), task.sets["test"])
+            samples = (*task.split(forget), task.sets["test"])
             names = ("forget", "retain", "unseen")
-            self._sets = {(seed, forget): {n: in_memory(each) for n, each in zip(names, rows, strict=True)}}
+            self._sets = {(seed, forget): {n: in_memory(each) for n, each in zip(names, samples, strict=True)}}
         return self._sets[seed, forget]
 
     # ---- models ----
 
-    def rows(self, training: Training) -> Any:
+    def samples(self, training: Training) -> Any:
         """What a model is trained on."""
         task = self.task(training.seed)
         if training.forget is None:
             return in_memory(task.sets["train"])
         if training.name in task.shadows:
-            return in_memory(task.shadow_rows(training.name, training.forget))
+            return in_memory(task.shadow_samples(training.name, training.forget))
         return self.sets(training.seed, training.forget)["retain"]
 
     def data(self, training: Training) -> str:
-        """A hash of these rows."""
+        """A hash of these samples."""
         if training not in self._data:
-            hashes = row_hashes(self.rows(training))
+            hashes = sample_hashes(self.samples(training))
             self._data[training] = hashlib.blake2b(b"".join(hashes), digest_size=16).hexdigest()
         return self._data[training]
 
@@ -178,9 +178,9 @@ class Workplace:
         if there := self.there(training):
             taken, model = {}, load_model(*there)  # nobody knows what it took
         else:
-            rows = self.rows(training)
+            samples = self.samples(training)
             with clocks() as taken:
-                model = self.task(training.seed).train(rows, training.seed + 1000 * training.number)
+                model = self.task(training.seed).train(samples, training.seed + 1000 * training.number)
         # Written aside and renamed: a folder that is there is whole.
         partial = folder.with_suffix(f".{os.getpid()}")
         model.save_pretrained(partial)
@@ -206,21 +206,21 @@ class Workplace:
         """A trained model, and the seconds that it took, unless it was there.
 
         Raises:
-            RuntimeError: there is none, or the task gave it other rows than it gives now.
+            RuntimeError: there is none, or the task gave it other samples than it gives now.
         """
         folder = self.found(training)
         taken = json.loads((folder / "training.json").read_text())
         if taken.pop("data") != self.data(training):
             raise RuntimeError(
-                f"the {training.name} model of seed {training.seed} was trained on other rows than the task has now; "
-                f"have it load the same rows in every process, and delete {folder}"
+                f"the {training.name} model of seed {training.seed} was trained on other samples than the task has now; "
+                f"have it load the same samples in every process, and delete {folder}"
             )
         return load_model(str(folder)).eval(), taken
 
     # ---- cells ----
 
     def cell_file(self, cell: Cell) -> Path:
-        """Where a cell's figures are kept."""
+        """Where a cell's metrics are kept."""
         return (
             self.folder / "cells" / f"{slug(cell.request)}-{cell.seed}-{slug(cell.model)}-{self._key(cell)[:6]}.json"
         )
@@ -231,7 +231,7 @@ class Workplace:
         there = [self.there(self.models(cell)[name]) for name in (ORIGINAL, RETRAINED)]
         return fingerprint(
             config.task, config.options, task.training, task.shadows, config.retrained, self.forget(cell),
-            request.retain_rows, config.budget, config.relearning, asdict(cell), config.methods.get(cell.model),
+            request.retain_samples, config.budget, config.relearning, asdict(cell), config.methods.get(cell.model),
             *(there if any(there) else []),
         )  # fmt: skip
 
@@ -283,7 +283,7 @@ class Workplace:
             self.found(needed[RETRAINED])  # before the work, not after it
             settings = config.methods[cell.model]
             shadows = {name: (lambda name=name: self.load(needed[name])[0]) for name in task.shadows}
-            retain = sample_rows(sets["retain"], request.retain_rows or len(sets["retain"]), cell.seed)
+            retain = subsample(sets["retain"], request.retain_samples or len(sets["retain"]), cell.seed)
             target = task.target(forget_text, shadows)
             try:
                 model, cost = unlearn(model, sets["forget"], retain, task, target, settings, config.budget)
@@ -295,7 +295,9 @@ class Workplace:
             result |= taken
             if there := self.there(needed[cell.model]):
                 result["checkpoint"] = there[0]
-        reference, _ = self.load(needed[RETRAINED])
-        kept = {"cache_dir": self.folder / "signals"} if cell.model not in config.methods else {}
-        result["figures"] = task.figures(model, reference, **sets, relearning=config.relearning, **kept)
+        retrained, _ = self.load(needed[RETRAINED])
+        kept = {"cache_dir": self.folder / "statistics"} if cell.model not in config.methods else {}
+        result["metrics"] = task.metrics(
+            model, retrained, **{f"{name}_ds": ds for name, ds in sets.items()}, relearning=config.relearning, **kept
+        )
         return {**result, "weights": weights_fingerprint(model).hex(), "versions": VERSIONS}

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoProcessor, set_seed
 
 from hf_unlearn.auditing.audit import audit
 from hf_unlearn.data.collator import default_collator, readable_collator
-from hf_unlearn.data.loading import load_rows, parse_forget
+from hf_unlearn.data.loading import load_samples, parse_forget
 from hf_unlearn.data.preprocessing import label_settings, prepare
 from hf_unlearn.data.splitting import split_forget_retain
 from hf_unlearn.models.loading import load_model
@@ -25,8 +25,8 @@ class Task:
 
     Attributes:
         training: settings of `TrainingArguments` for the original and for retraining.
-        shadows: names of further models, for the target; see `shadow_rows`.
-        processor: tokenizer, image processor, feature extractor or processor; None where rows need none.
+        shadows: names of further models, for the target; see `shadow_samples`.
+        processor: tokenizer, image processor, feature extractor or processor; None where samples need none.
         sets: `"train"`, `"unseen"` (sets the forgetting target; may be missing) and `"test"` (only looked at).
 
     Args:
@@ -51,13 +51,13 @@ class Task:
         raise NotImplementedError
 
     def split(self, forget: str) -> tuple[Any, Any]:
-        """Forget and retain set of an expression; see `hf_unlearn.data.loading.parse_forget`."""
+        """Forget and retain dataset of an expression; see `hf_unlearn.data.loading.parse_forget`."""
         wanted = parse_forget(forget, self.sets["train"])
         if "fraction" in wanted:
             wanted["seed"] = self.seed
         return split_forget_retain(self.sets["train"], **wanted)
 
-    def shadow_rows(self, name: str, forget: str) -> Any:
+    def shadow_samples(self, name: str, forget: str) -> Any:
         """What a model of `shadows` is trained on."""
         raise NotImplementedError
 
@@ -71,32 +71,32 @@ class Task:
         return {"unseen_ds": self.sets["unseen"]} if "unseen" in self.sets else {}
 
     def alternatives(self, forget: Any) -> Any:
-        """The forget rows with other answers, for methods that want them; None where the task has none."""
+        """The forget samples with other answers, for methods that want them; None where the task has none."""
         return None
 
-    def train(self, rows: Any, seed: int) -> Any:
-        """A model trained on rows with a plain `transformers.Trainer`."""
+    def train(self, samples: Any, seed: int) -> Any:
+        """A model trained on samples with a plain `transformers.Trainer`."""
         model = self.build(seed)
         collator = default_collator(model, self.processor)
         with tempfile.TemporaryDirectory() as folder:
-            train_from_scratch(model, rows, seed=seed, output_dir=folder, data_collator=collator, **self.training)
+            train_from_scratch(model, samples, seed=seed, output_dir=folder, data_collator=collator, **self.training)
         return model.eval()
 
-    def figures(
-        self, model: Any, reference: Any, *, forget: Any, retain: Any, unseen: Any, **settings: Any
+    def metrics(
+        self, model: Any, retrained: Any, *, forget_ds: Any, retain_ds: Any, unseen_ds: Any, **settings: Any
     ) -> dict[str, Any]:
-        """Flat figures of a model, `gap` to the reference among them, and the audit's `verdict` where there is one.
+        """Flat metrics of a model, `gap` to the retrained model among them, and the audit's `verdict` where there is one.
 
         Args:
             model: what is measured.
-            reference: the model retrained without the forget rows.
-            forget: rows that were forgotten.
-            retain: rows that were kept: all of them.
-            unseen: the test set.
+            retrained: the model retrained without the forget samples.
+            forget_ds: samples that were forgotten.
+            retain_ds: samples that were kept: all of them.
+            unseen_ds: the test dataset.
             **settings: of the audit.
         """
         report = audit(
-            model, forget=forget, retain=retain, unseen=unseen, reference=reference, seed=self.seed,
+            model, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=unseen_ds, retrained=retrained, seed=self.seed,
             data_collator=readable_collator(model, self.processor), **settings,
         )  # fmt: skip
         return {**report.metrics, "verdict": report.verdict["level"]}
@@ -111,9 +111,9 @@ class NamedTask(Task):
         head: auto class of transformers that gives the base its head, e.g. `"AutoModelForImageClassification"`: with
             the labels of the dataset where it has a label column. Default: the class that the base was saved as.
         from_scratch: take the configuration of the base and fresh weights.
-        dataset: name of the dataset, as `hf_unlearn.data.loading.load_rows` takes it.
+        dataset: name of the dataset, as `hf_unlearn.data.loading.load_samples` takes it.
         train: its split for training.
-        test: its split that figures are made on.
+        test: its split that metrics are made on.
         unseen: its split that sets the forgetting target; default: half of the test split.
         training: settings of `TrainingArguments`.
         columns: what a column is to its name, as `hf_unlearn.data.preprocessing.prepare` takes it.
@@ -142,11 +142,11 @@ class NamedTask(Task):
     def load(self, *, dataset: str, train: str, test: str, unseen: str | None) -> dict[str, Any]:  # type: ignore[override]
         """The splits, prepared for the model."""
         names = {"train": train, "test": test} | ({"unseen": unseen} if unseen else {})
-        rows = {name: load_rows(dataset, split) for name, split in names.items()}
+        samples = {name: load_samples(dataset, split) for name, split in names.items()}
         if self.head is not None:
-            self.labels = label_settings(rows["train"], self.columns)
+            self.labels = label_settings(samples["train"], self.columns)
         model = self.build(self.seed)
-        sets = {name: prepare(each, model, self.processor, columns=self.columns) for name, each in rows.items()}
+        sets = {name: prepare(each, model, self.processor, columns=self.columns) for name, each in samples.items()}
         if unseen is None:
             halves = sets["test"].train_test_split(test_size=0.5, seed=self.seed)
             sets |= {"unseen": halves["train"], "test": halves["test"]}

@@ -20,7 +20,7 @@ from hf_unlearn.trainer.trainer import UnlearningTrainer
 
 
 class Refusal(Exception):
-    """A method does not work on this head, these rows or this model, and says so before any step."""
+    """A method does not work on this head, these samples or this model, and says so before any step."""
 
 
 def unlearn(
@@ -45,7 +45,7 @@ def unlearn(
             folder, seed=task.seed, report_to="none", disable_tqdm=True, logging_steps=10**6, save_strategy="no",
             dataloader_pin_memory=torch.cuda.is_available(), **{**limits, **extra, **settings},
         )  # fmt: skip
-        alternatives = task.alternatives(forget) if METHODS[args.method].alternatives else None
+        alternatives = task.alternatives(forget) if METHODS[args.method].needs_alternative_ds else None
         try:
             trainer = UnlearningTrainer(
                 model, forget, retain, args, unseen_ds=unseen, alternative_ds=alternatives,

@@ -1,4 +1,4 @@
-"""The default collator: rows that are ready for the model become one padded batch."""
+"""The default collator: samples that are ready for the model become one padded batch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def default_collator(model: Any, processing_class: Any = None) -> Collator:
 
     Columns of equal shape are stacked. Ragged ones are padded at the end: `input_ids` with the pad id of
     `processing_class` or of the model's configuration, anything named `labels` with -100, `attention_mask` and the
-    rest with 0. Padded `input_ids` get an attention mask when the rows bring none; padded `input_values` get one when
+    rest with 0. Padded `input_ids` get an attention mask when the samples bring none; padded `input_values` get one when
     the model's feature encoder uses layer normalisation (those with group normalisation were trained without).
-    Rows of a causal language model that bring no labels are their own labels, but for padding. `label` and
+    Samples of a causal language model that bring no labels are their own labels, but for padding. `label` and
     `label_ids` become `labels`.
 
     Args:
@@ -43,17 +43,19 @@ def default_collator(model: Any, processing_class: Any = None) -> Collator:
     own_labels = type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     masks_audio = getattr(config, "feat_extract_norm", None) == "layer"
 
-    def collate(rows: list) -> dict[str, Any]:
-        rows = [{("labels" if k in ("label", "label_ids") else k): v for k, v in row.items()} for row in rows]
-        if own_labels and "labels" not in rows[0]:
-            rows = [{**row, "labels": _own_labels(row)} for row in rows]
+    def collate(samples: list) -> dict[str, Any]:
+        samples = [
+            {("labels" if k in ("label", "label_ids") else k): v for k, v in sample.items()} for sample in samples
+        ]
+        if own_labels and "labels" not in samples[0]:
+            samples = [{**sample, "labels": _own_labels(sample)} for sample in samples]
         batch: dict[str, Any] = {}
-        for name in rows[0]:
-            values = [_tensor(row[name]) for row in rows]
+        for name in samples[0]:
+            values = [_tensor(sample[name]) for sample in samples]
             fill = pad_id if name == "input_ids" else -100 if "labels" in name else 0
             batch[name], lengths = _stack(values, fill)
             wants_mask = name == "input_ids" or (name == "input_values" and masks_audio)
-            if lengths is not None and wants_mask and "attention_mask" not in rows[0]:
+            if lengths is not None and wants_mask and "attention_mask" not in samples[0]:
                 positions = torch.arange(batch[name].shape[1])
                 batch["attention_mask"] = (positions[None] < lengths[:, None]).long()
         return batch
@@ -64,7 +66,7 @@ def default_collator(model: Any, processing_class: Any = None) -> Collator:
 def readable_collator(model: Any, processing_class: Any = None) -> Collator:
     """`default_collator` on the columns that the model reads; others (a speaker, an author) are left out."""
     collate, names = default_collator(model, processing_class), set(columns_read(model))
-    return lambda rows: collate([{k: v for k, v in row.items() if k in names} for row in rows])
+    return lambda samples: collate([{k: v for k, v in sample.items() if k in names} for sample in samples])
 
 
 def columns_read(model: Any) -> list[str]:
@@ -73,10 +75,10 @@ def columns_read(model: Any) -> list[str]:
     return [*inspect.signature(base.forward).parameters, "label", "label_ids", *find_labels(type(base))]
 
 
-def _own_labels(row: Mapping[str, Any]) -> torch.Tensor:
+def _own_labels(sample: Mapping[str, Any]) -> torch.Tensor:
     """Its tokens; -100 where its attention mask says that they are padding."""
-    tokens = _tensor(row["input_ids"])
-    return tokens.masked_fill(_tensor(row["attention_mask"]) == 0, -100) if "attention_mask" in row else tokens
+    tokens = _tensor(sample["input_ids"])
+    return tokens.masked_fill(_tensor(sample["attention_mask"]) == 0, -100) if "attention_mask" in sample else tokens
 
 
 def _tensor(value: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Content hashes of rows and weights: they can be compared, and shown later to have been there, without being kept."""
+"""Content hashes of samples and weights: they can be compared, and shown later to have been there, without being kept."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from tqdm.auto import tqdm
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
-def row_hashes(dataset: Any, columns: Sequence[str] | None = None, description: str = "Hashing rows") -> list[bytes]:
-    """A 16-byte content hash of every row, so that rows can be compared without being kept.
+def sample_hashes(
+    dataset: Any, columns: Sequence[str] | None = None, description: str = "Hashing samples"
+) -> list[bytes]:
+    """A 16-byte content hash of every sample, so that samples can be compared without being kept.
 
-    Equal rows have equal hashes in every process, whatever the order of their columns, and whether Arrow, tensors or
+    Equal samples have equal hashes in every process, whatever the order of their columns, and whether Arrow, tensors or
     plain lists hold them.
 
     Args:
@@ -31,14 +33,14 @@ def row_hashes(dataset: Any, columns: Sequence[str] | None = None, description: 
     bar = tqdm(total=len(dataset), desc=description, delay=1.0, leave=False)
     hashes = []
     with bar:
-        for row in _raw_rows(dataset, columns):
-            hashes.append(hashlib.blake2b(row, digest_size=16).digest())
+        for sample in _raw_samples(dataset, columns):
+            hashes.append(hashlib.blake2b(sample, digest_size=16).digest())
             bar.update()
     return hashes
 
 
 def compared_columns(dataset: Any, columns: Sequence[str] | None) -> list[str]:
-    """The columns on which rows are compared: those of `columns` that the dataset has, or all of its own, sorted.
+    """The columns on which samples are compared: those of `columns` that the dataset has, or all of its own, sorted.
 
     A dataset with a transform makes the model's columns as it is read; it is compared on what it stores.
     """
@@ -50,8 +52,8 @@ def compared_columns(dataset: Any, columns: Sequence[str] | None) -> list[str]:
     return sorted(set(names) & set(columns or ()) or names)
 
 
-def _raw_rows(dataset: Any, columns: Sequence[str] | None) -> Iterator[bytes]:
-    """The content of every row; equal for equal values, whatever holds them and in whatever process."""
+def _raw_samples(dataset: Any, columns: Sequence[str] | None) -> Iterator[bytes]:
+    """The content of every sample; equal for equal values, whatever holds them and in whatever process."""
     if isinstance(dataset, datasets.Dataset):
         names = sorted(columns or dataset.column_names)
         # As Arrow stores it: no image or sound is decoded.
@@ -61,8 +63,8 @@ def _raw_rows(dataset: Any, columns: Sequence[str] | None) -> Iterator[bytes]:
                     yield _joined([(name, _cell(batch.column(name).slice(i, 1))) for name in names])
         return
     for i in range(len(dataset)):
-        row = dataset[i]
-        yield _joined([(name, _bytes(row[name])) for name in sorted(columns or row) if name in row])
+        sample = dataset[i]
+        yield _joined([(name, _bytes(sample[name])) for name in sorted(columns or sample) if name in sample])
 
 
 def _joined(parts: Sequence[tuple[str, bytes]]) -> bytes:

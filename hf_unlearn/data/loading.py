@@ -1,4 +1,4 @@
-"""Rows as they stand on the Hub or on disk, and which of them to forget, said in one line of text."""
+"""Samples as they stand on the Hub or on disk, and which of them to forget, said in one line of text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, load_dataset, load
 from datasets.exceptions import DatasetNotFoundError
 
 FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-GRAMMAR = "COLUMN=VALUE,..., COLUMN=FIRST..LAST, 10%, fraction=0.1, rows=FIRST..LAST or indices=FILE"
+GRAMMAR = "COLUMN=VALUE,..., COLUMN=FIRST..LAST, 10%, fraction=0.1, samples=FIRST..LAST or indices=FILE"
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------
+# ---- samples ------------------------------------------------------------------------------------------------------
 
 
-def load_rows(dataset: str, split: str | None = None) -> Dataset:
-    """The rows of one split of a dataset. Sound stays undecoded.
+def load_samples(dataset: str, split: str | None = None) -> Dataset:
+    """The samples of one split of a dataset. Sound stays undecoded.
 
     Args:
         dataset: name on the Hub (`name` or `name@revision`), a local folder (data files, or what `save_to_disk`
@@ -33,20 +33,20 @@ def load_rows(dataset: str, split: str | None = None) -> Dataset:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(folder)
-        ...     load_rows(folder)["text"][:]
+        ...     load_samples(folder)["text"][:]
         ['a', 'b']
     """
     config, _, part = (split or "").rpartition(":") if "[" not in (split or "") else _cut(split or "")
     if os.path.isfile(dataset):
-        rows = _of_file(dataset, config, part or "train")
+        samples = _of_file(dataset, config, part or "train")
     elif _is_saved(dataset):
-        rows = _of_saved(dataset, config, part)
+        samples = _of_saved(dataset, config, part)
     else:
-        rows = _of_builder(dataset, config or None, part)
-    for name, feature in rows.features.items():
+        samples = _of_builder(dataset, config or None, part)
+    for name, feature in samples.features.items():
         if isinstance(feature, Audio) and feature.decode:
-            rows = rows.cast_column(name, Audio(decode=False))
-    return rows
+            samples = samples.cast_column(name, Audio(decode=False))
+    return samples
 
 
 def _cut(split: str) -> tuple[str, str, str]:
@@ -109,31 +109,31 @@ def _line(error: Exception) -> str:
 # ---- the forget request ------------------------------------------------------------------------------------------
 
 
-def parse_forget(text: str, rows: Dataset) -> dict[str, Any]:
+def parse_forget(text: str, samples: Dataset) -> dict[str, Any]:
     """What to forget, as keywords of `hf_unlearn.split_forget_retain`.
 
-    | text | the forget set |
+    | text | the forget dataset |
     |---|---|
     | `label=3`, `label=Sandal` | a class, by number or by name |
-    | `speaker=1272,1284` | the rows whose column holds one of the values |
+    | `speaker=1272,1284` | the samples whose column holds one of the values |
     | `author_id=190..199` | the same for all whole numbers from 190 to 199 |
     | `10%`, `fraction=0.1` | a random share |
-    | `rows=3800..3999` | rows by their numbers, from 0 |
-    | `indices=FILE` | the row numbers in a text file, from 0, parted by white space or commas |
+    | `samples=3800..3999` | samples by their numbers, from 0 |
+    | `indices=FILE` | the sample numbers in a text file, from 0, parted by white space or commas |
 
-    `fraction`, `rows` and `indices` are never columns. A name of a class goes before its number, and may have commas
+    `fraction`, `samples` and `indices` are never columns. A name of a class goes before its number, and may have commas
     in it.
 
     Args:
         text: the request.
-        rows: the rows that it is about, ready for the model; class numbers are theirs.
+        samples: the samples that it is about, ready for the model; class numbers are theirs.
 
     Raises:
         ValueError: not of this form, an unknown column, class or file, or a value that the column cannot hold.
 
     Examples:
-        >>> rows = Dataset.from_dict({"label": [0, 1, 1]}).cast_column("label", ClassLabel(names=["Bag", "Sandal"]))
-        >>> parse_forget("label=Sandal", rows), parse_forget("10%", rows)
+        >>> samples = Dataset.from_dict({"label": [0, 1, 1]}).cast_column("label", ClassLabel(names=["Bag", "Sandal"]))
+        >>> parse_forget("label=Sandal", samples), parse_forget("10%", samples)
         ({'column': 'label', 'values': [1]}, {'fraction': 0.1})
     """
     text = text.strip()
@@ -146,11 +146,11 @@ def parse_forget(text: str, rows: Dataset) -> dict[str, Any]:
         return {"fraction": _fraction(value, text)}
     if column == "indices":
         return {"indices": _indices(value)}
-    if column == "rows":
+    if column == "samples":
         return {"indices": [_value(column, each, "int64") for each in _listed(value)]}
-    if column not in rows.column_names:
-        raise ValueError(f"forget: there is no column {column!r}, only {rows.column_names}; use {GRAMMAR}")
-    feature = rows.features[column]
+    if column not in samples.column_names:
+        raise ValueError(f"forget: there is no column {column!r}, only {samples.column_names}; use {GRAMMAR}")
+    feature = samples.features[column]
     if isinstance(feature, ClassLabel):
         whole = value in feature.names
         return {"column": column, "values": [_class(v, feature) for v in ([value] if whole else _listed(value))]}
@@ -169,9 +169,11 @@ def _indices(path: str) -> list[int]:
         with open(path) as file:
             return [int(word) for word in file.read().replace(",", " ").split()]
     except OSError as error:
-        raise ValueError(f"forget: {path!r} does not open ({error.strerror}); give a file of row numbers") from error
+        raise ValueError(
+            f"forget: {path!r} does not open ({error.strerror}); give a file of sample numbers"
+        ) from error
     except ValueError as error:
-        raise ValueError(f"forget: {path!r} holds something else than row numbers: {_line(error)}") from error
+        raise ValueError(f"forget: {path!r} holds something else than sample numbers: {_line(error)}") from error
 
 
 def _listed(value: str) -> list[str]:

@@ -11,9 +11,9 @@ from torch.utils.data import Sampler
 
 
 class Pair(NamedTuple):
-    """One forget row, the retain rows that travel with it, and the forget row's number in the forget set.
+    """One forget sample, the retain samples that travel with it, and the forget sample's number in the forget dataset.
 
-    `alternative`: the same row with the answer to give instead, where there is one.
+    `alternative`: the same sample with the answer to give instead, where there is one.
     """
 
     forget: dict
@@ -23,18 +23,18 @@ class Pair(NamedTuple):
 
 
 class PairedDataset(torch.utils.data.Dataset):
-    """Forget and retain rows side by side, in an order that depends on the seed and on the position alone.
+    """Forget and retain samples side by side, in an order that depends on the seed and on the position alone.
 
-    Position `t` of an endless stream is one forget row and its share of the batch's retain rows. Consecutive positions
+    Position `t` of an endless stream is one forget sample and its share of the batch's retain samples. Consecutive positions
     make up the batches, so 1 process with batches of 8, 4 accumulated batches of 2 and 2 processes with batches of 4
-    all see the same rows in the same optimizer step; both sets are shuffled anew at every pass over them.
+    all see the same samples in the same optimizer step; both sets are shuffled anew at every pass over them.
 
     Args:
-        forget: map-style dataset of rows to forget.
-        retain: map-style dataset of rows to keep.
-        alternative: map-style dataset, row by row the forget set with other answers, or None.
-        forget_per_step: forget rows of one optimizer step, over all processes and accumulated batches.
-        retain_per_step: retain rows of one optimizer step, likewise.
+        forget: map-style dataset of samples to forget.
+        retain: map-style dataset of samples to keep.
+        alternative: map-style dataset, sample by sample the forget dataset with other answers, or None.
+        forget_per_step: forget samples of one optimizer step, over all processes and accumulated batches.
+        retain_per_step: retain samples of one optimizer step, likewise.
         seed: seed of the order.
     """
 
@@ -62,14 +62,16 @@ class PairedDataset(torch.utils.data.Dataset):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Pair]:
-        """The pairs of a batch at once: `datasets` reads many rows in the time of a few."""
+        """The pairs of a batch at once: `datasets` reads many samples in the time of a few."""
         indices = [self._order(0, len(self.forget), position) for position in positions]
         shares = [self._share(position) for position in positions]
-        retain = iter(_read(self.retain, [self._order(1, len(self.retain), row) for share in shares for row in share]))
+        retain = iter(
+            _read(self.retain, [self._order(1, len(self.retain), sample) for share in shares for sample in share])
+        )
         alternatives = [None] * len(indices) if self.alternative is None else _read(self.alternative, indices)
         return [
-            Pair(row, [next(retain) for _ in share], index, alternative)
-            for row, share, index, alternative in zip(
+            Pair(sample, [next(retain) for _ in share], index, alternative)
+            for sample, share, index, alternative in zip(
                 _read(self.forget, indices), shares, indices, alternatives, strict=True
             )
         ]
@@ -79,7 +81,7 @@ class PairedDataset(torch.utils.data.Dataset):
         return range(first, last)
 
     def _order(self, stream: int, size: int, position: int) -> int:
-        """The row at `position` of an endless stream of shuffled passes over `size` rows."""
+        """The sample at `position` of an endless stream of shuffled passes over `size` samples."""
         cycle, offset = divmod(position, size)
         if self._orders.get(stream, (None, None))[0] != cycle:
             generator = torch.Generator().manual_seed(hash((self.seed, stream, cycle)) % 2**63)
@@ -107,19 +109,19 @@ class PairSampler(Sampler[int]):
 
 
 class PairCollator:
-    """Collates pairs into `{"forget": batch, "retain": batch, "index": forget row numbers [B]}`.
+    """Collates pairs into `{"forget": batch, "retain": batch, "index": forget sample numbers [B]}`.
 
-    Alternatives follow the forget rows in the same batch, [2 B] rows then: one forward pass sees both.
+    Alternatives follow the forget samples in the same batch, [2 B] samples then: one forward pass sees both.
     """
 
     def __init__(self, collator: Callable[[list], Mapping[str, Any]]):
         self.collator = collator
 
     def __call__(self, pairs: list[Pair]) -> dict[str, Any]:
-        """Collate the forget rows and the retain rows apart, each as the user's collator does it."""
+        """Collate the forget samples and the retain samples apart, each as the user's collator does it."""
         alternatives = [pair.alternative for pair in pairs if pair.alternative is not None]
         return {
             "forget": self.collator([pair.forget for pair in pairs] + alternatives),
-            "retain": self.collator([row for pair in pairs for row in pair.retain]),
+            "retain": self.collator([sample for pair in pairs for sample in pair.retain]),
             "index": torch.tensor([pair.number for pair in pairs]),
         }

@@ -1,4 +1,4 @@
-"""From rows as they stand on the Hub to rows ready for a model."""
+"""From samples as they stand on the Hub to samples ready for a model."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ USUAL = {
     "completion": ("completion", "answer", "target", "summary"),
     "messages": ("messages",),
 }
-# Rows in memory at a time: an image of 224 x 224 is 0.6 MB, half a minute of sound for Whisper 1 MB.
+# Samples in memory at a time: an image of 224 x 224 is 0.6 MB, half a minute of sound for Whisper 1 MB.
 BATCH = 64
 TEXT_BATCH = 1000
 
 
-def prepare(rows: Dataset, model: Any, processor: Any, *, columns: Mapping[str, str] | None = None) -> Dataset:
-    """Rows as `model` takes them, made by `processor`; rows that hold the model's main input are left alone.
+def prepare(samples: Dataset, model: Any, processor: Any, *, columns: Mapping[str, str] | None = None) -> Dataset:
+    """Samples as `model` takes them, made by `processor`; samples that hold the model's main input are left alone.
 
-    | head | rows bring | rows get |
+    | head | samples bring | samples get |
     |---|---|---|
     | image classifier | image, label | `pixel_values`, `label` |
     | audio classifier | audio, label | `input_values` or `input_features`, `label` |
@@ -51,55 +51,57 @@ def prepare(rows: Dataset, model: Any, processor: Any, *, columns: Mapping[str, 
     Text longer than tokenizer and model allow is cut. Sound is resampled, its first channel taken.
 
     Args:
-        rows: the rows, from `hf_unlearn.data.loading.load_rows` or any `datasets.Dataset`.
+        samples: the samples, from `hf_unlearn.data.loading.load_samples` or any `datasets.Dataset`.
         model: the model, for its head, its configuration and its main input.
         processor: tokenizer, image processor, feature extractor, or the processor that holds two of them.
         columns: what a column is (`"image"`, `"audio"`, `"text"`, `"text_pair"`, `"label"`, `"prompt"`,
-            `"completion"`, `"messages"`) to its name in `rows`, where that is not the usual one.
+            `"completion"`, `"messages"`) to its name in `samples`, where that is not the usual one.
 
     Returns:
-        The rows, streamed to the cache of `datasets`: nothing but a batch is in memory, and a second call reads it.
+        The samples, streamed to the cache of `datasets`: nothing but a batch is in memory, and a second call reads it.
 
     Raises:
         ValueError: a column is missing, the model has no class of that name, or a head that this cannot prepare for.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     main = base.main_input_name
-    if main in rows.column_names:
-        return rows
+    if main in samples.column_names:
+        return samples
     if processor is None:
-        raise ValueError(f"processor: is missing, and the rows hold no {main}; give what makes {main} of them")
-    if len(rows) == 0:
-        raise ValueError("rows: are none; give at least one row")
+        raise ValueError(f"processor: is missing, and the samples hold no {main}; give what makes {main} of them")
+    if len(samples) == 0:
+        raise ValueError("samples: are none; give at least one sample")
     unknown = set(columns or ()) - {*USUAL, "text_pair"}
     if unknown:
         raise ValueError(f"columns: {sorted(unknown)} is nothing that is looked for; use {[*USUAL, 'text_pair']}")
     kind, modality = head_of(base).kind, INPUTS.get(main)
-    found = _Columns(rows.with_format(None), dict(columns or {}))
+    found = _Columns(samples.with_format(None), dict(columns or {}))
     if kind in CLASSIFIERS and modality is not None:
-        found.rows = _labelled(found, base.config, kind)
-        make = {"image": _image_rows, "audio": _audio_rows, "text": _text_rows}[modality]
+        found.samples = _labelled(found, base.config, kind)
+        make = {"image": _image_samples, "audio": _audio_samples, "text": _text_samples}[modality]
         return make(found, base, processor)
     if modality == "audio" and kind in ("ctc", "seq2seq_lm"):
-        return _spoken_rows(found, base, processor)
+        return _spoken_samples(found, base, processor)
     if modality == "text" and kind in ("causal_lm", "seq2seq_lm"):
-        return (_causal_rows if kind == "causal_lm" else _translated_rows)(found, base, processor)
-    raise ValueError(f"rows: cannot be prepared for {type(base).__name__}; bring rows that hold {main} and its labels")
+        return (_causal_samples if kind == "causal_lm" else _translated_samples)(found, base, processor)
+    raise ValueError(
+        f"samples: cannot be prepared for {type(base).__name__}; bring samples that hold {main} and its labels"
+    )
 
 
-def label_settings(rows: Dataset, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
+def label_settings(samples: Dataset, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What a model's configuration should say of the classes that the label column names; nothing where it names none.
 
     Args:
-        rows: as for `prepare`.
+        samples: as for `prepare`.
         columns: as for `prepare`.
 
     Examples:
-        >>> rows = Dataset.from_dict({"label": [[0, 1]]}, Features({"label": List(ClassLabel(names=["joy", "fear"]))}))
-        >>> label_settings(rows)["label2id"], label_settings(rows)["problem_type"]
+        >>> samples = Dataset.from_dict({"label": [[0, 1]]}, Features({"label": List(ClassLabel(names=["joy", "fear"]))}))
+        >>> label_settings(samples)["label2id"], label_settings(samples)["problem_type"]
         ({'joy': 0, 'fear': 1}, 'multi_label_classification')
     """
-    feature = rows.features.get(_Columns(rows, dict(columns or {})).find("label"))
+    feature = samples.features.get(_Columns(samples, dict(columns or {})).find("label"))
     several = {"problem_type": "multi_label_classification"} if isinstance(feature, List) else {}
     feature = feature.feature if isinstance(feature, List) else feature
     if not isinstance(feature, ClassLabel):
@@ -109,39 +111,39 @@ def label_settings(rows: Dataset, columns: Mapping[str, str] | None = None) -> d
 
 
 class _Columns:
-    """Rows, and which of their columns is what."""
+    """Samples, and which of their columns is what."""
 
-    def __init__(self, rows: Dataset, given: dict[str, str]):
-        self.rows, self.given = rows, given
+    def __init__(self, samples: Dataset, given: dict[str, str]):
+        self.samples, self.given = samples, given
         for what, name in given.items():
-            if name not in rows.column_names:
-                raise ValueError(f"columns: there is no column {name!r} for {what}, only {rows.column_names}")
+            if name not in samples.column_names:
+                raise ValueError(f"columns: there is no column {name!r} for {what}, only {samples.column_names}")
 
     def find(self, what: str) -> str | None:
         """The name of the column that is `what`: as given, of the usual name, or the only one of its type."""
         if what in self.given:
             return self.given[what]
-        names = [name for name in USUAL.get(what, ()) if name in self.rows.column_names]
+        names = [name for name in USUAL.get(what, ()) if name in self.samples.column_names]
         kinds = {"image": Image, "audio": Audio, "label": ClassLabel}
-        typed = [n for n, feature in self.rows.features.items() if isinstance(feature, kinds.get(what, ()))]
+        typed = [n for n, feature in self.samples.features.items() if isinstance(feature, kinds.get(what, ()))]
         return names[0] if names else typed[0] if len(typed) == 1 else None
 
     def need(self, what: str) -> str:
         name = self.find(what)
         if name is None:
             raise ValueError(
-                f"columns: none of {self.rows.column_names} is known as {what}; say which, as {what}=its name"
+                f"columns: none of {self.samples.column_names} is known as {what}; say which, as {what}=its name"
             )
         return name
 
     def apply(self, convert: Callable, used: Sequence[str], batch: int, **settings: Any) -> Dataset:
-        """`convert` on batches of the rows, without the columns that are used up."""
-        first = convert(self.rows[:1], **settings)  # also settles the tokenizer, whose state names the cache
-        kept = {name: feature for name, feature in self.rows.features.items() if name not in used}
+        """`convert` on batches of the samples, without the columns that are used up."""
+        first = convert(self.samples[:1], **settings)  # also settles the tokenizer, whose state names the cache
+        kept = {name: feature for name, feature in self.samples.features.items() if name not in used}
         made = {name: _feature(values[0]) for name, values in first.items()}
-        return self.rows.map(
+        return self.samples.map(
             convert, batched=True, batch_size=batch, writer_batch_size=batch, remove_columns=list(used),
-            features=Features(kept | made), fn_kwargs=settings, desc="Preparing rows",
+            features=Features(kept | made), fn_kwargs=settings, desc="Preparing samples",
         )  # fmt: skip
 
 
@@ -156,56 +158,56 @@ def _feature(value: Any) -> Any:
 
 
 def _labelled(found: _Columns, config: Any, kind: str) -> Dataset:
-    """The rows with their labels in the column `label`, numbered as the model numbers its classes."""
-    column, rows = found.need("label"), found.rows
+    """The samples with their labels in the column `label`, numbered as the model numbers its classes."""
+    column, samples = found.need("label"), found.samples
     if column != "label":
-        if "label" in rows.column_names:
+        if "label" in samples.column_names:
             raise ValueError(f"columns: label is {column!r}, but there is another column 'label'; remove one of them")
-        rows = rows.rename_column(column, "label")
-    feature, dtype = rows.features["label"], getattr(rows.features["label"], "dtype", "")
+        samples = samples.rename_column(column, "label")
+    feature, dtype = samples.features["label"], getattr(samples.features["label"], "dtype", "")
     if kind == "multi_label" and isinstance(feature, List):
-        return _several(rows, config.num_labels)
+        return _several(samples, config.num_labels)
     if kind != "single_label":
-        return rows
+        return samples
     names = [config.id2label[i] for i in range(config.num_labels)]
     named = names != [f"LABEL_{i}" for i in range(config.num_labels)]
     if isinstance(feature, ClassLabel):
         if not named or feature.names == names:
-            return rows
+            return samples
         if {name.lower() for name in feature.names} <= {name.lower() for name in names}:
-            return rows.align_labels_with_mapping({name: i for i, name in enumerate(names)}, "label")
+            return samples.align_labels_with_mapping({name: i for i, name in enumerate(names)}, "label")
         logger.warning(
-            f"label: the classes of the rows ({', '.join(feature.names[:4])}, ...) are not called as the model's "
+            f"label: the classes of the samples ({', '.join(feature.names[:4])}, ...) are not called as the model's "
             f"({', '.join(names[:4])}, ...); their numbers are taken as they are"
         )
     elif "string" in dtype or ("int" in dtype and named):
         known = set(names) if "string" in dtype else set(range(len(names)))
-        strange = sorted(set(rows.unique("label")) - known, key=str)
+        strange = sorted(set(samples.unique("label")) - known, key=str)
         if strange:
             raise ValueError(f"label: the model has no class {strange[0]!r}; its classes are {names[:8]}")
-        return rows.cast_column("label", ClassLabel(names=names))
-    return rows
+        return samples.cast_column("label", ClassLabel(names=names))
+    return samples
 
 
-def _several(rows: Dataset, classes: int) -> Dataset:
-    """Lists of class numbers as zeros and ones [classes]; rows that hold one number a class already stay."""
-    if isinstance(rows.features["label"].feature, Value) and "float" in rows.features["label"].feature.dtype:
-        return rows
+def _several(samples: Dataset, classes: int) -> Dataset:
+    """Lists of class numbers as zeros and ones [classes]; samples that hold one number a class already stay."""
+    if isinstance(samples.features["label"].feature, Value) and "float" in samples.features["label"].feature.dtype:
+        return samples
 
     def spread(batch: dict) -> dict:
         return {"label": [np.isin(range(classes), each).astype(np.float32) for each in batch["label"]]}
 
-    made = Features({**rows.features, "label": List(Value("float32"))})
-    return rows.map(spread, batched=True, features=made, desc="Preparing labels")
+    made = Features({**samples.features, "label": List(Value("float32"))})
+    return samples.map(spread, batched=True, features=made, desc="Preparing labels")
 
 
 # ---- images and sound --------------------------------------------------------------------------------------------
 
 
-def _image_rows(found: _Columns, model: Any, processor: Any) -> Dataset:
+def _image_samples(found: _Columns, model: Any, processor: Any) -> Dataset:
     image = found.need("image")
-    if not isinstance(found.rows.features[image], Image) or not found.rows.features[image].decode:
-        found.rows = found.rows.cast_column(image, Image())
+    if not isinstance(found.samples.features[image], Image) or not found.samples.features[image].decode:
+        found.samples = found.samples.cast_column(image, Image())
     settings = {
         "image": image,
         "processor": getattr(processor, "image_processor", processor),
@@ -218,7 +220,7 @@ def _pixels(batch: dict, image: str, processor: Any, mode: str) -> dict:
     return {"pixel_values": processor([each.convert(mode) for each in batch[image]], return_tensors="np").pixel_values}
 
 
-def _audio_rows(found: _Columns, model: Any, processor: Any) -> Dataset:
+def _audio_samples(found: _Columns, model: Any, processor: Any) -> Dataset:
     audio = _undecoded(found)
     extractor = getattr(processor, "feature_extractor", processor)
     return found.apply(
@@ -228,7 +230,7 @@ def _audio_rows(found: _Columns, model: Any, processor: Any) -> Dataset:
 
 def _undecoded(found: _Columns) -> str:
     audio = found.need("audio")
-    found.rows = found.rows.cast_column(audio, Audio(decode=False))
+    found.samples = found.samples.cast_column(audio, Audio(decode=False))
     return audio
 
 
@@ -252,7 +254,7 @@ def waveform(audio: Mapping[str, Any], rate: int) -> np.ndarray:
     return samples[:, 0] if found == rate else resample_poly(samples[:, 0], rate, found)
 
 
-def _spoken_rows(found: _Columns, model: Any, processor: Any) -> Dataset:
+def _spoken_samples(found: _Columns, model: Any, processor: Any) -> Dataset:
     if not (hasattr(processor, "feature_extractor") and hasattr(processor, "tokenizer")):
         raise ValueError(
             f"processor: a {type(processor).__name__} cannot both hear and write; give a processor that has a feature "
@@ -271,8 +273,8 @@ def _spoken_rows(found: _Columns, model: Any, processor: Any) -> Dataset:
 
 def _transcripts(batch: dict, text: str, tokenizer: Any, start: int | None, limit: int | None, **sound: Any) -> dict:
     labels = [tokenizer(_cased(line, tokenizer, start is None)).input_ids for line in batch[text]]
-    labels = [row[1:] if start is not None and row[0] == start else row for row in labels]
-    return {**_sounds(batch, **sound), "labels": [row[:limit] for row in labels]}
+    labels = [sample[1:] if start is not None and sample[0] == start else sample for sample in labels]
+    return {**_sounds(batch, **sound), "labels": [sample[:limit] for sample in labels]}
 
 
 def _cased(line: str, tokenizer: Any, letters: bool) -> str:
@@ -291,8 +293,8 @@ def _limit(tokenizer: Any, config: Any) -> int:
     return min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 10**9)
 
 
-def _text_rows(found: _Columns, model: Any, processor: Any) -> Dataset:
-    words = [name for name, feature in found.rows.features.items() if getattr(feature, "dtype", "") == "string"]
+def _text_samples(found: _Columns, model: Any, processor: Any) -> Dataset:
+    words = [name for name, feature in found.samples.features.items() if getattr(feature, "dtype", "") == "string"]
     text = found.find("text") or (words[0] if len(words) == 1 else found.need("text"))
     used = [text, *([found.given["text_pair"]] if "text_pair" in found.given else [])]
     return found.apply(
@@ -304,7 +306,7 @@ def _tokens(batch: dict, names: list[str], tokenizer: Any, limit: int) -> dict:
     return dict(tokenizer(*(batch[name] for name in names), truncation=True, max_length=limit))
 
 
-def _causal_rows(found: _Columns, model: Any, processor: Any) -> Dataset:
+def _causal_samples(found: _Columns, model: Any, processor: Any) -> Dataset:
     tokenizer = getattr(processor, "tokenizer", processor)
     if found.find("messages"):
         used = [found.need("messages")]
@@ -329,7 +331,7 @@ def _exchanges(batch: dict, names: list[str], tokenizer: Any, limit: int, asked:
 
 
 def _exchange(values: tuple, tokenizer: Any, asked: bool) -> tuple[list[int], list[int]]:
-    """The tokens of a row without loss, and those with it."""
+    """The tokens of a sample without loss, and those with it."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     if len(values) == 1 and isinstance(values[0], str):
         tokens = tokenizer(values[0]).input_ids
@@ -353,7 +355,7 @@ def _exchange(values: tuple, tokenizer: Any, asked: bool) -> tuple[list[int], li
     return tokens, tokenizer(completion, add_special_tokens=False).input_ids + end
 
 
-def _translated_rows(found: _Columns, model: Any, processor: Any) -> Dataset:
+def _translated_samples(found: _Columns, model: Any, processor: Any) -> Dataset:
     tokenizer = getattr(processor, "tokenizer", processor)
     used = [found.need("prompt"), found.need("completion")]
     return found.apply(

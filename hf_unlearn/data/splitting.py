@@ -1,4 +1,4 @@
-"""Splitting a training set into what is forgotten and what is kept, and the kind of request."""
+"""Splitting a training dataset into what is forgotten and what is kept, and the kind of request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 
-REQUESTS = ("rows", "class", "group")
+REQUESTS = ("samples", "class", "group")
 SMALL = 2**30  # bytes of Arrow; tokens take several times as much as lists
 _MARK = re.compile(r"\[hf_unlearn request=(\w+)\]")
 
@@ -35,7 +35,7 @@ def split_forget_retain(
     request: str | None = None,
     seed: int = 42,
 ) -> tuple[Any, Any]:
-    """Split a training set into what must be forgotten and what must stay.
+    """Split a training dataset into what must be forgotten and what must stay.
 
     Exactly one of `column` (with `values`), `fraction`, `indices` and `where` says what is forgotten.
 
@@ -43,13 +43,13 @@ def split_forget_retain(
         dataset: a `datasets.Dataset`, or any map-style dataset (`__len__`, `__getitem__` giving dicts).
         column: name of the column that holds the class, speaker, author, licence, ...
         values: the values of `column` to forget.
-        fraction: share of the rows to forget, in (0, 1), drawn with `seed`; at least one row.
+        fraction: share of the samples to forget, in (0, 1), drawn with `seed`; at least one sample.
         stratify_by: with `fraction`: a column whose values keep their proportions.
-        indices: row numbers to forget.
-        where: a predicate on a row; True means forget.
-        request: `"rows"`, `"class"` or `"group"`. Left out, `column` makes a `"class"` when it is a label column
+        indices: sample numbers to forget.
+        where: a predicate on a sample; True means forget.
+        request: `"samples"`, `"class"` or `"group"`. Left out, `column` makes a `"class"` when it is a label column
             (named `label` or `labels`, or of type `datasets.ClassLabel`) and a `"group"` otherwise; all else is
-            `"rows"`.
+            `"samples"`.
         seed: seed of `fraction`'s draw.
 
     Returns:
@@ -62,8 +62,8 @@ def split_forget_retain(
             side would be empty.
 
     Examples:
-        >>> rows = datasets.Dataset.from_dict({"x": [0.1, 0.2, 0.3, 0.4], "label": [0, 1, 2, 1]})
-        >>> forget, retain = split_forget_retain(rows, column="label", values=[1])
+        >>> samples = datasets.Dataset.from_dict({"x": [0.1, 0.2, 0.3, 0.4], "label": [0, 1, 2, 1]})
+        >>> forget, retain = split_forget_retain(samples, column="label", values=[1])
         >>> len(forget), len(retain), request_of(forget)
         (2, 2, 'class')
     """
@@ -87,9 +87,11 @@ def split_forget_retain(
         chosen = [i for i in range(size) if where(dataset[i])]
     if not chosen or len(chosen) == size:
         side = "forget" if not chosen else "retain"
-        raise ValueError(f"split_forget_retain: the {side} set would be empty ({len(chosen)} of {size} rows chosen)")
+        raise ValueError(
+            f"split_forget_retain: the {side} dataset would be empty ({len(chosen)} of {size} samples chosen)"
+        )
 
-    request = request or (_request_of_column(dataset, column) if column is not None else "rows")
+    request = request or (_request_of_column(dataset, column) if column is not None else "samples")
     kept = np.setdiff1d(np.arange(size), chosen).tolist()
     if isinstance(dataset, datasets.Dataset):
         return _mark(dataset.select(chosen), request), _mark(dataset.select(kept), request)
@@ -97,7 +99,7 @@ def split_forget_retain(
 
 
 def request_of(dataset: Any) -> str | None:
-    """The kind of request (`"rows"`, `"class"`, `"group"`) that `split_forget_retain` left on a dataset, or None."""
+    """The kind of request (`"samples"`, `"class"`, `"group"`) that `split_forget_retain` left on a dataset, or None."""
     if isinstance(dataset, datasets.Dataset):
         marks = _MARK.findall(dataset.info.description or "")
         return marks[-1] if marks else None
@@ -164,28 +166,28 @@ def _draw(dataset: Any, fraction: float, stratify_by: str | None, seed: int) -> 
     strata: dict[Any, list[int]] = {}
     for i, value in enumerate(column_of(dataset, stratify_by) if stratify_by else [None] * len(dataset)):
         strata.setdefault(value, []).append(i)
-    counts = {value: max(1, round(fraction * len(rows))) for value, rows in strata.items()}
-    return sorted(i for value, rows in strata.items() for i in rng.permutation(rows)[: counts[value]].tolist())
+    counts = {value: max(1, round(fraction * len(samples))) for value, samples in strata.items()}
+    return sorted(i for value, samples in strata.items() for i in rng.permutation(samples)[: counts[value]].tolist())
 
 
 def in_memory(dataset: Any) -> Any:
-    """The rows of a dataset as a list, its kind of request kept; a dataset of more than `SMALL` bytes as it is.
+    """The samples of a dataset as a list, its kind of request kept; a dataset of more than `SMALL` bytes as it is.
 
-    For data so small that reading rows from Arrow takes longer than the model does.
+    For data so small that reading samples from Arrow takes longer than the model does.
     """
     if isinstance(dataset, datasets.Dataset) and _bytes(dataset) > SMALL:
         return dataset
-    rows = list(dataset)
-    return RequestSubset(rows, range(len(rows)), request_of(dataset) or "rows")
+    samples = list(dataset)
+    return RequestSubset(samples, range(len(samples)), request_of(dataset) or "samples")
 
 
 def _bytes(dataset: datasets.Dataset) -> float:
-    """Those of its rows, as large as the rows of its table are on average."""
+    """Those of its samples, as large as the samples of its table are on average."""
     return dataset.data.nbytes * len(dataset) / max(1, dataset.data.num_rows)
 
 
-def sample_rows(dataset: Any, count: int, seed: int = 0) -> Any:
-    """At most `count` rows of a dataset, the same ones for the same seed; the dataset itself when it is no larger."""
+def subsample(dataset: Any, count: int, seed: int = 0) -> Any:
+    """At most `count` samples of a dataset, the same ones for the same seed; the dataset itself when it is no larger."""
     if len(dataset) <= count:
         return dataset
     chosen = sorted(np.random.default_rng(seed).choice(len(dataset), count, replace=False).tolist())

@@ -17,12 +17,12 @@ from transformers.modelcard import TASK_MAPPING
 
 import hf_unlearn
 from hf_unlearn.report.audit_report import AuditReport
-from hf_unlearn.report.tables import figure_names, figures_by_model, show_interval
+from hf_unlearn.report.tables import metric_names, metrics_by_model, show_interval
 
-REQUESTS = {"rows": "single rows", "class": "a whole class", "group": "a group"}
-# What the model-index calls the sets; the first word of a figure says which one it was measured on.
+REQUESTS = {"samples": "single samples", "class": "a whole class", "group": "a group"}
+# What the model-index calls the sets; the first word of a metric says which one it was measured on.
 SETS = {"forget": "Forget set", "retain": "Retain set", "unseen": "Unseen set"}
-MEASURED_TOGETHER = "Forget set against unseen set"
+MEASURED_TOGETHER = "Forget set against unseen dataset"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class CardFacts:
         base_revision: its commit.
         method: `name`, `title` and `paper`.
         settings: from `hf_unlearn.hub.record.settings_of`.
-        request: `"rows"`, `"class"` or `"group"`.
-        counts: rows of `forget`, `retain` and, where there is one, `unseen`.
+        request: `"samples"`, `"class"` or `"group"`.
+        counts: samples of `forget`, `retain` and, where there is one, `unseen`.
         forget_request: the request in the user's own words, published as given.
         report: the audit, already fit for publication.
         metadata: further fields of `huggingface_hub.ModelCardData`: `language`, `license`, `tags`, `datasets`, ...
@@ -65,7 +65,7 @@ def model_card(facts: CardFacts) -> str:
         loader=PackageLoader("hf_unlearn.hub"), autoescape=False, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    models = {} if facts.report is None else figures_by_model(facts.report)
+    models = {} if facts.report is None else metrics_by_model(facts.report)
     papers = [] if facts.method["paper"] == "-" else [f"{facts.method['title']}: {facts.method['paper']}"]
     page = environment.get_template("card.md").render(
         vars(facts)
@@ -73,9 +73,9 @@ def model_card(facts: CardFacts) -> str:
             "metadata": _metadata(facts).to_yaml(),
             "base": "a local model, not on the Hub" if facts.base is None else f"[{facts.base}](/{facts.base})",
             "models": list(models),
-            "figures": [
-                [name.replace("_", " "), *(show_interval(figures, name) for figures in models.values())]
-                for name in figure_names(models)
+            "metrics": [
+                [name.replace("_", " "), *(show_interval(metrics, name) for metrics in models.values())]
+                for name in metric_names(models)
             ],
             "versions": versions(),
             "papers": papers,
@@ -126,14 +126,14 @@ def _task(architecture: str) -> str | None:
 
 def _results(report: AuditReport, task: str | None) -> list[EvalResult]:
     found = []
-    for name in figure_names({"audited": report.metrics}):
+    for name in metric_names({"audited": report.metrics}):
         first, _, rest = name.partition("_")
         found.append(
             EvalResult(
                 task_type=task or "other",
                 dataset_type="private",
                 dataset_name=SETS.get(first, MEASURED_TOGETHER),
-                dataset_split=first if first in SETS else "forget_and_unseen",  # what the Hub groups figures by
+                dataset_split=first if first in SETS else "forget_and_unseen",  # what the Hub groups metrics by
                 metric_type=rest if first in SETS else name,
                 metric_name=name.replace("_", " "),
                 metric_value=round(report.metrics[name], 6),

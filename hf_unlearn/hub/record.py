@@ -1,4 +1,4 @@
-"""The unlearning record: what was forgotten and how, in hashes and figures, to be shown later without the data."""
+"""The unlearning record: what was forgotten and how, in hashes and metrics, to be shown later without the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 import hf_unlearn
-from hf_unlearn.data.hashing import row_hashes, weights_hash
+from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.loading import load_model
 
@@ -47,8 +47,8 @@ def settings_of(args: UnlearningArguments, steps: int, model: Any) -> dict[str, 
     given = {name: _plain(getattr(args, name)) for name in SETTINGS}
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if isinstance(args.forget_target, list):
-        found["forget_target"] = f"losses of {len(args.forget_target)} rows"
-    found |= {"retain_batch_size": args.retain_rows, "steps": steps, "processes": args.world_size}
+        found["forget_target"] = f"losses of {len(args.forget_target)} samples"
+    found |= {"retain_batch_size": args.retain_samples, "steps": steps, "processes": args.world_size}
     if isinstance(model, PeftModel):
         config = model.active_peft_config
         found["adapter"] = f"{_plain(config.peft_type)}, rank {getattr(config, 'r', '-')}"
@@ -89,7 +89,7 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
 
 def make_record(
     *,
-    forget: Any,
+    forget_ds: Any,
     columns: Sequence[str],
     request: str,
     request_id: str | None,
@@ -100,14 +100,14 @@ def make_record(
 ) -> dict[str, Any]:
     """The record of one run, ready for JSON.
 
-    Every row is there as a keyed hash under a random salt, sorted, so that two records of the same rows have nothing
-    in common and their order says nothing. Whoever has a row can find out whether it was forgotten; whoever has not
-    learns how many there were. Rows that can be guessed (a label alone) can be guessed here too.
+    Every sample is there as a keyed hash under a random salt, sorted, so that two records of the same samples have nothing
+    in common and their order says nothing. Whoever has a sample can find out whether it was forgotten; whoever has not
+    learns how many there were. Samples that can be guessed (a label alone) can be guessed here too.
 
     Args:
-        forget: the forget set.
+        forget_ds: the forget dataset.
         columns: the columns that are hashed.
-        request: kind of request: `"rows"`, `"class"` or `"group"`.
+        request: kind of request: `"samples"`, `"class"` or `"group"`.
         request_id: the controller's own number for the request, published as given.
         method: `name`, `title` and `paper`.
         settings: from `settings_of`.
@@ -115,23 +115,23 @@ def make_record(
         report: the audit, if there was one.
     """
     salt = secrets.token_bytes(16)
-    hashes = sorted(_salted(row, salt) for row in row_hashes(forget, columns))
+    hashes = sorted(_salted(sample, salt) for sample in sample_hashes(forget_ds, columns))
     return {
         "schema_version": SCHEMA_VERSION,
         "library": f"hf_unlearn {hf_unlearn.__version__}",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "request": {"id": request_id, "kind": request, "rows": len(hashes), "columns": list(columns)},
+        "request": {"id": request_id, "kind": request, "samples": len(hashes), "columns": list(columns)},
         "method": dict(method),
         "settings": dict(settings),
         "weights": {"algorithm": "sha256", **weights},
         "audit": None if report is None else {**report.verdict, "metrics": report.metrics},
         "salt": salt.hex(),
-        "row_hashes": hashes,
+        "sample_hashes": hashes,
     }
 
 
-def _salted(row: bytes, salt: bytes) -> str:
-    return hashlib.blake2b(row, digest_size=16, key=salt).hexdigest()
+def _salted(sample: bytes, salt: bytes) -> str:
+    return hashlib.blake2b(sample, digest_size=16, key=salt).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -145,17 +145,17 @@ class Verification:
         return self.sentence
 
 
-def verify(record: Mapping[str, Any] | str | Path, model: Any = None, rows: Any = None) -> Verification:
-    """Check a record against a model, against rows, or both.
+def verify(record: Mapping[str, Any] | str | Path, model: Any = None, samples: Any = None) -> Verification:
+    """Check a record against a model, against samples, or both.
 
     Args:
         record: the content of `unlearning.json`, or its path.
         model: a model, or the folder or Hub name of one; an adapter where the record is of an adapter.
-        rows: rows that are said to have been forgotten, prepared as the forget set was (a `datasets.Dataset` or any
+        samples: samples that are said to have been forgotten, prepared as the forget dataset was (a `datasets.Dataset` or any
             map-style dataset). They need not be all of them.
 
     Raises:
-        ValueError: nothing to check is given, the record has another schema, or the rows lack a column of it.
+        ValueError: nothing to check is given, the record has another schema, or the samples lack a column of it.
     """
     if isinstance(record, (str, Path)):
         record = json.loads(Path(record).read_text(encoding="utf-8"))
@@ -165,10 +165,10 @@ def verify(record: Mapping[str, Any] | str | Path, model: Any = None, rows: Any 
     checks = []
     if model is not None:
         checks.append(_verify_weights(record["weights"], model))
-    if rows is not None:
-        checks.append(_verify_rows(record, rows))
+    if samples is not None:
+        checks.append(_verify_samples(record, samples))
     if not checks:
-        raise ValueError("verify: nothing to check the record against; give a model, rows, or both")
+        raise ValueError("verify: nothing to check the record against; give a model, samples, or both")
     return Verification(all(found for found, _ in checks), "; ".join(said for _, said in checks))
 
 
@@ -190,16 +190,16 @@ def _verify_weights(weights: Mapping[str, str | None], model: Any) -> tuple[bool
     return False, "weights: neither those from before nor those from after unlearning"
 
 
-def _verify_rows(record: Mapping[str, Any], rows: Any) -> tuple[bool, str]:
+def _verify_samples(record: Mapping[str, Any], samples: Any) -> tuple[bool, str]:
     names, columns = (
-        list(rows.column_names if hasattr(rows, "column_names") else rows[0]),
+        list(samples.column_names if hasattr(samples, "column_names") else samples[0]),
         record["request"]["columns"],
     )
     if missing := [name for name in columns if name not in names]:
-        raise ValueError(f"rows: have no column {missing[0]!r} of the record, only {names}; prepare them as before")
-    known = Counter(record["row_hashes"])
-    given = Counter(_salted(row, bytes.fromhex(record["salt"])) for row in row_hashes(rows, columns))
+        raise ValueError(f"samples: have no column {missing[0]!r} of the record, only {names}; prepare them as before")
+    known = Counter(record["sample_hashes"])
+    given = Counter(_salted(sample, bytes.fromhex(record["salt"])) for sample in sample_hashes(samples, columns))
     found, asked = (known & given).total(), given.total()
     every = "all" if found == asked else f"{found} of"
-    total = record["request"]["rows"]
-    return found == asked, f"rows: {every} {asked} given are among the {total} that the record says were forgotten"
+    total = record["request"]["samples"]
+    return found == asked, f"samples: {every} {asked} given are among the {total} that the record says were forgotten"

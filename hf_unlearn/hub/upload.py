@@ -62,7 +62,7 @@ def published(report: AuditReport, label_names: Mapping[Any, str]) -> AuditRepor
     """
     public = set(map(str, label_names.values()))
     numbers: dict[str, str] = {}
-    entries = sorted(report.breakdown, key=lambda entry: (entry["set"], -entry["rows"]))
+    entries = sorted(report.breakdown, key=lambda entry: (entry["set"], -entry["samples"]))
     for entry in entries:
         group = str(entry["group"])
         numbers.setdefault(group, group if group in public else f"group {len(numbers) + 1}")

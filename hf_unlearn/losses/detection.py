@@ -84,7 +84,7 @@ def head_of(model: nn.Module, per_sample_loss: PerSampleLoss | None = None) -> H
     if kind is None:
         raise ValueError(
             f"model: no per-sample loss can be formed for {type(base).__name__}; "
-            "pass per_sample_loss=f, where f(outputs, batch) returns one loss a row, shape [batch]"
+            "pass per_sample_loss=f, where f(outputs, batch) returns one loss a sample, shape [batch]"
         )
     return Head(kind, base)
 

@@ -1,4 +1,4 @@
-"""From logits and labels to one loss, and one share of right predictions, per row: pure functions of tensors.
+"""From logits and labels to one loss, and one share of right predictions, per sample: pure functions of tensors.
 
 Logits may be in half precision; the losses are then float32, as in transformers. float64 stays float64.
 """
@@ -47,7 +47,7 @@ def divergences(wanted: Tensor, logits: Tensor) -> Tensor:
 
 
 def labelled_mean(values: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the labelled positions of each row; 0 for a row with none.
+    """Mean over the labelled positions of each sample; 0 for a sample with none.
 
     Args:
         values: `[batch, positions]`, 0 where there is no label.
@@ -60,7 +60,7 @@ def labelled_mean(values: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, averaged over the labelled positions of each row; 0 for a row with none.
+    """Cross-entropy, averaged over the labelled positions of each sample; 0 for a sample with none.
 
     Args:
         logits: `[batch, positions, classes]`.
@@ -72,11 +72,11 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return labelled_mean(position_losses(logits, labels), labels)
 
 
-def loss_profiles(logits: Tensor, labels: Tensor, parts: int) -> Tensor:
-    """Each row's cross-entropies in ascending order, averaged over `parts` equal shares of them.
+def token_loss_profiles(logits: Tensor, labels: Tensor, parts: int) -> Tensor:
+    """Each sample's cross-entropies in ascending order, averaged over `parts` equal shares of them.
 
-    A position that lies across two shares counts in both, by its parts, so rows of any length have profiles of one
-    length, and the mean of a profile is the row's loss (`token_losses`).
+    A position that lies across two shares counts in both, by its parts, so samples of any length have profiles of one
+    length, and the mean of a profile is the sample's loss (`token_losses`).
 
     Args:
         logits: `[batch, positions, classes]`.
@@ -84,17 +84,17 @@ def loss_profiles(logits: Tensor, labels: Tensor, parts: int) -> Tensor:
         parts: number of shares.
 
     Returns:
-        Shape `[batch, parts]`, differentiable; 0 for a row without labels.
+        Shape `[batch, parts]`, differentiable; 0 for a sample without labels.
 
     Examples:
         >>> logits = torch.tensor([[[0.0, 4.0], [0.0, 0.0], [1.0, 9.0], [9.0, 9.0]]])
-        >>> loss_profiles(logits, torch.tensor([[0, 0, 0, -100]]), 2).round(decimals=2)
+        >>> token_loss_profiles(logits, torch.tensor([[0, 0, 0, -100]]), 2).round(decimals=2)
         tensor([[1.8000, 6.6700]])
     """
     losses, labelled = position_losses(logits, labels), labels.to(logits.device) != IGNORED
     order = losses.detach().masked_fill(~labelled, torch.inf).argsort(dim=1, stable=True)
     ordered = losses.gather(1, order)
-    # On a line of length n * parts the row's n positions are pieces of length `parts`, the shares pieces of length n.
+    # On a line of length n * parts the sample's n positions are pieces of length `parts`, the shares pieces of length n.
     count = labelled.sum(dim=1)[:, None, None]
     position = torch.arange(losses.shape[1], device=losses.device)[:, None]
     share = torch.arange(parts, device=losses.device)
@@ -106,7 +106,7 @@ def loss_profiles(logits: Tensor, labels: Tensor, parts: int) -> Tensor:
 
 
 def token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of each row's labelled positions whose largest logit is the label's; NaN for a row with none.
+    """Share of each sample's labelled positions whose largest logit is the label's; NaN for a sample with none.
 
     Args:
         logits: `[batch, positions, classes]`.
@@ -121,7 +121,7 @@ def token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def multi_label_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy, averaged over the labels of each row.
+    """Binary cross-entropy, averaged over the labels of each sample.
 
     Args:
         logits: `[batch, num_labels]`.
@@ -135,7 +135,7 @@ def multi_label_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def multi_label_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of each row's labels that the probability is on the right side of one half for.
+    """Share of each sample's labels that the probability is on the right side of one half for.
 
     Args:
         logits: `[batch, num_labels]`.
@@ -148,7 +148,7 @@ def multi_label_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def regression_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Squared error, averaged over the targets of each row.
+    """Squared error, averaged over the targets of each sample.
 
     Args:
         logits: `[batch, num_labels]`.
@@ -164,14 +164,14 @@ def regression_losses(logits: Tensor, labels: Tensor) -> Tensor:
 def ctc_losses(
     logits: Tensor, labels: Tensor, frames: Tensor, blank: int, reduction: str, zero_infinity: bool
 ) -> Tensor:
-    """Connectionist temporal classification: the negative log-likelihood of each row's transcription.
+    """Connectionist temporal classification: the negative log-likelihood of each sample's transcription.
 
     The arithmetic of ForCTCLoss (transformers/loss/loss_ctc.py), but in float64 where the logits are.
 
     Args:
         logits: `[batch, max_frames, vocabulary]`.
         labels: `[batch, length]`; -100 and the blank are padding.
-        frames: `[batch]`, integer, the number of valid frames of each row.
+        frames: `[batch]`, integer, the number of valid frames of each sample.
         blank: the id of the blank token.
         reduction: the config's `ctc_loss_reduction`; `"mean"` divides by the target length, `"sum"` does not.
         zero_infinity: 0 instead of infinity (and no gradient) for a transcription too long for its frames.

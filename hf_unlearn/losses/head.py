@@ -1,4 +1,4 @@
-"""What a model's output means: the inputs it needs, the loss and the right predictions of each row."""
+"""What a model's output means: the inputs it needs, the loss and the right predictions of each sample."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_unlearn.losses import functional as rows
+from hf_unlearn.losses import functional as samples
 
 Batch = Mapping[str, Any]
 PerSampleLoss = Callable[[Any, Batch], Tensor]
@@ -21,9 +21,9 @@ KIND_OF_PROBLEM_TYPE = {
     "multi_label_classification": "multi_label",
 }
 LANGUAGE = ("causal_lm", "seq2seq_lm", "masked_lm")
-# Kinds of head that score a row on several tokens, and how many numbers say how its loss is spread over them.
+# Kinds of head that score a sample on several tokens, and how many numbers say how its loss is spread over them.
 SEVERAL = (*LANGUAGE, "token")
-PROFILE = 8
+PROFILE_SIZE = 8
 
 
 def classification_kind(config: Any, labels: Tensor | None = None) -> str:
@@ -97,7 +97,7 @@ class Head:
         return inputs
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
-        """The loss of each row, in nats (in squared units of the target for regression).
+        """The loss of each sample, in nats (in squared units of the target for regression).
 
         Args:
             outputs: what the model returned for `inputs(batch)`.
@@ -107,32 +107,32 @@ class Head:
             Shape `[batch]`, differentiable; float64 where the model computes in float64, else float32.
 
         Raises:
-            ValueError: labels and logits do not line up, or `per_sample_loss` did not return one number a row.
+            ValueError: labels and logits do not line up, or `per_sample_loss` did not return one number a sample.
         """
         match self.kind_for(batch):
             case "multi_label":
-                return rows.multi_label_losses(outputs.logits, batch["labels"])
+                return samples.multi_label_losses(outputs.logits, batch["labels"])
             case "regression":
-                return rows.regression_losses(outputs.logits, batch["labels"])
+                return samples.regression_losses(outputs.logits, batch["labels"])
             case "ctc":
                 return _ctc_losses(self.model, outputs, batch)
             case "custom":
                 return _custom_losses(self.per_sample_loss, outputs, batch)
             case kind:
-                return rows.token_losses(*_decisions(kind, outputs, batch))
+                return samples.token_losses(*_decisions(kind, outputs, batch))
 
-    def profiles(self, outputs: Any, batch: Batch) -> Tensor | None:
-        """How the loss of each row is spread over its tokens; None for heads that score a row once.
+    def token_loss_profiles(self, outputs: Any, batch: Batch) -> Tensor | None:
+        """How the loss of each sample is spread over its tokens; None for heads that score a sample once.
 
         Returns:
-            Shape `[batch, 8]`, see `hf_unlearn.losses.functional.loss_profiles`; the mean over a row is its loss.
+            Shape `[batch, 8]`, see `hf_unlearn.losses.functional.token_loss_profiles`; the mean over a sample is its loss.
         """
         if self.kind not in SEVERAL:
             return None
-        return rows.loss_profiles(*_decisions(self.kind, outputs, batch), PROFILE)
+        return samples.token_loss_profiles(*_decisions(self.kind, outputs, batch), PROFILE_SIZE)
 
     def decisions(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Every choice of one class out of many that a row is scored on.
+        """Every choice of one class out of many that a sample is scored on.
 
         Not for kinds `"multi_label"`, `"regression"`, `"ctc"` and `"custom"`.
 
@@ -142,39 +142,39 @@ class Head:
         return _decisions(self.kind_for(batch), outputs, batch)
 
     def correct(self, outputs: Any, batch: Batch) -> Tensor:
-        """The share of right predictions in each row, in [0, 1]; NaN where nothing can be right or wrong.
+        """The share of right predictions in each sample, in [0, 1]; NaN where nothing can be right or wrong.
 
         Single label: 0 or 1. Multi-label: share of the labels whose probability is on the right side of one half.
         Tokens and language models: share of the labelled tokens that the largest logit predicts. Question answering:
-        mean of start and end. NaN: regression, CTC, custom losses, and rows with no label.
+        mean of start and end. NaN: regression, CTC, custom losses, and samples with no label.
 
         Returns:
             Shape `[batch]`, float32.
         """
         match self.kind_for(batch):
             case "multi_label":
-                return rows.multi_label_accuracy(outputs.logits, batch["labels"])
+                return samples.multi_label_accuracy(outputs.logits, batch["labels"])
             case "regression" | "ctc" | "custom":
                 some = next(iter(batch.values()))
                 return torch.full((len(some),), torch.nan, device=some.device)
             case kind:
-                return rows.token_accuracy(*_decisions(kind, outputs, batch))
+                return samples.token_accuracy(*_decisions(kind, outputs, batch))
 
 
 def _decisions(kind: str, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Every choice of one class out of many that a row is scored on: logits [batch, n, classes], labels [batch, n]."""
+    """Every choice of one class out of many that a sample is scored on: logits [batch, n, classes], labels [batch, n]."""
     if kind == "question_answering":
         logits = torch.stack((outputs.start_logits, outputs.end_logits), dim=1)
         # transformers' rule: negative positions are the first token, positions past the text are left out
         length = logits.shape[-1]
         positions = torch.stack((batch["start_positions"].view(-1), batch["end_positions"].view(-1)), dim=1)
         labels = positions.clamp(0, length)
-        labels = labels.masked_fill(labels == length, rows.IGNORED)
+        labels = labels.masked_fill(labels == length, samples.IGNORED)
     elif kind == "single_label":
         logits, labels = outputs.logits.unsqueeze(1), batch["labels"].view(-1, 1)
     elif kind == "causal_lm":
         # the labels are shifted rather than the logits, which would be copied
-        logits, labels = outputs.logits, F.pad(batch["labels"], (0, 1), value=rows.IGNORED)[:, 1:]
+        logits, labels = outputs.logits, F.pad(batch["labels"], (0, 1), value=samples.IGNORED)[:, 1:]
     else:
         logits, labels = outputs.logits, batch["labels"]
     if logits.shape[:-1] != labels.shape:
@@ -198,7 +198,7 @@ def _decoder_input_ids(model: Any, labels: Tensor) -> Tensor:
         )
     shifted = labels.roll(1, dims=1)
     shifted[:, 0] = start
-    return shifted.masked_fill(shifted == rows.IGNORED, padding)
+    return shifted.masked_fill(shifted == samples.IGNORED, padding)
 
 
 def _ctc_losses(model: Any, outputs: Any, batch: Batch) -> Tensor:
@@ -209,7 +209,7 @@ def _ctc_losses(model: Any, outputs: Any, batch: Batch) -> Tensor:
         features = batch[model.main_input_name]
         lengths = torch.full((len(features),), features.shape[1], device=features.device)
     frames = model._get_feat_extract_output_lengths(lengths).long()
-    return rows.ctc_losses(
+    return samples.ctc_losses(
         outputs.logits,
         batch["labels"],
         frames,
@@ -224,7 +224,7 @@ def _custom_losses(per_sample_loss: Any, outputs: Any, batch: Batch) -> Tensor:
     size = len(next(iter(batch.values())))
     if losses.shape != (size,):
         raise ValueError(
-            f"per_sample_loss: found a result of shape {list(losses.shape)} for {size} rows; "
-            "return one loss a row, shape [batch]"
+            f"per_sample_loss: found a result of shape {list(losses.shape)} for {size} samples; "
+            "return one loss a sample, shape [batch]"
         )
-    return rows.at_least_float32(losses)
+    return samples.at_least_float32(losses)

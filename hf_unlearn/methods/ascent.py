@@ -1,4 +1,4 @@
-"""The plain baselines: fine-tuning on the retain set, gradient ascent, gradient difference."""
+"""The plain baselines: fine-tuning on the retain dataset, gradient ascent, gradient difference."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class Finetune(Method):
     name = "finetune"
     title = "fine-tune"
     paper = "-"
-    bounded = True
-    ascends = False
+    converges_at_target = True
+    raises_forget_loss = False
     learning_rate = 1e-3
 
     def retain_weight(self, progress: float, step: int = 0) -> float:
-        """1: the forget set is not used."""
+        """1: the forget dataset is not used."""
         return 1.0
 
 
 class GradAscent(Method):
-    """Descend `-L_f`: gradient ascent on the forget set, nothing else (Golatkar et al. 2020, arXiv 1911.04933)."""
+    """Descend `-L_f`: gradient ascent on the forget dataset, nothing else (Golatkar et al. 2020, arXiv 1911.04933)."""
 
     name = "grad_ascent"
     title = "gradient ascent"
@@ -36,7 +36,7 @@ class GradAscent(Method):
         return Ascent()
 
     def retain_weight(self, progress: float, step: int = 0) -> float:
-        """0: the retain set is not used."""
+        """0: the retain dataset is not used."""
         return 0.0
 
 

@@ -14,20 +14,20 @@ from hf_unlearn.methods.base import Method, SequenceMethod
 from hf_unlearn.models.original import untrained
 from hf_unlearn.targets import Ascent, ForgetTarget, Objective
 
-# Heads that choose one class out of many, once or several times a row: what a divergence can be formed of.
-DECISION_HEADS = ("single_label", "token", "question_answering", "masked_lm", *SequenceMethod.heads)
+# Heads that choose one class out of many, once or several times a sample: what a divergence can be formed of.
+DECISION_HEADS = ("single_label", "token", "question_answering", "masked_lm", *SequenceMethod.head_kinds)
 
 
 class Distillation(Objective):
-    """`divergence * mean_t KL(q_t || p_t) + loss * l` of a row with loss l.
+    """`divergence * mean_t KL(q_t || p_t) + loss * l` of a sample with loss l.
 
-    q_t: the teacher's prediction, p_t: the model's. The mean is over the row's labelled decisions: its tokens, its
+    q_t: the teacher's prediction, p_t: the model's. The mean is over the sample's labelled decisions: its tokens, its
     start and end, its one class.
 
     Args:
         teacher: maps the model's inputs to its output.
         divergence: weight of the divergence.
-        loss: weight of the row's own loss.
+        loss: weight of the sample's own loss.
         lowered: how far the label's logit is lowered in the teacher's prediction.
     """
 
@@ -61,10 +61,10 @@ class Distillation(Objective):
 
 
 class KL(Method):
-    """Descend `-L_f` and `KL(ref || model)` on the retain rows (Maini et al. 2024, TOFU, arXiv 2401.06121).
+    """Descend `-L_f` and `KL(ref || model)` on the retain samples (Maini et al. 2024, TOFU, arXiv 2401.06121).
 
     The paper (KL minimization) has equal weights; here the retain weight is 0.9. The divergence is the mean over
-    a row's decisions: of a language model, its label tokens. It keeps what the original says of retain rows, right or
+    a sample's decisions: of a language model, its label tokens. It keeps what the original says of retain samples, right or
     wrong. The ascent never ends, so training stops at the target.
     """
 
@@ -73,8 +73,8 @@ class KL(Method):
     default_retain_weight = 0.9
     title = "KL minimization"
     paper = "Maini et al. 2024, arXiv 2401.06121"
-    heads = DECISION_HEADS
-    compares = True
+    head_kinds = DECISION_HEADS
+    needs_original_model = True
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
         """Minus the forget loss; the target only says when to stop."""
@@ -82,11 +82,11 @@ class KL(Method):
 
     def retain_objective(self) -> Objective:
         """The divergence from the original."""
-        return Distillation(self.reference)
+        return Distillation(self.original_model)
 
 
 class BadTeacher(Method):
-    """Descend `KL(q || model)` on forget rows, `KL(ref || model)` on retain rows (Chundawat et al. 2023).
+    """Descend `KL(q || model)` on forget samples, `KL(ref || model)` on retain samples (Chundawat et al. 2023).
 
     arXiv 2205.08096. q: an incompetent teacher, a model of the same class and configuration with random weights (drawn
     from the seed); temperature 1; the weights are equal. A second model is in memory for it, a plain one also where
@@ -98,8 +98,8 @@ class BadTeacher(Method):
     learning_rate = 1e-4
     title = "bad teacher"
     paper = "Chundawat et al. 2023, arXiv 2205.08096"
-    heads = DECISION_HEADS
-    compares = True
+    head_kinds = DECISION_HEADS
+    needs_original_model = True
 
     @classmethod
     def check_weights(cls, *, adapter: bool, sharded: bool) -> None:
@@ -110,9 +110,9 @@ class BadTeacher(Method):
                 "DeepSpeed) leave no room for; use DDP"
             )
 
-    def prepare(self, model: nn.Module, added_adapter: bool) -> None:
+    def on_init_end(self, model: nn.Module, added_adapter: bool) -> None:
         """Keep the original, and make the incompetent teacher."""
-        super().prepare(model, added_adapter)
+        super().on_init_end(model, added_adapter)
         self.incompetent = untrained(model, self.args.seed)
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
@@ -121,18 +121,18 @@ class BadTeacher(Method):
 
     def retain_objective(self) -> Objective:
         """The divergence from the original."""
-        return Distillation(self.reference)
+        return Distillation(self.original_model)
 
 
 class Scrub(Method):
-    """By turns `max KL(ref || model)` on forget rows, `min alpha KL(ref || model) + gamma L_r` on retain rows.
+    """By turns `max KL(ref || model)` on forget samples, `min alpha KL(ref || model) + gamma L_r` on retain samples.
 
     Kurmanji et al. 2023, arXiv 2302.09880, alg. 1; alpha 0.001, gamma 0.99 as in their code. Three differences:
 
     - The turns are single steps, where the paper has passes over the sets. The first is a min step, as at the original
       itself the divergence has no gradient: the paper's first moves only by what dropout and BatchNorm do.
     - Max steps end after two thirds of the run, as in the paper min steps alone follow at the end.
-    - The paper's rewind (SCRUB+R) takes the checkpoint whose forget error is nearest to that of unseen rows. Stopping
+    - The paper's rewind (SCRUB+R) takes the checkpoint whose forget error is nearest to that of unseen samples. Stopping
       at the target, which is checked every few steps, stands for it.
 
     `retain_weight` has no effect.
@@ -142,19 +142,19 @@ class Scrub(Method):
     learning_rate = 3e-5
     title = "SCRUB"
     paper = "Kurmanji et al. 2023, arXiv 2302.09880"
-    heads = DECISION_HEADS
-    compares = True
+    head_kinds = DECISION_HEADS
+    needs_original_model = True
     ALPHA: ClassVar[float] = 0.001
     GAMMA: ClassVar[float] = 0.99
     MAX_STEPS: ClassVar[float] = 2 / 3
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
         """Minus the divergence from the original; the target only says when to stop."""
-        return Distillation(self.reference, divergence=-1.0)
+        return Distillation(self.original_model, divergence=-1.0)
 
     def retain_objective(self) -> Objective:
         """The divergence from the original, and the loss."""
-        return Distillation(self.reference, divergence=self.ALPHA, loss=self.GAMMA)
+        return Distillation(self.original_model, divergence=self.ALPHA, loss=self.GAMMA)
 
     def retain_weight(self, progress: float, step: int = 0) -> float:
         """0 at a max step, 1 at a min step."""
@@ -162,20 +162,20 @@ class Scrub(Method):
 
 
 class Undial(SequenceMethod):
-    """Descend `KL(q || model)` on forget rows, and `L_r` (Dong et al. 2024, arXiv 2402.10052), beta 10.
+    """Descend `KL(q || model)` on forget samples, and `L_r` (Dong et al. 2024, arXiv 2402.10052), beta 10.
 
     q: the original's prediction with the logit of the label token lowered by beta, so that what the original would say
     instead is learned: self-distillation with adjusted logits. The paper writes the cross-entropy to q, whose gradient
-    is the same, and uses no retain rows (`retain_weight=0`). The loss ends by itself, but where it ends beta says, not
+    is the same, and uses no retain samples (`retain_weight=0`). The loss ends by itself, but where it ends beta says, not
     the target: training stops there.
     """
 
     name = "undial"
     title = "UNDIAL"
     paper = "Dong et al. 2024, arXiv 2402.10052"
-    compares = True
+    needs_original_model = True
     BETA: ClassVar[float] = 10.0
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
         """The divergence from the original's adjusted prediction; the target only says when to stop."""
-        return Distillation(self.reference, lowered=self.BETA)
+        return Distillation(self.original_model, lowered=self.BETA)

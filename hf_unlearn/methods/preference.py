@@ -1,4 +1,4 @@
-"""Negative preference: forget rows as the answers that preference optimisation turns away from."""
+"""Negative preference: forget samples as the answers that preference optimisation turns away from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.functional import IGNORED
-from hf_unlearn.methods.base import SequenceMethod, Survey
+from hf_unlearn.methods.base import CalibrationPass, SequenceMethod
 from hf_unlearn.targets import ForgetTarget, Objective
 
 
@@ -19,7 +19,7 @@ class NegativePreference(Objective):
 
     Args:
         beta: inverse temperature.
-        original: mean token loss [rows of the forget set] under the original model: `-log ref_i` over the length.
+        original: mean token loss [samples of the forget dataset] under the original model: `-log ref_i` over the length.
     """
 
     def __init__(self, beta: float, original: torch.Tensor):
@@ -37,7 +37,7 @@ class NegativePreference(Objective):
 
 
 class SimpleNegativePreference(Objective):
-    """`mean_i -(2 / beta) log sigmoid(beta l_i - gamma)`, l_i the mean token loss of row i."""
+    """`mean_i -(2 / beta) log sigmoid(beta l_i - gamma)`, l_i the mean token loss of sample i."""
 
     def __init__(self, beta: float, gamma: float):
         self.beta, self.gamma = beta, gamma
@@ -50,12 +50,12 @@ class SimpleNegativePreference(Objective):
 class PreferAlternative(Objective):
     """`mean_i -(2 / beta) log sigmoid(beta (log a_i / a_ref_i - log pi_i / ref_i))`.
 
-    a_i: probability of the label sequence of row i's alternative, pi_i: of the forget row's own. The batch holds the
-    forget rows, and after them their alternatives.
+    a_i: probability of the label sequence of sample i's alternative, pi_i: of the forget sample's own. The batch holds the
+    forget samples, and after them their alternatives.
 
     Args:
         beta: inverse temperature.
-        original: mean token loss [rows of the forget set] under the original model.
+        original: mean token loss [samples of the forget dataset] under the original model.
         alternative: the same of the alternatives.
     """
 
@@ -77,9 +77,9 @@ class PreferAlternative(Objective):
 class NPO(SequenceMethod):
     """Descend `(2 / beta) log(1 + (pi / ref)^beta)` and `L_r` (Zhang et al. 2024, arXiv 2404.05868), beta 0.1.
 
-    pi / ref: the probability of a forget row's label tokens under the model, over that under the original. The latter
+    pi / ref: the probability of a forget sample's label tokens under the model, over that under the original. The latter
     is measured once, before the first step, and kept in checkpoints: no second model is needed. It is ascent whose
-    gradient fades where a row is already unlikely; it knows no target, so training stops there.
+    gradient fades where a sample is already unlikely; it knows no target, so training stops there.
     """
 
     name = "npo"
@@ -97,7 +97,7 @@ class IdkDPO(SequenceMethod):
     """DPO towards "I don't know": descend `-(2 / beta) log sigmoid(beta (log a / a_ref - log pi / ref))` and `L_r`.
 
     Maini et al. 2024 (TOFU, arXiv 2401.06121), after Rafailov et al. 2023 (arXiv 2305.18290), beta 0.1. pi: the
-    probability of a forget row's label tokens, a: of those of the same row with another answer, which come as
+    probability of a forget sample's label tokens, a: of those of the same sample with another answer, which come as
     `alternative_ds`. What the original says of both is measured once, before the first step, and kept in checkpoints:
     no second model is needed. It knows no target, so training stops there.
     """
@@ -105,18 +105,18 @@ class IdkDPO(SequenceMethod):
     name = "idk_dpo"
     title = "IDK (DPO)"
     paper = "Maini et al. 2024, arXiv 2401.06121"
-    alternatives = True
+    needs_alternative_ds = True
     BETA: ClassVar[float] = 0.1
 
-    def survey(self, survey: Survey) -> None:
+    def on_train_begin(self, calibration: CalibrationPass) -> None:
         """Measure the alternatives."""
-        self.alternative = survey.losses("alternative")
+        self.alternative = calibration.losses("alternative")
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What the original said of the alternatives."""
         return {"alternative": self.alternative}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The same."""
         self.alternative = state["alternative"]
 

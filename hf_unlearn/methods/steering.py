@@ -1,4 +1,4 @@
-"""Forgetting inside the model: what a layer makes of forget rows is led astray."""
+"""Forgetting inside the model: what a layer makes of forget samples is led astray."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.functional import IGNORED
 from hf_unlearn.methods.base import Method
-from hf_unlearn.models.original import Reference
+from hf_unlearn.models.original import OriginalModel
 from hf_unlearn.targets import ForgetTarget, Objective
 
 
 class Steering(Objective):
-    """`mean_t |h_t - w_t|^2 / d` of a row, h_t: a layer's output at position t.
+    """`mean_t |h_t - w_t|^2 / d` of a sample, h_t: a layer's output at position t.
 
     w_t is the original's own output, or, with a direction u, `scale |original's output| u`. Positions are those of the
     attention mask, of the labels (encoder-decoders, whose decoder is looked at), or all, whichever the output has.
@@ -30,16 +30,16 @@ class Steering(Objective):
 
     hidden_states = True
 
-    def __init__(self, reference: Reference | None, layer: int, scale: float = 0.0, seed: int | None = None):
+    def __init__(self, reference: OriginalModel | None, layer: int, scale: float = 0.0, seed: int | None = None):
         assert reference is not None
-        self.reference, self.layer, self.scale, self.seed = reference, layer, scale, seed
+        self.original_model, self.layer, self.scale, self.seed = reference, layer, scale, seed
 
     def scores(
         self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As the class says."""
         found = self._layer(outputs)
-        wanted = self._layer(self.reference(**head.inputs(batch), output_hidden_states=True))
+        wanted = self._layer(self.original_model(**head.inputs(batch), output_hidden_states=True))
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
             direction = torch.rand(wanted.shape[-1], generator=generator, dtype=torch.float64)
@@ -50,7 +50,7 @@ class Steering(Objective):
         return distances.sum(1) / used.sum(1).clamp_min(1), head.losses(outputs, batch).detach()
 
     def _layer(self, outputs: Any) -> torch.Tensor:
-        """The layer's output [rows, positions, width], float32 or better."""
+        """The layer's output [samples, positions, width], float32 or better."""
         states = getattr(outputs, "hidden_states", None)
         if states is None:
             states = outputs.decoder_hidden_states
@@ -60,7 +60,7 @@ class Steering(Objective):
 
 
 def _positions(batch: Mapping[str, Any], states: torch.Tensor) -> torch.Tensor:
-    """1 where a position counts, [rows, positions]."""
+    """1 where a position counts, [samples, positions]."""
     mask, labels = batch.get("attention_mask"), batch.get("labels")
     if mask is not None and mask.shape == states.shape[:2]:
         return mask.to(states)
@@ -70,10 +70,10 @@ def _positions(batch: Mapping[str, Any], states: torch.Tensor) -> torch.Tensor:
 
 
 class RMU(Method):
-    """Steer a layer's output on forget rows to a random direction, keep it on retain rows (Li et al. 2024, WMDP).
+    """Steer a layer's output on forget samples to a random direction, keep it on retain samples (Li et al. 2024, WMDP).
 
-    arXiv 2403.03218, representation misdirection: descend `|h - c u|^2` on forget rows and `alpha |h - h_ref|^2` on
-    retain rows, u a random unit vector, means over positions and width; alpha 1200 (`retain_weight` 1200 / 1201).
+    arXiv 2403.03218, representation misdirection: descend `|h - c u|^2` on forget samples and `alpha |h - h_ref|^2` on
+    retain samples, u a random unit vector, means over positions and width; alpha 1200 (`retain_weight` 1200 / 1201).
     The layer is the paper's 7 of 32 in proportion, counted from 0; what trains are the weights of that layer and of
     the two before it (the paper: their MLPs' output matrices), or the adapter there. c is 5 times the norm of the
     original's own output, as in adaptive RMU (Huu-Tien et al. 2024, arXiv 2408.06223): the paper's numbers belong to
@@ -83,7 +83,7 @@ class RMU(Method):
     name = "rmu"
     title = "RMU"
     paper = "Li et al. 2024, arXiv 2403.03218"
-    compares = True
+    needs_original_model = True
     default_retain_weight = 1200 / 1201
     SCALE: ClassVar[float] = 5.0
     DEPTH: ClassVar[float] = 7 / 32
@@ -95,7 +95,7 @@ class RMU(Method):
         """Refuse a model without one stack of layers."""
         layers_of(model)
 
-    def prepare(self, model: nn.Module, added_adapter: bool) -> None:
+    def on_init_end(self, model: nn.Module, added_adapter: bool) -> None:
         """Freeze all other layers for the run, and keep the original of those that train."""
         layers = layers_of(model)
         self.layer = round(self.DEPTH * len(layers))
@@ -104,20 +104,20 @@ class RMU(Method):
         self._frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
         for p in self._frozen:
             p.requires_grad_(False)
-        super().prepare(model, added_adapter)
+        super().on_init_end(model, added_adapter)
 
-    def finish(self) -> None:
+    def on_train_end(self) -> None:
         """Let the other layers train again."""
         for p in self._frozen:
             p.requires_grad_(True)
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
         """The distance from the direction; the target only says when to stop."""
-        return Steering(self.reference, self.layer, self.SCALE, self.args.seed)
+        return Steering(self.original_model, self.layer, self.SCALE, self.args.seed)
 
     def retain_objective(self) -> Objective:
         """The distance from the original."""
-        return Steering(self.reference, self.layer)
+        return Steering(self.original_model, self.layer)
 
 
 def layers_of(model: Any) -> list[nn.Module]:

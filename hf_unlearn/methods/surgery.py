@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_unlearn.methods.ascent import GradAscent, GradDiff
-from hf_unlearn.methods.base import Method, Setting
+from hf_unlearn.methods.base import Method, RunInfo
 from hf_unlearn.methods.nabla_tau import NablaTau
 from hf_unlearn.targets import ForgetTarget, Objective
 
@@ -33,7 +33,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Combination:
-    """The gradient that the optimizer gets: `forget * g_f + sum_i retain_i g_i`, and figures for the log."""
+    """The gradient that the optimizer gets: `forget * g_f + sum_i retain_i g_i`, and metrics for the log."""
 
     forget: float
     retain: torch.Tensor
@@ -46,22 +46,22 @@ class SurgeryMethod(Method):
     The forget gradient is that of any forgetting loss, to be descended: `UnlearningArguments(forgetting_loss=)`.
     """
 
-    surgery = True
-    adapters = True
-    passes, least_steps = NablaTau.passes, NablaTau.least_steps
+    is_gradient_surgery = True
+    lora_by_default = True
+    passes, min_steps = NablaTau.passes, NablaTau.min_steps
 
-    def __init__(self, args, setting: Setting):
-        super().__init__(args, setting)
-        self.forgetting = FORGETTING_LOSSES[args.forgetting_loss](args, setting)
-        self.bounded = self.forgetting.bounded  # type: ignore[misc]
+    def __init__(self, args, info: RunInfo):
+        super().__init__(args, info)
+        self.forgetting = FORGETTING_LOSSES[args.forgetting_loss](args, info)
+        self.converges_at_target = self.forgetting.converges_at_target  # type: ignore[misc]
 
     def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
         """That of the forgetting loss."""
         return self.forgetting.objective(target, original)
 
-    def refreshes(self, step: int, max_steps: int, forget_per_step: int) -> bool:
+    def remeasures_target(self, step: int, max_steps: int, forget_per_step: int) -> bool:
         """When the forgetting loss's is."""
-        return self.forgetting.refreshes(step, max_steps, forget_per_step)
+        return self.forgetting.remeasures_target(step, max_steps, forget_per_step)
 
     @property
     def corrects_step(self) -> bool:

@@ -1,7 +1,7 @@
-"""Forgetting token by token: what is descended differs between the tokens of a row.
+"""Forgetting token by token: what is descended differs between the tokens of a sample.
 
-A row's score is the mean over its own label tokens, and rows weigh the same, as in the rest of the library. Public
-code (open-unlearning) takes the mean over all tokens of a batch, so that a row's weight depends on its neighbours.
+A sample's score is the mean over its own label tokens, and samples weigh the same, as in the rest of the library. Public
+code (open-unlearning) takes the mean over all tokens of a batch, so that a sample's weight depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class CEU(SequenceMethod):
     """Descend the cross-entropy to the model's own prediction without the label token (Yang 2025, arXiv 2503.01224).
 
     The label's logit in the fixed prediction is minus infinity: what the label had goes to all other tokens, in
-    proportion. The paper needs no retain rows; here `L_r` is weighed as in every method (`retain_weight=0` is the
+    proportion. The paper needs no retain samples; here `L_r` is weighed as in every method (`retain_weight=0` is the
     paper's form). Left out: sparing the first answer token, which the paper does for TOFU; set its label to -100.
     """
 

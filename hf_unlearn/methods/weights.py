@@ -1,4 +1,4 @@
-"""Forgetting by choosing weights: those that matter to the forget rows, or those that are not needed."""
+"""Forgetting by choosing weights: those that matter to the forget samples, or those that are not needed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from hf_unlearn.methods.ascent import Finetune
-from hf_unlearn.methods.base import Method, Setting, Survey
+from hf_unlearn.methods.base import CalibrationPass, Method, RunInfo
 from hf_unlearn.methods.relabeling import RandomLabel
 from hf_unlearn.per_sample.fisher import loss_gradient, squared_gradients
 
 
 class SalUn(RandomLabel):
-    """Random labels, on the weights that matter to the forget set alone (Fan et al. 2024, arXiv 2310.12508).
+    """Random labels, on the weights that matter to the forget dataset alone (Fan et al. 2024, arXiv 2310.12508).
 
-    A weight trains when `|dL_f / dw|`, at the original model and over the whole forget set, is larger than the median
+    A weight trains when `|dL_f / dw|`, at the original model and over the whole forget dataset, is larger than the median
     over all weights: at most half of them, fewer where most have no gradient. All others keep their values bit by bit,
     whatever the optimizer would do to them (weight decay, momentum). Labels, losses and stopping are `random_label`'s.
     """
@@ -25,25 +25,27 @@ class SalUn(RandomLabel):
     name = "salun"
     title = "SalUn"
     paper = "Fan et al. 2024, arXiv 2310.12508"
-    whole = True
+    needs_full_weights = True
 
-    def survey(self, survey: Survey) -> None:
+    def on_train_begin(self, calibration: CalibrationPass) -> None:
         """Find the weights that train."""
-        gradient = loss_gradient(survey.gradients, survey.batches("forget"))
-        saliency = {name: survey.add_up(g).abs() for name, g in gradient.items()}
+        gradient = loss_gradient(calibration.gradients, calibration.batches("forget"))
+        saliency = {name: calibration.sum_over_processes(g).abs() for name, g in gradient.items()}
         median = torch.cat([s.flatten() for s in saliency.values()]).median()
         self.masks = {name: s > median for name, s in saliency.items()}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The masks: at a checkpoint's weights they would be others."""
         return {"masks": self.masks}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The masks of the original model."""
         self.masks = dict(state["masks"])
 
     @torch.no_grad()
-    def before_update(self, parameters: Mapping[str, nn.Parameter], progress: float, scale: float) -> dict[str, float]:
+    def on_pre_optimizer_step(
+        self, parameters: Mapping[str, nn.Parameter], progress: float, scale: float
+    ) -> dict[str, float]:
         """No gradient where the mask is, so that clipping and the optimizer's averages do not see it either."""
         self._before = {}
         for name, p in parameters.items():
@@ -54,7 +56,7 @@ class SalUn(RandomLabel):
         return {}
 
     @torch.no_grad()
-    def after_update(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def on_optimizer_step(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Take back what the optimizer did to the other weights."""
         for name, p in parameters.items():
             p.copy_(p.where(self.masks[name], self._before[name]))
@@ -64,7 +66,7 @@ class SalUn(RandomLabel):
 class L1Sparse(Finetune):
     """Descend `L_r + gamma_t |w|_1`, gamma_t falling linearly from gamma to 0 (Jia et al. 2023, arXiv 2304.04934).
 
-    Fine-tuning with a penalty that takes away what retain rows do not need; w: all weights that train (of an adapter
+    Fine-tuning with a penalty that takes away what retain samples do not need; w: all weights that train (of an adapter
     that came with the model, the adapter's). gamma 5e-5: their later paper (arXiv 2310.12508) searches 1e-6 to 1e-4.
     The penalty's gradient is added once an optimizer step, where batches and processes do not matter.
     """
@@ -72,11 +74,13 @@ class L1Sparse(Finetune):
     name = "l1_sparse"
     title = "l1-sparse"
     paper = "Jia et al. 2023, arXiv 2304.04934"
-    whole = True
+    needs_full_weights = True
     GAMMA: ClassVar[float] = 5e-5
 
     @torch.no_grad()
-    def before_update(self, parameters: Mapping[str, nn.Parameter], progress: float, scale: float) -> dict[str, float]:
+    def on_pre_optimizer_step(
+        self, parameters: Mapping[str, nn.Parameter], progress: float, scale: float
+    ) -> dict[str, float]:
         """Add `gamma_t sign(w)` to the gradient; the log has the penalty as `l1_penalty`, apart from the loss."""
         gamma, norm = self.GAMMA * (1 - progress), 0.0
         for p in parameters.values():
@@ -89,44 +93,47 @@ class L1Sparse(Finetune):
 class SSD(Method):
     """Damp `w` to `min(lambda F_D / F_f, 1) w` where `F_f > alpha F_D` (Foster et al. 2024, arXiv 2308.07707).
 
-    Selective synaptic dampening takes no optimizer step. F_f and F_D: the mean squared gradient of a row's loss over
-    the forget rows, and over all (forget and retain) rows: of every row, where public code squares the gradients of
-    batches. alpha 10, lambda 1. As `F_D >= |D_f| / |D| F_f`, no weight can be damped where the forget rows are a tenth
+    Selective synaptic dampening takes no optimizer step. F_f and F_D: the mean squared gradient of a sample's loss over
+    the forget samples, and over all (forget and retain) samples: of every sample, where public code squares the gradients of
+    batches. alpha 10, lambda 1. As `F_D >= |D_f| / |D| F_f`, no weight can be damped where the forget samples are a tenth
     of all or more: that is refused. The target is not used.
     """
 
     name = "ssd"
     title = "SSD"
     paper = "Foster et al. 2024, arXiv 2308.07707"
-    bounded = True
-    ascends = False
-    steps = False
-    whole = True
+    converges_at_target = True
+    raises_forget_loss = False
+    is_iterative = False
+    needs_full_weights = True
     ALPHA: ClassVar[float] = 10.0
     LAMBDA: ClassVar[float] = 1.0
 
-    def __init__(self, args: Any, setting: Setting):
-        super().__init__(args, setting)
-        total = setting.forget_rows + setting.retain_rows
-        if self.ALPHA * setting.forget_rows >= total:
+    def __init__(self, args: Any, info: RunInfo):
+        super().__init__(args, info)
+        total = info.forget_samples + info.retain_samples
+        if self.ALPHA * info.forget_samples >= total:
             raise ValueError(
-                f"method: ssd damps weights that matter over {self.ALPHA:g} times more to forget_ds than to all rows, "
-                f"which no weight can where it holds {setting.forget_rows} of {total} rows; give more retain rows, or "
+                f"method: ssd damps weights that matter over {self.ALPHA:g} times more to forget_ds than to all samples, "
+                f"which no weight can where it holds {info.forget_samples} of {total} samples; give more retain samples, or "
                 "use another method"
             )
 
     @torch.no_grad()
-    def survey(self, survey: Survey) -> None:
+    def on_train_begin(self, calibration: CalibrationPass) -> None:
         """Damp the weights."""
         sums = {
-            name: {n: survey.add_up(s) for n, s in squared_gradients(survey.gradients, survey.batches(name)).items()}
+            name: {
+                n: calibration.sum_over_processes(s)
+                for n, s in squared_gradients(calibration.gradients, calibration.batches(name)).items()
+            }
             for name in ("forget", "retain")
         }
-        rows = self.setting.forget_rows, self.setting.forget_rows + self.setting.retain_rows
-        for name, p in survey.gradients.parameters.items():
+        samples = self.info.forget_samples, self.info.forget_samples + self.info.retain_samples
+        for name, p in calibration.gradients.parameters.items():
             forget, everything = (
-                sums["forget"][name] / rows[0],
-                (sums["forget"][name] + sums["retain"][name]) / rows[1],
+                sums["forget"][name] / samples[0],
+                (sums["forget"][name] + sums["retain"][name]) / samples[1],
             )
             damped = (self.LAMBDA * everything / forget).clamp(max=1.0)
             p.mul_(torch.where(forget > self.ALPHA * everything, damped, 1.0).to(p.dtype))

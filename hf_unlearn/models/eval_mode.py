@@ -6,7 +6,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-class Stillness:
+class EvalMode:
     """Keeps a model in eval mode while it is trained, with activation checkpointing still at work.
 
     Transformers checkpoints a layer only while the layer's own `training` is true, so checkpointed layers keep it, and

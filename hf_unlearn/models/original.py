@@ -15,7 +15,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 
-class Reference:
+class OriginalModel:
     """The model as it is now, for as long as the run takes: the original (ref) of the formulas.
 
     Beside an adapter that the trainer added, it is the model with that adapter switched off, and costs no memory.
@@ -23,7 +23,7 @@ class Reference:
     adapter only the adapter is copied.
 
     Args:
-        model: the model before the first step, and before a checkpoint is loaded into it; not sharded.
+        model: the original model the first step, and before a checkpoint is loaded into it; not sharded.
         added_adapter: whether all that trains is an adapter that the trainer added.
 
     Attributes:

@@ -129,7 +129,7 @@ class Outer:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Rows of a table: sample i adds `grads[i, t]` to row `ids[i, t]`.
+    """Samples of a table: sample i adds `grads[i, t]` to row `ids[i, t]`.
 
     Attributes:
         ids: [k, t], integer; -1 adds nothing.

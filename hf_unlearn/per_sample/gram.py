@@ -1,6 +1,6 @@
 """Inner products and weighted sums of per-sample gradients, without the matrix of all of them.
 
-Rows of a few columns at a time are formed from the factors, multiplied, and let go. Over several processes every one
+Samples of a few columns at a time are formed from the factors, multiplied, and let go. Over several processes every one
 gets the rows of all samples for its share of the columns, so nothing is computed twice.
 """
 
@@ -99,7 +99,7 @@ def weighted_sum(
 
 
 def split(weights: Tensor, recordings: Sequence[Recording]) -> Sequence[Tensor]:
-    """Of figures [n] of all samples, those of each of this process's recordings."""
+    """Of metrics [n] of all samples, those of each of this process's recordings."""
     own = weights.view(processes(), -1)[dist.get_rank() if processes() > 1 else 0]
     return own.split([len(recording.losses) for recording in recordings])
 
@@ -107,7 +107,7 @@ def split(weights: Tensor, recordings: Sequence[Recording]) -> Sequence[Tensor]:
 def _blocks(
     recordings: Sequence[Recording], name: str, g: Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows [n, columns] of all samples and the same columns of a gradient, this process's share of them."""
+    """Samples [n, columns] of all samples and the same columns of a gradient, this process's share of them."""
     leading = len(g) if g.dim() else 1
     flat = g.reshape(leading, -1)
     kept = [[f.make() if isinstance(f, Later) else f for f in recording.factors[name]] for recording in recordings]

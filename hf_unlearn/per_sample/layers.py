@@ -26,7 +26,7 @@ def rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register a function as the rule of exactly these module types (a subclass may compute something else).
 
     A rule takes the module, its input [k, ...] and the gradient of its output [k, ...], and returns the factors of the
-    gradient of each of its own parameters, by attribute. Rows on the leading axis must be treated independently.
+    gradient of each of its own parameters, by attribute. Samples on the leading axis must be treated independently.
     """
 
     def register(function: Rule) -> Rule:
@@ -118,7 +118,7 @@ def group_norm(module: nn.GroupNorm, inputs: Tensor, grads: Tensor) -> dict[str,
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d)
 def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, inputs: Tensor, grads: Tensor) -> dict[str, Factors]:
-    """`y = (x - mean) / std * w + b` with the running figures: eval mode only, or the samples would mix."""
+    """`y = (x - mean) / std * w + b` with the running metrics: eval mode only, or the samples would mix."""
     if module.training or module.running_mean is None:
         raise NotCovered("batch normalisation over the batch itself (it mixes samples; put it in eval mode)")
     normal = F.batch_norm(inputs, module.running_mean, module.running_var, eps=module.eps)

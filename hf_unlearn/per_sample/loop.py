@@ -15,12 +15,12 @@ Losses = Callable[[Batch], torch.Tensor]
 
 
 def batch_size(batch: Batch) -> int:
-    """Rows of a collated batch: the leading size of its first tensor."""
+    """Samples of a collated batch: the leading size of its first tensor."""
     return next(value.shape[0] for value in batch.values() if isinstance(value, torch.Tensor) and value.dim())
 
 
 def part(batch: Batch, start: int, stop: int) -> dict[str, Any]:
-    """Rows `start` to `stop` of a batch, their padding kept."""
+    """Samples `start` to `stop` of a batch, their padding kept."""
     size = batch_size(batch)
     whole = {name: isinstance(v, torch.Tensor) and v.dim() > 0 and v.shape[0] == size for name, v in batch.items()}
     return {name: v[start:stop] if whole[name] else v for name, v in batch.items()}

@@ -10,32 +10,32 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 # The models of an audit, in the order in which they are shown.
-MODELS = ("original", "audited", "reference")
+MODELS = ("original", "audited", "retrained")
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The result of `hf_unlearn.audit`. Plain numbers and short strings: no row, text or file name of any set.
+    """The result of `hf_unlearn.audit`. Plain numbers and short strings: no sample, text or file name of any set.
 
     Attributes:
-        metrics: flat figures of the audited model: `forget_accuracy`, `unseen_loss`, `mia_loss_auc`, `gap`, ...; each
+        metrics: flat metrics of the audited model: `forget_accuracy`, `unseen_loss`, `mia_loss_auc`, `gap`, ...; each
             estimated one with its 95 % interval in `<name>_low` and `<name>_high`.
         verdict: `level`, one of "consistent", "remembers", "over-forgotten", "hidden", "damaged", "unclear", and
             `sentence`, what it means in words.
-        figures: model ("original", "audited", "reference") to its flat figures, intervals included.
+        metrics: model ("original", "audited", "retrained") to its flat metrics, intervals included.
         roc: of the audited model: attack ("loss", "confidence", ...) to `{"fpr": [...], "tpr": [...]}`.
         histograms: of the losses: `edges` [bins + 1], and `counts`: model to set ("forget", "retain", "unseen") to
             counts [bins].
         relearning: model to `{"steps": [...], "forget_loss": [...], "forget_accuracy": [...]}`; may be empty.
-        breakdown: one entry a class or group: `group`, `set` ("forget", ...), `rows`, and model to accuracy (or loss).
+        breakdown: one entry a class or group: `group`, `set` ("forget", ...), `samples`, and model to accuracy (or loss).
         training: the log of the run, when a trainer made the model: `step`, `forget_loss`, `retain_loss`, `target`.
         notes: what could not be measured, and why; what to keep in mind when reading.
-        about: counts of rows, seed, device, versions.
+        about: counts of samples, seed, device, versions.
     """
 
     metrics: dict[str, float]
     verdict: dict[str, str]
-    figures: dict[str, dict[str, float]]
+    metrics_by_model: dict[str, dict[str, float]]
     roc: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     histograms: dict[str, Any] = field(default_factory=dict)
     relearning: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class AuditReport:
         return to_html(self, path)
 
     def print(self) -> None:
-        """Print the verdict and the figures in the terminal."""
+        """Print the verdict and the metrics in the terminal."""
         # Here, not above: the auditing modules know no table.
         from hf_unlearn.report.tables import print_report
 

@@ -52,15 +52,15 @@ def lines(report: Mapping[str, Any]) -> list[Line]:
     gaps_of: dict[tuple[str, int], dict[str, float]] = {}
     for (request, seed, model), cell in cells.items():
         line = found.setdefault((request, model), Line(request, model))
-        reference = cells[request, seed, RETRAINED]
+        retrained = cells[request, seed, RETRAINED]
         if cell["status"] == "refused":
             line.refused = cell["error"]
         elif cell["status"] == "failed":
             line.failed.append(cell["error"])
-        elif reference["status"] == "done":
-            _add(line, cell, reference)
-            if "gap" in cell["figures"] and model != ORIGINAL and not model.startswith(RETRAINED):
-                gaps_of.setdefault((request, seed), {})[model] = cell["figures"]["gap"]
+        elif retrained["status"] == "done":
+            _add(line, cell, retrained)
+            if "gap" in cell["metrics"] and model != ORIGINAL and not model.startswith(RETRAINED):
+                gaps_of.setdefault((request, seed), {})[model] = cell["metrics"]["gap"]
     for (request, _), each in gaps_of.items():
         for place, model in enumerate(sorted(each, key=each.__getitem__), start=1):
             found[request, model].ranks.append(place)
@@ -68,21 +68,21 @@ def lines(report: Mapping[str, Any]) -> list[Line]:
     return sorted(found.values(), key=lambda line: requests.index(line.request))
 
 
-def _add(line: Line, cell: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-    figures, wanted = cell["figures"], reference["figures"]
-    measure = "wer" if "forget_wer" in figures else "accuracy"
+def _add(line: Line, cell: Mapping[str, Any], retrained: Mapping[str, Any]) -> None:
+    metrics, wanted = cell["metrics"], retrained["metrics"]
+    measure = "wer" if "forget_wer" in metrics else "accuracy"
     names = {name: f"{name}_{measure}" for name in ("forget", "retain", "unseen")} | {"MIA": "mia_accuracy"}
-    shown = {column: 100 * figures[name] for column, name in names.items() if name in figures}
+    shown = {column: 100 * metrics[name] for column, name in names.items() if name in metrics}
     away = {c: abs(shown[c] - 100 * wanted[names[c]]) for c in shown if names[c] in wanted}
     for sides, columns in ((line.forgetting, ("forget", "MIA")), (line.utility, ("retain", "unseen"))):
         if there := [away[c] for c in columns if c in away]:
             sides.append(statistics.mean(there))
-    if "gap" in figures:
-        shown["gap"] = figures["gap"]
-    shown["forget loss / retrained"] = figures["forget_loss"] / wanted["forget_loss"]
-    clock = reference["clock"]
-    if line.model != ORIGINAL and clock == cell["clock"] and clock in reference:
-        shown["time / retraining"] = cell[clock] / reference[clock]
+    if "gap" in metrics:
+        shown["gap"] = metrics["gap"]
+    shown["forget loss / retrained"] = metrics["forget_loss"] / wanted["forget_loss"]
+    clock = retrained["clock"]
+    if line.model != ORIGINAL and clock == cell["clock"] and clock in retrained:
+        shown["time / retraining"] = cell[clock] / retrained[clock]
     for column, value in shown.items():
         line.values.setdefault(column, []).append(value)
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hf_unlearn.report import svg
 from hf_unlearn.report.audit_report import MODELS, AuditReport
 from hf_unlearn.report.svg import CHANCE, COLOURS, DASHES, MODEL_STYLES, SET_STYLES, Panel, Series, Style
-from hf_unlearn.report.tables import PERCENT, figure_names, figures_by_model, meaning, show
+from hf_unlearn.report.tables import PERCENT, meaning, metric_names, metrics_by_model, show
 
 # Level of the verdict: sign and colour of its badge.
 BADGES = {
@@ -67,7 +67,7 @@ def to_html(report: AuditReport, path: str | Path) -> Path:
         loader=PackageLoader("hf_unlearn.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    models = figures_by_model(report)
+    models = metrics_by_model(report)
     sections = (_histograms(report), _roc(report), _relearning(report), _training(report))
     page = environment.get_template("audit.html").render(
         verdict=report.verdict,
@@ -97,14 +97,14 @@ def _number(value: float) -> str:
 
 
 def _blocks(models: Mapping[str, Mapping[str, float]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the table of figures, by what they are measured on."""
+    """Samples of the table of metrics, by what they are measured on."""
     blocks: dict[str, list[dict[str, Any]]] = {heading: [] for heading in BLOCKS.values()}
-    for name in figure_names(models):
+    for name in metric_names(models):
         cells = []
-        for figures in models.values():
-            ends = [figures.get(f"{name}_{end}") for end in ("low", "high")]
+        for metrics in models.values():
+            ends = [metrics.get(f"{name}_{end}") for end in ("low", "high")]
             low, high = (show(end, name).removesuffix(" %") for end in ends)
-            cells.append((show(figures.get(name), name), "" if ends[0] is None else f"{low} – {high}"))  # noqa: RUF001
+            cells.append((show(metrics.get(name), name), "" if ends[0] is None else f"{low} – {high}"))  # noqa: RUF001
         first = name.partition("_")[0]
         label = "logistic regression" if name == "mia_accuracy" else name.replace("mia_", "", 1).replace("_", " ")
         label = re.sub(r"tpr at (0?)1pct fpr", lambda m: f"TPR at {'0.1' if m[1] else '1'} % FPR", label)
@@ -121,7 +121,7 @@ def _legend(panels: Sequence[Panel]) -> dict[str, Series]:
 
 
 def _at_a_glance(models: Mapping[str, Mapping[str, float]]) -> Section | None:
-    names = figure_names(models)
+    names = metric_names(models)
     inference = [name for name in names if re.fullmatch("mia_.*_auc", name)]
     scores = [name for name in names if re.fullmatch("(forget|retain|unseen)_(accuracy|wer)", name)]
     panels: list[Panel] = []
@@ -133,10 +133,10 @@ def _at_a_glance(models: Mapping[str, Mapping[str, float]]) -> Section | None:
         if not own:
             continue
         points = [
-            (model, i, [figures.get(f"{name}{end}", figures[name]) for end in ("", "_low", "_high")])
+            (model, i, [metrics.get(f"{name}{end}", metrics[name]) for end in ("", "_low", "_high")])
             for i, name in enumerate(own)
-            for model, figures in models.items()
-            if name in figures
+            for model, metrics in models.items()
+            if name in metrics
         ]
         values = [value for _, _, point in points for value in point]
         x = svg.linear("", values if chance is None else [*values, chance], percent=chance is None, zero=False)
@@ -156,8 +156,8 @@ def _at_a_glance(models: Mapping[str, Mapping[str, float]]) -> Section | None:
         return None
     return Section(
         "glance", "At a glance",
-        "To have forgotten is to be where the reference is, which never saw the rows: neither above it nor below.",
-        panels, _legend(panels), ["figure", "model", "value", "low", "high"], rows,
+        "To have forgotten is to be where the retrained model is, which never saw the rows: neither above it nor below.",
+        panels, _legend(panels), ["metric", "model", "value", "low", "high"], rows,
     )  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def _relearning(report: AuditReport) -> Section | None:
     ]
     return Section(
         "relearning", "Relearning",
-        "What is gone is learned again as slowly as by the reference; what was only hidden comes back at once.",
+        "What is gone is learned again as slowly as by the retrained model; what was only hidden comes back at once.",
         panels, _legend(panels), ["model", "step", *(name.replace("_", " ") for name in measures)], rows,
     )  # fmt: skip
 
@@ -294,7 +294,7 @@ def _breakdown(report: AuditReport) -> dict[str, Any]:
         return show(entry.get(model), measure), round(width, 1), MODEL_STYLES[model].colour
 
     rows = [
-        {name: str(entry[name]) for name in ("group", "set", "rows")}
+        {name: str(entry[name]) for name in ("group", "set", "samples")}
         | {"cells": [cell(entry, model) for model in models]}
         for entry in report.breakdown
     ]

@@ -14,7 +14,7 @@ TARGET, REFERENCE = "#000000", "#009E73"
 
 def loss_curves(
     runs: Mapping[str, Sequence[Mapping[str, float]]],
-    figures: Mapping[str, Mapping[str, float]],
+    metrics: Mapping[str, Mapping[str, float]],
     title: str,
     path: Path,
 ) -> Path:
@@ -22,7 +22,7 @@ def loss_curves(
 
     Args:
         runs: method to the log history of its run (`trainer.state.log_history`).
-        figures: model to figures; `"retrained"` gives the reference line.
+        metrics: model to metrics; `"retrained"` gives the reference line.
         title: heading of the picture.
         path: where the picture goes.
 
@@ -31,9 +31,9 @@ def loss_curves(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(runs), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    lines = [figures["retrained"]["forget_loss"]]
+    metric = Figure(figsize=(5 * len(runs), 3.6), layout="constrained")
+    panels = metric.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    lines = [metrics["retrained"]["forget_loss"]]
     lines += [entry[key] for history in runs.values() for entry in history for key in LOSSES if key in entry]
     highest = max(lines)
     for panel, (name, history) in zip(panels, runs.items(), strict=True):
@@ -44,7 +44,7 @@ def loss_curves(
         if tau is not None:
             panel.axhline(tau, color=TARGET, linestyle="--", linewidth=1, label="target")
         panel.axhline(
-            figures["retrained"]["forget_loss"], color=REFERENCE, linestyle=":", label="retrained: forget loss"
+            metrics["retrained"]["forget_loss"], color=REFERENCE, linestyle=":", label="retrained: forget loss"
         )
         # Losses run from thousandths to tens; a symmetric log shows both ends, and zero.
         panel.set_yscale("symlog", linthresh=0.01)
@@ -53,8 +53,8 @@ def loss_curves(
         panel.grid(alpha=0.2)
     panels[0].set_ylabel("loss (nats)")
     panels[-1].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Forgetting {title}")
-    figure.savefig(path, dpi=130)
+    metric.suptitle(f"Forgetting {title}")
+    metric.savefig(path, dpi=130)
     return path
 
 
@@ -74,8 +74,8 @@ def gaps(lines: Sequence[Any], title: str, path: Path) -> Path:
     requests = list(dict.fromkeys(line.request for line in lines))
     models = list(dict.fromkeys(line.model for line in lines if not line.model.startswith(("original", "retrained"))))
     colours = dict(zip(models, _colours(len(models)), strict=True))
-    figure = Figure(figsize=(4.2 * len(requests) + 4, 4.4), layout="constrained")
-    panels = figure.subplots(1, len(requests) + 1, squeeze=False)[0]
+    metric = Figure(figsize=(4.2 * len(requests) + 4, 4.4), layout="constrained")
+    panels = metric.subplots(1, len(requests) + 1, squeeze=False)[0]
     for panel, request in zip(panels[:-1], requests, strict=True):
         for line in [each for each in lines if each.request == request]:
             x, y = statistics.mean(line.utility), statistics.mean(line.forgetting)
@@ -96,8 +96,8 @@ def gaps(lines: Sequence[Any], title: str, path: Path) -> Path:
     panels[-1].axvline(1, color=TARGET, linestyle="--", linewidth=1)
     panels[-1].invert_yaxis()
     panels[-1].set(title="time / retraining")
-    figure.suptitle(f"{title}: distance to the retrained model (lower left is best; the star: a second one)")
-    figure.savefig(path, dpi=110)
+    metric.suptitle(f"{title}: distance to the retrained model (lower left is best; the star: a second one)")
+    metric.savefig(path, dpi=110)
     return path
 
 

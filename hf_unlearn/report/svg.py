@@ -27,7 +27,7 @@ class Style:
 MODEL_STYLES = {
     "original": Style("blue", "2 3", "square"),
     "audited": Style("vermillion", "", "circle"),
-    "reference": Style("green", "7 3", "triangle"),
+    "retrained": Style("green", "7 3", "triangle"),
 }
 SET_STYLES = {
     "forget": Style("vermillion"),

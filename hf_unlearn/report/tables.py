@@ -1,4 +1,4 @@
-"""Figures as a table in the terminal."""
+"""Metrics as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MEASURES = {
     "loss": "Mean loss on {}, in nats.",
     "wer": "Wrong words per spoken word on {}; 0 is perfect.",
 }
-# Ends of figures of a membership inference attack, to what they mean.
+# Ends of metrics of a membership inference attack, to what they mean.
 ATTACKS = {
-    "balanced_accuracy": "Rows told apart at the best threshold, forgotten from unseen; 50 % is chance.",
-    "accuracy": "Rows told apart by a classifier, forgotten from unseen; 50 % is chance.",
+    "balanced_accuracy": "Samples told apart at the best threshold, forgotten from unseen; 50 % is chance.",
+    "accuracy": "Samples told apart by a classifier, forgotten from unseen; 50 % is chance.",
     "auc": "Chance that a forgotten row looks more familiar than an unseen one; 0.5 cannot tell, 1 always can.",
     "tpr_at_1pct_fpr": "Share of forgotten rows found while 1 % of the unseen are taken for them; 0.01 is chance.",
     "tpr_at_01pct_fpr": "Share of forgotten rows found while 0.1 % of the unseen are taken for them; 0.001 is chance.",
@@ -39,22 +39,22 @@ AFTERWARDS = {
     "int4": "with weights rounded to 4 bits",
     "without_adapter": "with the adapter dropped",
 }
-PROBE = "Right answers of a new linear head on the model's features, on {}; compare with the reference."
+PROBE = "Right answers of a new linear head on the model's features, on {}; compare with the retrained model."
 OTHERS = {
-    "gap": "Mean distance from the reference, in points; 0 is best.",
-    "tug_of_war": "Closeness to the reference's accuracies on all sets at once; 1 is best.",
+    "gap": "Mean distance from the retrained model, in points; 0 is best.",
+    "tug_of_war": "Closeness to the retrained model's accuracies on all sets at once; 1 is best.",
     "unlearning_impact_score": "What it cost on unseen rows, and how far it is from done; 0 is best.",
-    "forget_js_divergence": "How far predictions on forget rows are from the reference's; 0 equal, 0.69 disjoint.",
-    "unseen_js_divergence": "How far predictions on unseen rows are from the reference's; 0 equal, 0.69 disjoint.",
-    "relearn_loss_advantage": "How much lower than the reference's the forget loss is while relearning, in nats; "
+    "forget_js_divergence": "How far predictions on forget rows are from the retrained model's; 0 equal, 0.69 disjoint.",
+    "unseen_js_divergence": "How far predictions on unseen rows are from the retrained model's; 0 equal, 0.69 disjoint.",
+    "relearn_loss_advantage": "How much lower than the retrained model's the forget loss is while relearning, in nats; "
     "0 or less is best.",
-    "relearn_accuracy_advantage": "How much higher than the reference's the forget accuracy is while relearning, "
+    "relearn_accuracy_advantage": "How much higher than the retrained model's the forget accuracy is while relearning, "
     "in points; 0 or less is best.",
 }
 
 
 def show(value: float | None, name: str) -> str:
-    """A figure as text: percent for accuracies and error rates, two or three decimals else, a dash for none."""
+    """A metric as text: percent for accuracies and error rates, two or three decimals else, a dash for none."""
     if value is None:
         return "-"
     return f"{100 * value:.1f} %" if name.endswith(PERCENT) else f"{value:.{DECIMALS.get(name, 3)}f}"
@@ -62,49 +62,49 @@ def show(value: float | None, name: str) -> str:
 
 def print_comparison(
     scenes: Mapping[str, Mapping[str, Mapping[str, float]]],
-    figures: Mapping[str, str],
+    metrics: Mapping[str, str],
     title: str,
     console: Console | None = None,
 ) -> None:
-    """One row a model, one block a scene, one column a figure.
+    """One row a model, one block a scene, one column a metric.
 
     Args:
-        scenes: scene to model to figures.
-        figures: column heading to figure.
+        scenes: scene to model to metrics.
+        metrics: column heading to metric.
         title: caption of the table.
         console: where to print; the terminal when left out.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    for heading in ("forgotten", "model", *figures):
+    for heading in ("forgotten", "model", *metrics):
         table.add_column(heading, justify="left" if heading in ("forgotten", "model") else "right", no_wrap=True)
     for scene, models in scenes.items():
         for number, (name, found) in enumerate(models.items()):
-            shown = (show(found.get(figure), figure).removesuffix(" %") for figure in figures.values())
+            shown = (show(found.get(metric), metric).removesuffix(" %") for metric in metrics.values())
             table.add_row(scene if number == 0 else "", name, *shown)
         table.add_section()
     (console or Console()).print(table)
 
 
-def print_figures(columns: Mapping[str, Mapping[str, float]], title: str, console: Console | None = None) -> None:
+def print_metrics(columns: Mapping[str, Mapping[str, float]], title: str, console: Console | None = None) -> None:
     """One row a figure, one column a model (before, after, ...).
 
     Args:
-        columns: column heading to figures, as `hf_unlearn.auditing.dataset_metrics.figures` gives them.
+        columns: column heading to metrics, as `hf_unlearn.auditing.dataset_metrics.metrics` gives them.
         title: caption of the table.
         console: where to print; the terminal when left out.
     """
     table = Table(title=title, title_justify="left")
-    table.add_column("figure")
+    table.add_column("metric")
     for heading in columns:
         table.add_column(heading, justify="right")
-    names: Sequence[str] = list(dict.fromkeys(name for figures in columns.values() for name in figures))
+    names: Sequence[str] = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
     for name in names:
-        table.add_row(name.replace("_", " "), *(show(figures.get(name), name) for figures in columns.values()))
+        table.add_row(name.replace("_", " "), *(show(metrics.get(name), name) for metrics in columns.values()))
     (console or Console()).print(table)
 
 
 def meaning(name: str) -> str:
-    """What a figure says, in one line; empty for a figure that explains itself.
+    """What a metric says, in one line; empty for a metric that explains itself.
 
     Examples:
         >>> meaning("forget_accuracy")
@@ -123,32 +123,32 @@ def meaning(name: str) -> str:
     return OTHERS.get(name, "")
 
 
-def show_interval(figures: Mapping[str, float], name: str) -> str:
-    """A figure with its 95 % interval, where it has one.
+def show_interval(metrics: Mapping[str, float], name: str) -> str:
+    """A metric with its 95 % interval, where it has one.
 
     Examples:
         >>> show_interval({"unseen_accuracy": 0.481, "unseen_accuracy_low": 0.45, "unseen_accuracy_high": 0.512},
         ...               "unseen_accuracy")
         '48.1 (45.0 - 51.2) %'
     """
-    text = show(figures.get(name), name)
-    if f"{name}_low" not in figures:
+    text = show(metrics.get(name), name)
+    if f"{name}_low" not in metrics:
         return text
-    low, high = (show(figures[f"{name}_{end}"], name).removesuffix(" %") for end in ("low", "high"))
+    low, high = (show(metrics[f"{name}_{end}"], name).removesuffix(" %") for end in ("low", "high"))
     number, _, unit = text.partition(" ")
     return f"{number} ({low} - {high}) {unit}".rstrip()
 
 
-def figures_by_model(report: AuditReport) -> dict[str, dict[str, float]]:
-    """The figures of every model in the report, in the order in which models are shown."""
-    models = {name: dict(report.figures[name]) for name in MODELS if name in report.figures}
+def metrics_by_model(report: AuditReport) -> dict[str, dict[str, float]]:
+    """The metrics of every model in the report, in the order in which models are shown."""
+    models = {name: dict(report.metrics_by_model[name]) for name in MODELS if name in report.metrics_by_model}
     models["audited"] = {**models.get("audited", {}), **report.metrics}
     return {name: models[name] for name in MODELS if name in models}
 
 
-def figure_names(models: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Every figure that any model has, without the ends of the intervals."""
-    names = dict.fromkeys(name for figures in models.values() for name in figures)
+def metric_names(models: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Every metric that any model has, without the ends of the intervals."""
+    names = dict.fromkeys(name for metrics in models.values() for name in metrics)
     ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
     return [name for name in names if name not in ends]
 
@@ -163,14 +163,14 @@ def print_report(report: AuditReport, console: Console | None = None) -> None:
     console = console or Console()
     # Text, not str: what stands in a report is never markup.
     console.print(Text.assemble((report.verdict["level"], "bold"), ": ", report.verdict["sentence"]))
-    models = figures_by_model(report)
+    models = metrics_by_model(report)
     # Three models with intervals fit into 80 columns, without breaking "confidence".
     table = Table(caption="in brackets: 95 % intervals", caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
                   padding=0)  # fmt: skip
-    table.add_column("figure", min_width=10)
+    table.add_column("metric", min_width=10)
     for model in models:
         table.add_column(model, justify="right", no_wrap=True)
-    for name in figure_names(models):
-        cells = (show_interval(figures, name) for figures in models.values())
+    for name in metric_names(models):
+        cells = (show_interval(metrics, name) for metrics in models.values())
         table.add_row(Text(name.replace("_", " ")), *cells)
     console.print(table)

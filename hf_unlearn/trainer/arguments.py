@@ -10,7 +10,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 
 from hf_unlearn.data.splitting import REQUESTS
-from hf_unlearn.losses.head import PROFILE
+from hf_unlearn.losses.head import PROFILE_SIZE
 from hf_unlearn.methods import FORGETTING_LOSSES, METHODS
 from hf_unlearn.per_sample.basis import GRAM_CACHES
 from hf_unlearn.per_sample.projection import SCOPES
@@ -29,11 +29,11 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     Args:
         method: a name in `hf_unlearn.methods.METHODS`: `"nabla_tau"` (default), `"orthograd"`, `"grad_diff"`, ...;
             the README lists them all.
-        forgetting_loss: for methods that bend gradients: which loss makes the forget gradient; `"nabla_tau"`
+        forgetting_loss: for methods that combine gradients: which loss makes the forget gradient; `"nabla_tau"`
             (default), `"grad_ascent"` (as OrthoGrad's paper).
         retain_weight: weight of the retain loss in [0, 1], the forgetting loss gets the rest. Default: the method's.
-        retain_batch_size: retain rows a device in every batch; default: `per_device_train_batch_size`, which counts
-            the forget rows, where that is given.
+        retain_batch_size: retain samples a device in every batch; default: `per_device_train_batch_size`, which counts
+            the forget samples, where that is given.
         projection: of OrthoGrad: `"gradient"` (the paper's): the forget gradient is projected; `"update"`: the
             optimizer's step is corrected, so that no retain sample's loss rises to first order.
         projection_scope: `"global"` (default, the paper's): one span of retain gradients over all tensors; `"tensor"`:
@@ -42,13 +42,13 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     > Parameters that control the target
 
     Args:
-        request: `"rows"`, `"class"` or `"group"`; default: what `split_forget_retain` left on the datasets, else
-            `"rows"`.
+        request: `"samples"`, `"class"` or `"group"`; default: what `split_forget_retain` left on the datasets, else
+            `"samples"`.
         forget_target: `"auto"` (default: follows the request), `"distribution"`, `"masked_class"`, `"mean"` (as ∇τ was
-            published), `"none"`, a number (tau), or a sequence of losses of rows never trained on (of rows of many
-            tokens: their profiles, see `hf_unlearn.losses.Head.profiles`).
+            published), `"none"`, a number (tau), or a sequence of losses of samples never trained on (of samples of many
+            tokens: their profiles, see `hf_unlearn.losses.Head.token_loss_profiles`).
         hinge: `"squared"` (as published) or `"linear"`, with `forget_target="mean"` or a number.
-        stop_at_target: stop when the forget loss (for a class: accuracy) on a fixed sample of the forget set reaches
+        stop_at_target: stop when the forget loss (for a class: accuracy) on a fixed sample of the forget dataset reaches
             the target, checked every few steps. Default: for methods that would not end by themselves.
 
     > Parameters that control the gradient engine
@@ -62,13 +62,13 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     > Defaults that differ from `TrainingArguments`
 
     `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (two to four
-    passes over the larger set, by the method, eight over the forget set, 240 at most; one of `num_train_epochs` is one
+    passes over the larger set, by the method, eight over the forget dataset, 240 at most; one of `num_train_epochs` is one
     pass over the larger),
-    `per_device_train_batch_size` and `retain_batch_size` (64, with heads that score a row on many tokens 16; no more
-    rows a step than their set has; with a DeepSpeed config among the arguments always 64),
+    `per_device_train_batch_size` and `retain_batch_size` (64, with heads that score a sample on many tokens 16; no more
+    samples a step than their set has; with a DeepSpeed config among the arguments always 64),
     `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
     `logging_steps` (10), `save_strategy` ("no"), `logging_nan_inf_filter` (False: divergence must show),
-    `ddp_find_unused_parameters` (by a forward pass of one row: whether the model has parameters without use),
+    `ddp_find_unused_parameters` (by a forward pass of one sample: whether the model has parameters without use),
     `hub_strategy` ("end", the only one: with `push_to_hub=True` the model is pushed when `save_model()` is called,
     private unless `hub_private_repo=False`, and no checkpoint ever is).
     """
@@ -76,7 +76,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     method: str = field(default="nabla_tau", metadata={"help": f"Unlearning method, one of {sorted(METHODS)}."})
     forgetting_loss: str = field(default="nabla_tau", metadata={"help": "Loss whose gradient a surgery method bends."})
     retain_weight: float | None = field(default=None, metadata={"help": "Weight of the retain loss in [0, 1]."})
-    retain_batch_size: int | None = field(default=None, metadata={"help": "Retain rows per device and batch."})
+    retain_batch_size: int | None = field(default=None, metadata={"help": "Retain samples per device and batch."})
     projection: str = field(default="gradient", metadata={"help": f"What is projected, one of {PROJECTIONS}."})
     projection_scope: str = field(default="global", metadata={"help": f"Span of the projection, one of {SCOPES}."})
     request: str | None = field(default=None, metadata={"help": f"Kind of forget request, one of {REQUESTS}."})
@@ -88,8 +88,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     learning_rate: float | None = field(default=None, metadata={"help": "Default: the method's own."})  # type: ignore[assignment]
     num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the larger set."})  # type: ignore[assignment]
-    per_device_train_batch_size: int = field(default=None, metadata={"help": "Forget rows a device."})  # type: ignore[assignment]
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows per device when measuring."})
+    per_device_train_batch_size: int = field(default=None, metadata={"help": "Forget samples a device."})  # type: ignore[assignment]
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples per device when measuring."})
     lr_scheduler_type: SchedulerType | str = field(
         default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."}
     )
@@ -101,7 +101,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     def __post_init__(self):
         """Resolve defaults and refuse what cannot work, one line each."""
         self.default_steps = self.max_steps <= 0 and self.num_train_epochs is None
-        # Forget and retain rows of a batch that nobody has asked for; the trainer fits them to model and data.
+        # Forget and retain samples of a batch that nobody has asked for; the trainer fits them to model and data.
         self.batch = (BATCH, BATCH) if self.per_device_train_batch_size is None else None
         if self.batch:
             self.per_device_train_batch_size = BATCH
@@ -109,7 +109,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             self.num_train_epochs = 3.0  # unused: max_steps overrides it, which the trainer sets by the data
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = self.lr_scheduler_kwargs or {"min_lr_rate": 0.1}
-        if self.deepspeed and self.method in METHODS and METHODS[self.method].surgery:
+        if self.deepspeed and self.method in METHODS and METHODS[self.method].is_gradient_surgery:
             raise ValueError(
                 f"deepspeed: {self.method} writes the gradients itself, and ZeRO lets nobody; use DDP or FSDP2, or a "
                 "method that descends a loss"
@@ -141,7 +141,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         # Older releases of transformers say gradient_checkpointing.
         new = getattr(self, "activation_checkpointing_kwargs", None)
         checkpointing: Any = new or self.gradient_checkpointing_kwargs or {}
-        if checkpointing.get("use_reentrant") and METHODS[self.method].surgery:
+        if checkpointing.get("use_reentrant") and METHODS[self.method].is_gradient_surgery:
             raise ValueError(
                 f"activation_checkpointing_kwargs: use_reentrant=True hides the layers from {self.method}, which "
                 "needs the gradient of every sample; use use_reentrant=False"
@@ -158,8 +158,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         return self.batch is not None and self.per_device_train_batch_size == self.batch[0]
 
     @property
-    def retain_rows(self) -> int:
-        """Retain rows a device in every batch."""
+    def retain_samples(self) -> int:
+        """Retain samples a device in every batch."""
         default = self.batch[1] if self.batch and self.default_batch else self.per_device_train_batch_size
         return self.retain_batch_size or default
 
@@ -184,9 +184,9 @@ def _parse_target(value: Any) -> Any:
         raise ValueError(f"forget_target: expected a name, a number, losses or loss profiles; {error}") from error
     if not losses.numel():
         raise ValueError("forget_target: an empty sample of losses says nothing; give at least one loss")
-    if losses.shape[1:] not in ((), (PROFILE,)):
+    if losses.shape[1:] not in ((), (PROFILE_SIZE,)):
         raise ValueError(
-            f"forget_target: a sample of losses has shape [rows], one of loss profiles [rows, {PROFILE}], got "
+            f"forget_target: a sample of losses has shape [samples], one of loss profiles [samples, {PROFILE_SIZE}], got "
             f"{list(losses.shape)}"
         )
     return losses.tolist()

@@ -14,18 +14,18 @@ from peft import PeftModel, get_peft_model
 from hf_unlearn.methods import Method
 from hf_unlearn.models.adapters import merged
 from hf_unlearn.targets import ForgetTarget
-from hf_unlearn.trainer.evaluation import MeasuringTrainer
+from hf_unlearn.trainer.evaluation import EvaluationMixin
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "unlearning_state.pt"
 
 
-class SavingTrainer(MeasuringTrainer):
+class CheckpointingMixin(EvaluationMixin):
     """A `Trainer` whose saved model has forgotten, and whose checkpoints hold what a resumed run needs."""
 
     added_adapter: bool
     method: Method
-    figures_before: dict[str, float]
+    metrics_before: dict[str, float]
     target: ForgetTarget | None
     original_losses: torch.Tensor
     weights_before: str | None = None
@@ -45,9 +45,9 @@ class SavingTrainer(MeasuringTrainer):
                 state = {
                     "target": self.target.state(),
                     "original_losses": self.original_losses,
-                    "figures_before": self.figures_before,
+                    "metrics_before": self.metrics_before,
                     "retain_before": self.retain_before,
-                    "method": self.method.state(),
+                    "method": self.method.state_dict(),
                     "weights_before": self.weights_before,
                 }
                 torch.save(state, os.path.join(output_dir, STATE_FILE))
@@ -77,19 +77,19 @@ class SavingTrainer(MeasuringTrainer):
             self.model.save_pretrained(output_dir)
 
     @torch.no_grad()
-    def check_original(self) -> None:
-        """Refuse a resumed run whose reference is not the model that the run began with.
+    def _check_original(self) -> None:
+        """Refuse a resumed run whose original model is not the model that the run began with.
 
         Raises:
-            ValueError: it has other losses on the first forget rows than the checkpoint says.
+            ValueError: it has other losses on the first forget samples than the checkpoint says.
         """
-        if self.method.reference is None:
+        if self.method.original_model is None:
             return
-        batch = next(iter(self.survey().batches("forget")), None)
+        batch = next(iter(self._calibration_pass().batches("forget")), None)
         if batch is None:
-            return  # fewer forget rows than processes
+            return  # fewer forget samples than processes
         with self.compute_loss_context_manager():
-            found = self.head.losses(self.method.reference(**self.head.inputs(batch)), batch).cpu()
+            found = self.head.losses(self.method.original_model(**self.head.inputs(batch)), batch).cpu()
         own = self.original_losses[self.accelerator.process_index :: self.accelerator.num_processes][: len(found)]
         if not torch.allclose(found.double(), own.double(), rtol=1e-2, atol=1e-2):
             raise ValueError(

@@ -9,12 +9,12 @@ from typing import Any
 from peft import PeftModel
 
 from hf_unlearn.losses.head import SEVERAL
-from hf_unlearn.methods import Method, Setting, SurgeryMethod
+from hf_unlearn.methods import Method, RunInfo, SurgeryMethod
 from hf_unlearn.trainer.arguments import BATCH, UnlearningArguments
 
 logger = logging.getLogger(__name__)
 
-# A row of many tokens is many decisions.
+# A sample of many tokens is many decisions.
 BATCH_OF_TOKENS = 16
 MOST_STEPS = 240
 FORGET_PASSES = 8
@@ -22,7 +22,7 @@ FORGET_PASSES = 8
 STEPS_WITHOUT_TARGET = 30
 
 
-def settle(args: UnlearningArguments, method: Method, kind: str, model: Any) -> None:
+def resolve_defaults(args: UnlearningArguments, method: Method, kind: str, model: Any) -> None:
     """Fill in the arguments that were left to method, model and data, and say which are not followed.
 
     Args:
@@ -42,25 +42,27 @@ def settle(args: UnlearningArguments, method: Method, kind: str, model: Any) -> 
     batches = args.gradient_accumulation_steps * args.world_size * max(1, args.n_gpu)
     # DeepSpeed has read its batch size from the arguments when they were made.
     if args.default_batch and not args.deepspeed:
-        args.batch = default_batches(kind, method.setting, batches)
+        args.batch = default_batches(kind, method.info, batches)
         args.per_device_train_batch_size = args.batch[0]
     if args.default_steps:
-        args.max_steps = default_steps(method, args.per_device_train_batch_size * batches, args.retain_rows * batches)
-    if not method.setting.target and args.forget_target == "auto" and method.ascends:
+        args.max_steps = default_steps(
+            method, args.per_device_train_batch_size * batches, args.retain_samples * batches
+        )
+    if not method.info.has_target and args.forget_target == "auto" and method.raises_forget_loss:
         if args.default_steps:
             args.max_steps = STEPS_WITHOUT_TARGET
         logger.warning(
-            "No unseen_ds: there is no loss that the forget set should end with, so the forget loss is raised for "
+            "No unseen_ds: there is no loss that the forget dataset should end with, so the forget loss is raised for "
             f"a fixed budget of {args.max_steps} steps, which may forget too little or too much. Give unseen_ds."
         )
     if args.weight_decay and isinstance(method, SurgeryMethod):
         logger.info("Weight decay is off: it would move the weights inside the span that the projection protects")
 
 
-def default_batches(kind: str, setting: Setting, batches: int) -> tuple[int, int]:
-    """Forget and retain rows of one batch on one device: 64 or, of many tokens each, 16.
+def default_batches(kind: str, setting: RunInfo, batches: int) -> tuple[int, int]:
+    """Forget and retain samples of one batch on one device: 64 or, of many tokens each, 16.
 
-    A step takes no more rows than the set has, but one a batch.
+    A step takes no more samples than the set has, but one a batch.
 
     Args:
         kind: of the model's head.
@@ -68,14 +70,16 @@ def default_batches(kind: str, setting: Setting, batches: int) -> tuple[int, int
         batches: batches of an optimizer step, over all devices.
 
     Examples:
-        >>> rows = Setting(forget_rows=20, retain_rows=4000, text=True)
-        >>> default_batches("single_label", rows, 1), default_batches("causal_lm", rows, 2)
+        >>> samples = RunInfo(forget_samples=20, retain_samples=4000, is_text=True)
+        >>> default_batches("single_label", samples, 1), default_batches("causal_lm", samples, 2)
         ((20, 64), (10, 16))
-        >>> default_batches("single_label", rows, 3)
+        >>> default_batches("single_label", samples, 3)
         (6, 64)
     """
     most = BATCH_OF_TOKENS if kind in SEVERAL else BATCH
-    forget, retain = (min(most, max(1, rows // batches)) for rows in (setting.forget_rows, setting.retain_rows))
+    forget, retain = (
+        min(most, max(1, samples // batches)) for samples in (setting.forget_samples, setting.retain_samples)
+    )
     return forget, retain
 
 
@@ -91,20 +95,20 @@ def default_learning_rate(method: Method, trainable: int, adapter: bool) -> floa
 
 
 def default_steps(method: Method, forget_per_step: int, retain_per_step: int) -> int:
-    """The method's passes over the larger set or eight over the forget set, whichever is more; its least to 240.
+    """The method's passes over the larger set or eight over the forget dataset, whichever is more; its least to 240.
 
     Args:
         method: the method; its setting has the sizes of the sets.
-        forget_per_step: forget rows of an optimizer step, over all processes and accumulated batches.
-        retain_per_step: retain rows of one.
+        forget_per_step: forget samples of an optimizer step, over all processes and accumulated batches.
+        retain_per_step: retain samples of one.
 
     Examples:
         >>> from types import SimpleNamespace
-        >>> rows = SimpleNamespace(forget_rows=100, retain_rows=4000)
-        >>> default_steps(SimpleNamespace(passes=2, least_steps=50, setting=rows), 64, 64)
+        >>> samples = SimpleNamespace(forget_samples=100, retain_samples=4000)
+        >>> default_steps(SimpleNamespace(passes=2, min_steps=50, info=samples), 64, 64)
         126
     """
-    setting = method.setting
-    forget = math.ceil(setting.forget_rows / forget_per_step)
-    larger = max(forget, math.ceil(setting.retain_rows / retain_per_step))
-    return min(max(method.passes * larger, FORGET_PASSES * forget, method.least_steps), MOST_STEPS)
+    setting = method.info
+    forget = math.ceil(setting.forget_samples / forget_per_step)
+    larger = max(forget, math.ceil(setting.retain_samples / retain_per_step))
+    return min(max(method.passes * larger, FORGET_PASSES * forget, method.min_steps), MOST_STEPS)

@@ -1,4 +1,4 @@
-"""What `UnlearningTrainer` measures: signals of its sets, their figures, and `evaluate`."""
+"""What `UnlearningTrainer` measures: signals of its sets, their metrics, and `evaluate`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from transformers import Seq2SeqTrainer
 from transformers.training_args import ParallelMode
 
 from hf_unlearn.auditing.audit import audit
-from hf_unlearn.auditing.dataset_metrics import figures, transcribe, word_error_rate
-from hf_unlearn.auditing.statistics import Signals, collect
-from hf_unlearn.data.splitting import sample_rows
+from hf_unlearn.auditing.dataset_metrics import dataset_metrics, transcribe, word_error_rate
+from hf_unlearn.auditing.statistics import SampleStatistics, collect
+from hf_unlearn.data.splitting import subsample
 from hf_unlearn.losses import Head
-from hf_unlearn.methods import Survey
+from hf_unlearn.methods import CalibrationPass
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.bare import reached
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
 
-# Rows of the retain set that the figures look at: enough for half a point of accuracy.
-FIGURE_ROWS = 2000
+# Samples of the retain dataset that the metrics look at: enough for half a point of accuracy.
+METRIC_SAMPLES = 2000
 
 
-class MeasuringTrainer(Seq2SeqTrainer):
-    """A `Trainer` that knows the forget, retain and unseen sets, and measures them."""
+class EvaluationMixin(Seq2SeqTrainer):
+    """A `Trainer` that knows the forget, retain and unseen datasets, and measures them."""
 
     args: UnlearningArguments
     model: Any
@@ -40,8 +40,8 @@ class MeasuringTrainer(Seq2SeqTrainer):
     unseen_ds: Any
     alternative_ds: Any
 
-    def collect(self, dataset: Any, description: str = "Measuring") -> Signals:
-        """Per-row signals of the model as it is now on a dataset of flat rows."""
+    def _collect_statistics(self, dataset: Any, description: str = "Measuring") -> SampleStatistics:
+        """Per-sample signals of the model as it is now on a dataset of flat samples."""
         return collect(
             self._runner,
             self._readable(dataset),
@@ -53,61 +53,64 @@ class MeasuringTrainer(Seq2SeqTrainer):
             log_probs=self.request == "class",  # the target is made of them
         )
 
-    def signals(self) -> dict[str, Signals]:
-        """Signals of the forget set, of at most 2,000 rows of the retain set, and of the unseen set where given."""
-        return {name: self.collect(rows, f"Measuring {name} rows") for name, rows in self._sets().items()}
+    def _dataset_statistics(self) -> dict[str, SampleStatistics]:
+        """SampleStatistics of the forget dataset, of at most 2,000 samples of the retain dataset, and of the unseen dataset where given."""
+        return {
+            name: self._collect_statistics(samples, f"Measuring {name} samples")
+            for name, samples in self._sets().items()
+        }
 
-    def survey(self) -> Survey:
-        """What a method may look at before the first step; every process has its own rows, and none comes twice."""
+    def _calibration_pass(self) -> CalibrationPass:
+        """What a method may look at before the first step; every process has its own samples, and none comes twice."""
         sets = {"forget": self.forget_ds, "retain": self.retain_ds, "alternative": self.alternative_ds}
         collator = self._flat_collator()
 
         def batches(name: str) -> Iterator[Any]:
-            rows = self._readable(sets[name])
-            own = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
-            share = Subset(rows, own)
-            size = self.args.retain_rows if name == "retain" else self.args.per_device_train_batch_size
+            samples = self._readable(sets[name])
+            own = range(self.accelerator.process_index, len(samples), self.accelerator.num_processes)
+            share = Subset(samples, own)
+            size = self.args.retain_samples if name == "retain" else self.args.per_device_train_batch_size
             loader = DataLoader(share, batch_size=size, collate_fn=collator)
-            for batch in tqdm(loader, desc=f"Surveying {name} rows", delay=1.0, leave=False):
+            for batch in tqdm(loader, desc=f"Surveying {name} samples", delay=1.0, leave=False):
                 yield self._prepare_inputs(batch)
 
         def losses(batch: Any) -> torch.Tensor:
             return self.head.losses(self.model(**self.head.inputs(batch)), batch)
 
         gradients = PerSampleGradients(self.model.eval(), losses, self.args.per_sample_engine)
-        return Survey(
+        return CalibrationPass(
             gradients=gradients,
             batches=batches,
-            losses=lambda name: self.collect(sets[name], f"Measuring {name} rows").losses,
-            add_up=lambda tensor: self.accelerator.reduce(tensor, "sum"),
+            losses=lambda name: self._collect_statistics(sets[name], f"Measuring {name} samples").losses,
+            sum_over_processes=lambda tensor: self.accelerator.reduce(tensor, "sum"),
         )
 
-    def unused_parameters(self) -> set[str]:
-        """Parameters that train and on which no loss depends (a mask token), by a forward pass of one forget row."""
+    def _unused_parameters(self) -> set[str]:
+        """Parameters that train and on which no loss depends (a mask token), by a forward pass of one forget sample."""
         batch = self._prepare_inputs(self._flat_collator()([self._readable(self.forget_ds)[0]]))
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         with torch.enable_grad(), self.compute_loss_context_manager():
             losses = self.head.losses(self.model.eval()(**self.head.inputs(batch)), batch)
         return trainable.keys() - reached(losses, trainable)
 
-    def settle_ddp(self) -> None:
+    def _configure_ddp(self) -> None:
         """Tell DDP whether parameters go unused: it fails where it waits for one, warns where it looks in vain."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         together = self.args.parallel_mode == ParallelMode.DISTRIBUTED and not sharded
         if together and self.args.ddp_find_unused_parameters is None:
-            self.accelerator.ddp_handler.find_unused_parameters = bool(self.unused_parameters())
+            self.accelerator.ddp_handler.find_unused_parameters = bool(self._unused_parameters())
 
-    def unlearning_figures(self) -> dict[str, float]:
+    def unlearning_metrics(self) -> dict[str, float]:
         """Forget, retain and unseen loss and accuracy, membership inference, and word error rates of speech models."""
-        return self._figures(self.signals())
+        return self._metrics(self._dataset_statistics())
 
-    def audit(self, unseen: Any = None, **kwargs: Any) -> AuditReport:
+    def audit(self, unseen_ds: Any = None, **kwargs: Any) -> AuditReport:
         """The audit of the model as it is now; see `hf_unlearn.audit`.
 
         Args:
-            unseen: rows that were never trained on and set no target. Without them `unseen_ds` is taken, and a note
+            unseen_ds: samples that were never trained on and set no target. Without them `unseen_ds` is taken, and a note
                 says that it set the target.
-            **kwargs: `original`, `reference`, `shadows`, `relearning`, ..., as in `hf_unlearn.audit`.
+            **kwargs: `original`, `retrained`, `shadows`, `relearning`, ..., as in `hf_unlearn.audit`.
         """
         settings: dict[str, Any] = {
             "request": self.request, "data_collator": self.data_collator, "seed": self.args.seed,
@@ -116,33 +119,35 @@ class MeasuringTrainer(Seq2SeqTrainer):
         if self.args.predict_with_generate:
             settings["processing_class"] = self.processing_class
         sets = {
-            "forget": self.forget_ds,
-            "retain": self.retain_ds,
-            "unseen": self.unseen_ds if unseen is None else unseen,
+            "forget_ds": self.forget_ds,
+            "retain_ds": self.retain_ds,
+            "unseen_ds": self.unseen_ds if unseen_ds is None else unseen_ds,
         }
         column = kwargs.get("group_column")
         if column is not None:
             settings["data_collator"] = self._flat_collator()  # the model does not read the column
         readable: dict[str, Any] = {
-            name: rows if rows is None else self._readable(rows, column) for name, rows in sets.items()
+            name: samples if samples is None else self._readable(samples, column) for name, samples in sets.items()
         }
         report = audit(self.model, **readable, **settings | kwargs)
-        if unseen is None:
-            report.notes.append("The unseen rows set the target of forgetting: rows that did not would say more.")
+        if unseen_ds is None:
+            report.notes.append(
+                "The unseen samples set the target of forgetting: samples that did not would say more."
+            )
         return replace(report, about={"method": self.args.method, **report.about})
 
     def _sets(self) -> dict[str, Any]:
-        sets = {"forget": self.forget_ds, "retain": sample_rows(self.retain_ds, FIGURE_ROWS)}
+        sets = {"forget": self.forget_ds, "retain": subsample(self.retain_ds, METRIC_SAMPLES)}
         return sets | ({} if self.unseen_ds is None else {"unseen": self.unseen_ds})
 
-    def _figures(self, signals: dict[str, Signals]) -> dict[str, float]:
+    def _metrics(self, signals: dict[str, SampleStatistics]) -> dict[str, float]:
         classes: list[int] = []
         if self.request == "class" and signals["forget"].labels is not None:
             classes = signals["forget"].labels.unique().tolist()
-        found = figures(signals, classes)
+        found = dataset_metrics(signals, classes)
         if self.args.predict_with_generate and self.processing_class is not None:
-            for name, rows in self._sets().items():
-                found[f"{name}_wer"] = word_error_rate(*zip(*self._transcripts(rows), strict=True))
+            for name, samples in self._sets().items():
+                found[f"{name}_wer"] = word_error_rate(*zip(*self._transcripts(samples), strict=True))
         return found
 
     def _transcripts(self, dataset: Any) -> list[tuple[str, str]]:
@@ -155,19 +160,19 @@ class MeasuringTrainer(Seq2SeqTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval", **kwargs
     ) -> dict[str, float]:
-        """Evaluate on `eval_dataset` as `Trainer` does; without one, the unlearning figures are added."""
+        """Evaluate on `eval_dataset` as `Trainer` does; without one, the unlearning metrics are added."""
         metrics: dict[str, float] = {}
         if eval_dataset is not None or self.eval_dataset:
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
         if eval_dataset is None:
-            found = {f"{metric_key_prefix}_{name}": value for name, value in self.unlearning_figures().items()}
+            found = {f"{metric_key_prefix}_{name}": value for name, value in self.unlearning_metrics().items()}
             self.log(found)
             metrics.update(found)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _flat_collator(self) -> Any:
-        """The collator of single rows, without the columns that the model does not read."""
+        """The collator of single samples, without the columns that the model does not read."""
         return Seq2SeqTrainer._get_collator_with_removed_columns(self, self.data_collator)
 
     def _readable(self, dataset: Any, also: str | None = None) -> Any:

@@ -23,7 +23,7 @@ from hf_unlearn.hub.record import adapter_state, base_state, make_record, settin
 from hf_unlearn.hub.upload import check_revision, complete, create_repo, published, upload, writing
 from hf_unlearn.methods import Method
 from hf_unlearn.report.audit_report import AuditReport
-from hf_unlearn.trainer.checkpointing import SavingTrainer
+from hf_unlearn.trainer.checkpointing import CheckpointingMixin
 
 logger = logging.getLogger(__name__)
 # Words that Trainer.push_to_hub passes on to its card, under the names of huggingface_hub's card.
@@ -38,7 +38,7 @@ def _check_words(asked: str, card: dict[str, Any]) -> None:
         raise ValueError(f"{asked}: unknown argument {min(unknown)!r}; the card takes {', '.join(CARD_WORDS)}")
 
 
-class PushingTrainer(SavingTrainer):
+class HubMixin(CheckpointingMixin):
     """A `Trainer` that pushes a model that has forgotten, what is known about that, and nothing else.
 
     Attributes:
@@ -50,9 +50,9 @@ class PushingTrainer(SavingTrainer):
     audit_report: AuditReport | None = None
     hub_model_id: str | None  # type: ignore[assignment]
 
-    def audit(self, unseen: Any = None, **kwargs: Any) -> AuditReport:
-        """See `MeasuringTrainer.audit`; the report goes along at the next push."""
-        self.audit_report = super().audit(unseen, **kwargs)
+    def audit(self, unseen_ds: Any = None, **kwargs: Any) -> AuditReport:
+        """See `EvaluationMixin.audit`; the report goes along at the next push."""
+        self.audit_report = super().audit(unseen_ds, **kwargs)
         return self.audit_report
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -62,7 +62,7 @@ class PushingTrainer(SavingTrainer):
         finally:
             self.audit_report = None
 
-    def hash_weights(self) -> None:
+    def _hash_original_weights(self) -> None:
         """Take the hash of the weights before; again only for a model made anew.
 
         Weights that DeepSpeed or FSDP have spread over processes get none.
@@ -110,7 +110,7 @@ class PushingTrainer(SavingTrainer):
         """Push the merged model, its processor, a model card, the audit and the unlearning record, in one commit.
 
         Nothing else leaves the machine: no checkpoint, optimizer state or training arguments, no original weights, no
-        row of any set. An adapter that you trained yourself on a clean base held the data: it is pushed as an adapter.
+        sample of any set. An adapter that you trained yourself on a clean base held the data: it is pushed as an adapter.
         Other weights, audits and records that the repository has at this revision are deleted by the same commit.
 
         The keywords are those of `Trainer.push_to_hub`; by position the name of the repository comes first, where
@@ -210,12 +210,12 @@ class PushingTrainer(SavingTrainer):
             return None
         report = claims["audit"] or self.audit_report
         if report is None and self.unseen_ds is None:
-            logger.warning("No audit goes along: there is no unseen_ds; call trainer.audit(unseen=...) before")
+            logger.warning("No audit goes along: there is no unseen_ds; call trainer.audit(unseen_ds=...) before")
             return None
         report = report or self.audit()
-        if report.about["forget_rows"] != len(self.forget_ds):
+        if report.about["forget_samples"] != len(self.forget_ds):
             raise ValueError(
-                f"audit: is about {report.about['forget_rows']} forget rows, the trainer has {len(self.forget_ds)}; "
+                f"audit: is about {report.about['forget_samples']} forget samples, the trainer has {len(self.forget_ds)}; "
                 "audit this model"
             )
         return published(report, getattr(self._base.config, "id2label", None) or {})
@@ -247,13 +247,13 @@ class PushingTrainer(SavingTrainer):
             name=name, kind=kind, architecture=type(self._base).__name__,
             base=metadata.pop("finetuned_from", None) or base, base_revision=base_revision, method=method,
             settings=settings, request=self.request,
-            counts={key: len(rows) for key, rows in sets.items() if rows is not None},
+            counts={key: len(samples) for key, samples in sets.items() if samples is not None},
             forget_request=words, report=report, metadata=metadata,
         )  # fmt: skip
         record = None
         if not alone:
             record = make_record(
-                forget=self.forget_ds, columns=compared_columns(self.forget_ds, columns_read(self.model)),
+                forget_ds=self.forget_ds, columns=compared_columns(self.forget_ds, columns_read(self.model)),
                 request=self.request, request_id=request_id, method=method, settings=settings, report=report,
                 weights={
                     "kind": "model" if kind == "merged" else kind, "before": self.weights_before,

@@ -1,7 +1,7 @@
-"""One optimizer step: its losses or gradients, as functions of all its rows, however they are split.
+"""One optimizer step: its losses or gradients, as functions of all its samples, however they are split.
 
 An optimizer step has several accumulated batches on several processes. The hinge of ∇τ, the ranks of its quantiles and
-the span of OrthoGrad's basis are functions of all rows of the step; what happens here makes them so.
+the span of OrthoGrad's basis are functions of all samples of the step; what happens here makes them so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LossStep:
 
     Args:
         method: says how forget and retain are weighed.
-        head: scores rows.
+        head: scores samples.
         accelerator: gathers over processes.
     """
 
@@ -39,15 +39,15 @@ class LossStep:
         self._log: dict[str, list[Any]] = {}
 
     def start(self, target: ForgetTarget, original: torch.Tensor | None = None) -> None:
-        """Set the forgetting target; `original` [rows of the forget set]: their losses under the original model."""
+        """Set the forgetting target; `original` [samples of the forget dataset]: their losses under the original model."""
         self.objective = self.method.objective(target, original)
         self.retain_objective = self.method.retain_objective()
 
     @torch.no_grad()
-    def look_ahead(self, model: nn.Module, batches: Sequence[Batch], retain_weight: float) -> None:
-        """Before the first batch of a step: when the objective is no plain mean, score all forget rows of the step.
+    def prepare_step(self, model: nn.Module, batches: Sequence[Batch], retain_weight: float) -> None:
+        """Before the first batch of a step: when the objective is no plain mean, score all forget samples of the step.
 
-        This is one forward pass more over the forget rows, and only under gradient accumulation: with one batch a step
+        This is one forward pass more over the forget samples, and only under gradient accumulation: with one batch a step
         the scores are those of the batch.
         """
         self.batches, self._weights = len(batches), []
@@ -74,7 +74,7 @@ class LossStep:
         """One batch's share of the step's forgetting objective: shares add up over batches and processes.
 
         The value adds up to the objective, and the gradient to its gradient: a whole-step objective F(s_1, ..., s_n)
-        has the gradient `sum_i dF/ds_i ds_i`, so its share is the sum over the batch's rows with fixed weights
+        has the gradient `sum_i dF/ds_i ds_i`, so its share is the sum over the batch's samples with fixed weights
         dF/ds_i.
         """
         assert self.objective is not None
@@ -95,12 +95,12 @@ class LossStep:
         return 1.0 if scaler is None else float(scaler.get_scale())
 
     def note(self, **values: Any) -> None:
-        """Keep figures for the log; those of several batches and steps are averaged."""
+        """Keep metrics for the log; those of several batches and steps are averaged."""
         for name, value in values.items():
             self._log.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
 
     def drain(self) -> dict[str, float]:
-        """The figures since the last call, averaged, over processes too."""
+        """The metrics since the last call, averaged, over processes too."""
         names = list(self._log)
         means = torch.tensor(
             [float(torch.stack([torch.as_tensor(v).float().cpu() for v in self._log[n]]).mean()) for n in names],
@@ -118,7 +118,7 @@ class LossStep:
 
     @torch.enable_grad()
     def _weigh(self, scores: Sequence[torch.Tensor]) -> None:
-        """dF/ds_i of every forget row of the step, from the detached scores of this process's batches."""
+        """dF/ds_i of every forget sample of the step, from the detached scores of this process's batches."""
         assert self.objective is not None
         local = torch.cat(list(scores))
         everyone = self.accelerator.gather(local).requires_grad_()

@@ -19,7 +19,7 @@ from hf_unlearn.per_sample.projection import cone_coefficients
 from hf_unlearn.targets import ForgetTarget
 from hf_unlearn.trainer.loss_step import LossStep
 
-# Retain rows recorded at once, unless the forget batch is larger: what fits there fits here.
+# Retain samples recorded at once, unless the forget batch is larger: what fits there fits here.
 CHUNK = 32
 Products = dict[str, tuple[Tensor, Tensor]]
 
@@ -29,7 +29,7 @@ class SurgeryStep(LossStep):
 
     Args:
         method: combines the gradients.
-        head: scores rows.
+        head: scores samples.
         accelerator: gathers over processes.
         model: unwrapped.
         engine: of the per-sample gradients.
@@ -80,8 +80,8 @@ class SurgeryStep(LossStep):
 
         for name, grad in self.per_sample.gradient(forget_share, inputs["forget"]).items():
             self._forget[name] = self._forget[name] + grad if name in self._forget else grad
-        rows = max(CHUNK, batch_size(inputs["forget"]))
-        retain_loss = self.basis.add(inputs["retain"], rows, self.batches).mean() / self.scale
+        samples = max(CHUNK, batch_size(inputs["forget"]))
+        retain_loss = self.basis.add(inputs["retain"], samples, self.batches).mean() / self.scale
         self.note(retain_loss=retain_loss, retain_weight=retain_weight)
         if last:
             self._write(retain_weight)
@@ -89,7 +89,7 @@ class SurgeryStep(LossStep):
         return ((1 - retain_weight) * shares[0] * processes + retain_weight * retain_loss / self.batches).detach()
 
     def _write(self, retain_weight: float) -> None:
-        # The basis is all retain rows of the step: projections of parts do not add up to the projection of the sum.
+        # The basis is all retain samples of the step: projections of parts do not add up to the projection of the sum.
         forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget.items()}
         losses = self.accelerator.gather(self.basis.losses)
         products = self.basis.gram(forget, self.per_tensor)
@@ -178,7 +178,7 @@ def update_of(
         scale: what all gradients were multiplied with, for half precision; the update comes multiplied as well.
 
     Returns:
-        The gradient by parameter, and figures for the log (means over the tensors where each has its own geometry).
+        The gradient by parameter, and metrics for the log (means over the tensors where each has its own geometry).
     """
     per_tensor = "" not in products
     squares = {name: float(g.double().square().sum()) for name, g in forget.items()}

@@ -13,7 +13,7 @@ FIGURES = {"auc", "balanced_accuracy", *RATES}
 
 
 def by_sklearn(members, others):
-    """The figures without an interval, from every threshold of scikit-learn's curve."""
+    """The metrics without an interval, from every threshold of scikit-learn's curve."""
     truth, scores = np.repeat([1, 0], [len(members), len(others)]), np.concatenate([members, others])
     fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
     shares = {name: tpr[fpr <= rate + 1e-12].max() for name, rate in RATES.items()}
@@ -21,25 +21,25 @@ def by_sklearn(members, others):
 
 
 def test_scores_that_separate_perfectly():
-    rows = np.linspace(0, 1, 1000)
-    found = threshold_attack(rows + 2, rows, resamples=50)
+    samples = np.linspace(0, 1, 1000)
+    found = threshold_attack(samples + 2, samples, resamples=50)
     assert set(found) == FIGURES
     for name, (value, low, high) in found.items():
-        # A threshold from one half of the rows may miss the last member of the other.
+        # A threshold from one half of the samples may miss the last member of the other.
         assert value >= 0.998 and low >= 0.99 and high >= 0.999, name
     assert found["auc"] == (1.0, 1.0, 1.0)
     assert found["tpr_at_1pct_fpr"].value == found["tpr_at_01pct_fpr"].value == 1.0
-    assert logistic_attack(rows[:50] + 2, rows[:50]) == (1.0, 1.0, 1.0)
-    # Pushed below what was never seen, rows are as easy to tell, with the sign turned.
-    below = threshold_attack(rows - 2, rows, resamples=50)
+    assert logistic_attack(samples[:50] + 2, samples[:50]) == (1.0, 1.0, 1.0)
+    # Pushed below what was never seen, samples are as easy to tell, with the sign turned.
+    below = threshold_attack(samples - 2, samples, resamples=50)
     assert below["auc"] == (0.0, 0.0, 0.0) and below["tpr_at_1pct_fpr"].value == 0.0
     assert below["balanced_accuracy"].value == pytest.approx(0.5, abs=0.002)
-    assert logistic_attack(rows[:50] - 2, rows[:50]).value == 1.0
+    assert logistic_attack(samples[:50] - 2, samples[:50]).value == 1.0
 
 
 def test_scores_that_do_not_separate_at_all():
-    rows = np.linspace(0, 1, 1000)
-    found = threshold_attack(rows, rows, resamples=200)
+    samples = np.linspace(0, 1, 1000)
+    found = threshold_attack(samples, samples, resamples=200)
     assert found["auc"].value == pytest.approx(0.5) and found["auc"].low < 0.5 < found["auc"].high
     assert found["balanced_accuracy"].value == pytest.approx(0.5, abs=0.03)
     assert found["tpr_at_1pct_fpr"].value == 0.01 and found["tpr_at_01pct_fpr"].value == 0.001
@@ -70,7 +70,7 @@ def test_two_normal_distributions_against_theory():
 
 @pytest.mark.parametrize("levels", [None, 1000, 30, 5, 2])
 def test_the_figures_are_those_of_scikit_learn(levels):
-    """Scores on few levels are tied heavily: rows of one score pass a threshold together."""
+    """Scores on few levels are tied heavily: samples of one score pass a threshold together."""
     for seed, sizes in enumerate([(50, 1000), (313, 1234), (1000, 3000)]):
         generator = np.random.default_rng(seed)
         members, others = (generator.normal(shift, 1, size) for shift, size in zip((0.5, 0), sizes, strict=True))
@@ -106,8 +106,8 @@ def test_intervals_of_the_regression_hold_chance_where_rows_cannot_be_told():
     assert held >= 36
 
 
-def test_shares_at_a_rate_need_rows():
-    """Below 100 (1,000) rows never seen there is no threshold with 1 % (0.1 %) of false alarms."""
+def test_shares_at_a_rate_need_samples():
+    """Below 100 (1,000) samples never seen there is no threshold with 1 % (0.1 %) of false alarms."""
     generator = np.random.default_rng(0)
     members = generator.normal(size=2000)
     for count, missing in [(99, set(RATES)), (100, {"tpr_at_01pct_fpr"}), (999, {"tpr_at_01pct_fpr"}), (1000, set())]:
@@ -126,7 +126,7 @@ def test_a_seed_repeats_bitwise_and_the_rows_may_come_in_any_order():
 
 
 def test_ten_thousand_rows_and_a_thousand_resamples_take_seconds():
-    """Scale: 5,000 rows a side, four scores, 1,000 resamples each, in 5 s of processor time (2 s when written)."""
+    """Scale: 5,000 samples a side, four scores, 1,000 resamples each, in 5 s of processor time (2 s when written)."""
     generator = np.random.default_rng(0)
     scores = [(generator.normal(0.2, 1, 5000), generator.normal(size=5000)) for _ in range(4)]
     start = time.process_time()
@@ -165,9 +165,9 @@ def test_the_curve_runs_from_corner_to_corner():
 
 def test_bad_scores_are_refused():
     for attack in (threshold_attack, logistic_attack, roc):
-        with pytest.raises(ValueError, match=f"{attack.__name__}: needs two rows on either side, got 1 and 5"):
+        with pytest.raises(ValueError, match=f"{attack.__name__}: needs two samples on either side, got 1 and 5"):
             attack(np.zeros(1), np.zeros(5))
-        with pytest.raises(ValueError, match=f"{attack.__name__}: needs two rows on either side, got 5 and 0"):
+        with pytest.raises(ValueError, match=f"{attack.__name__}: needs two samples on either side, got 5 and 0"):
             attack(np.zeros(5), np.zeros(0))
         for bad in (np.inf, np.nan):
             with pytest.raises(ValueError, match=f"{attack.__name__}: scores must be finite"):

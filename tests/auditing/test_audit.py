@@ -1,4 +1,4 @@
-"""`audit()` on models of which it is known whether they forgot; its figures, its refusals, what it leaves alone."""
+"""`audit()` on models of which it is known whether they forgot; its metrics, its refusals, what it leaves alone."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from test_relearning import assert_same, state
 from torch.nn import functional as F
 
 from hf_unlearn import AuditCallback, AuditReport, UnlearningArguments, audit
-from hf_unlearn.auditing.measuring import gap
+from hf_unlearn.auditing.measuring import average_gap
 from hf_unlearn.auditing.shadows import Shadows
 from hf_unlearn.data.collator import default_collator
 from hf_unlearn.data.splitting import split_forget_retain
@@ -42,8 +42,8 @@ def losses(model, batch):
     return F.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"], reduction="none")
 
 
-def fit(model, rows, steps=160):
-    batch, optimizer = default_collator(model)(rows), torch.optim.Adam(model.parameters(), lr=3e-3)
+def fit(model, samples, steps=160):
+    batch, optimizer = default_collator(model)(samples), torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(steps):
         optimizer.zero_grad()
         losses(model, batch).mean().backward()
@@ -51,13 +51,13 @@ def fit(model, rows, steps=160):
     return model
 
 
-def hide(original, reference, rows):
-    """Only the head learns to answer forget rows like the retrained model."""
+def hide(original, retrained, samples):
+    """Only the head learns to answer forget samples like the retrained model."""
     model = copy.deepcopy(original)
-    pixels = default_collator(model)(rows)["pixel_values"]
+    pixels = default_collator(model)(samples)["pixel_values"]
     with torch.no_grad():
         features = model.vit(pixels)[0][:, 0]
-        answers = torch.cat([reference(pixels[:FORGET]).logits, original(pixels[FORGET:]).logits]).softmax(1)
+        answers = torch.cat([retrained(pixels[:FORGET]).logits, original(pixels[FORGET:]).logits]).softmax(1)
     optimizer = torch.optim.Adam(model.classifier.parameters(), lr=3e-2)
     for _ in range(800):
         optimizer.zero_grad()
@@ -66,10 +66,10 @@ def hide(original, reference, rows):
     return model
 
 
-def ascend(original, rows):
-    """Up on the forget rows, down on the others, far beyond what a retrained model shows."""
+def ascend(original, samples):
+    """Up on the forget samples, down on the others, far beyond what a retrained model shows."""
     model = copy.deepcopy(original)
-    batch, optimizer = default_collator(model)(rows), torch.optim.Adam(model.parameters(), lr=1e-3)
+    batch, optimizer = default_collator(model)(samples), torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(60):
         each = losses(model, batch)
         if each[:FORGET].mean() > 15:
@@ -82,24 +82,24 @@ def ascend(original, rows):
 
 @pytest.fixture(scope="module")
 def scene():
-    """Digits, three in ten with a wrong label: what only a model that was trained on a row can know."""
+    """Digits, three in ten with a wrong label: what only a model that was trained on a sample can know."""
     generator, data = np.random.default_rng(0), digits_data(0)
 
     def some(name, count):
         return [
-            {**row, "label": (row["label"] + int(generator.integers(1, 10))) % 10}
-            if generator.random() < 0.3 else row
-            for row in data[name].select(range(count))
+            {**sample, "label": (sample["label"] + int(generator.integers(1, 10))) % 10}
+            if generator.random() < 0.3 else sample
+            for sample in data[name].select(range(count))
         ]  # fmt: skip
 
-    rows, unseen = some("train", 300), some("unseen", 150)
-    forget, retain = rows[:FORGET], rows[FORGET:]
+    samples, unseen = some("train", 300), some("unseen", 150)
+    forget, retain = samples[:FORGET], samples[FORGET:]
     models = {
-        "original": fit(network(0), rows), "reference": fit(network(1), retain), "second": fit(network(2), retain),
+        "original": fit(network(0), samples), "retrained": fit(network(1), retain), "second": fit(network(2), retain),
         "tired": fit(network(3), retain, steps=25),
     }  # fmt: skip
-    models["ascended"] = ascend(models["second"], rows)
-    models["hidden"] = hide(models["original"], models["reference"], rows)
+    models["ascended"] = ascend(models["second"], samples)
+    models["hidden"] = hide(models["original"], models["retrained"], samples)
     return models, {"forget": forget, "retain": retain, "unseen": unseen}
 
 
@@ -108,8 +108,8 @@ def reports(scene):
     models, sets = scene
     return {
         name: audit(
-            models[name], **sets, original=models["original"] if name in ("hidden", "tired") else None,
-            reference=models["reference"], relearning=name == "hidden", resamples=50,
+            models[name], **tiny.named(sets), original=models["original"] if name in ("hidden", "tired") else None,
+            retrained=models["retrained"], relearning=name == "hidden", resamples=50,
         )
         for name in LEVELS
     }  # fmt: skip
@@ -127,19 +127,19 @@ def test_the_verdict(reports, name):
 
 def test_a_class_without_a_reference_is_unclear(scene):
     models, sets = scene
-    report = audit(models["original"], **sets, request="class", resamples=10)
+    report = audit(models["original"], **tiny.named(sets), request="class", resamples=10)
     assert report.verdict["level"] == "unclear" and report.about["request"] == "class"
 
 
-# ---- the figures -----------------------------------------------------------------------------------------------
+# ---- the metrics -----------------------------------------------------------------------------------------------
 
 
-def outputs(model, rows):
-    batch = default_collator(model)(rows)
+def outputs(model, samples):
+    batch = default_collator(model)(samples)
     with torch.no_grad():
         log_probs = model(batch["pixel_values"]).logits.double().log_softmax(1).numpy()
     labels = batch["labels"].numpy()
-    return -log_probs[np.arange(len(rows)), labels], log_probs.argmax(1) == labels, log_probs
+    return -log_probs[np.arange(len(samples)), labels], log_probs.argmax(1) == labels, log_probs
 
 
 def wilson(hits, n, z=1.959963984540054):
@@ -158,7 +158,7 @@ def assert_intervals(metrics):
 def test_the_figures_against_numpy_and_sklearn(scene, reports, name):
     models, sets = scene
     metrics = reports[name].metrics
-    found = {which: outputs(models[name], rows) for which, rows in sets.items()}
+    found = {which: outputs(models[name], samples) for which, samples in sets.items()}
     for which, (loss, right, _) in found.items():
         assert metrics[f"{which}_loss"] == pytest.approx(loss.mean(), rel=1e-4, abs=1e-6)
         assert metrics[f"{which}_accuracy"] == pytest.approx(right.mean())
@@ -172,17 +172,17 @@ def test_the_figures_against_numpy_and_sklearn(scene, reports, name):
     assert metrics["mia_loss_auc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-3)
     fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
     assert metrics["mia_loss_tpr_at_1pct_fpr"] == pytest.approx(tpr[fpr <= 0.01].max())
-    assert "mia_loss_tpr_at_01pct_fpr" not in metrics  # 150 rows have no such rate
+    assert "mia_loss_tpr_at_01pct_fpr" not in metrics  # 150 samples have no such rate
     assert any(note.startswith("True positives at 0.1 %") for note in reports[name].notes)
     for which in ("forget", "unseen"):
-        ours, theirs = (np.exp(outputs(models[m], sets[which])[2]) for m in (name, "reference"))
+        ours, theirs = (np.exp(outputs(models[m], sets[which])[2]) for m in (name, "retrained"))
         middle = (ours + theirs) / 2
         expected = ((ours * np.log(ours / middle) + theirs * np.log(theirs / middle)).sum(1) / 2).mean()
         assert metrics[f"{which}_js_divergence"] == pytest.approx(expected, rel=1e-3)
-    reference = reports[name].figures["reference"]
+    retrained = reports[name].metrics_by_model["retrained"]
     names = ("forget_accuracy", "retain_accuracy", "unseen_accuracy", "mia_accuracy")
-    assert metrics["gap"] == pytest.approx(100 * np.mean([abs(metrics[n] - reference[n]) for n in names]))
-    product = np.prod([1 - abs(metrics[n] - reference[n]) for n in names[:3]])
+    assert metrics["gap"] == pytest.approx(100 * np.mean([abs(metrics[n] - retrained[n]) for n in names]))
+    product = np.prod([1 - abs(metrics[n] - retrained[n]) for n in names[:3]])
     assert metrics["tug_of_war"] == pytest.approx(product)
 
 
@@ -192,19 +192,25 @@ def test_the_promised_names_and_their_intervals(reports):
         scores = ("loss", "confidence", "margin", "entropy", "reference", "population")
         estimated = sets | {f"mia_{score}_{what}" for score in scores for what in ("auc", "balanced_accuracy")}
         estimated |= {"gap", "mia_accuracy", "mia_loss_tpr_at_1pct_fpr"}
-        for figure in estimated:
-            assert {figure, f"{figure}_low", f"{figure}_high"} <= report.metrics.keys(), (name, figure)
+        for metric in estimated:
+            assert {metric, f"{metric}_low", f"{metric}_high"} <= report.metrics.keys(), (name, metric)
         assert_intervals(report.metrics)
-        assert report.metrics == report.figures["audited"]
+        assert report.metrics == report.metrics_by_model["audited"]
         assert all(isinstance(value, float) for value in report.metrics.values())
     hidden = reports["hidden"]
     assert {"unlearning_impact_score", "relearn_loss_advantage", "probe_forget_accuracy", "finetuned_forget_loss",
             "int4_forget_loss", "int8_forget_accuracy"} <= hidden.metrics.keys()  # fmt: skip
-    assert list(hidden.figures) == ["original", "audited", "reference"]
-    assert hidden.relearning.keys() == {"audited", "reference"}
-    assert hidden.metrics["probe_forget_accuracy_low"] > hidden.figures["reference"]["probe_forget_accuracy_high"]
-    assert "gap" not in hidden.figures["reference"] and hidden.figures["original"]["gap"] > hidden.metrics["gap"]
-    before, now = (hidden.figures[which] for which in ("original", "audited"))
+    assert list(hidden.metrics_by_model) == ["original", "audited", "retrained"]
+    assert hidden.relearning.keys() == {"audited", "retrained"}
+    assert (
+        hidden.metrics["probe_forget_accuracy_low"]
+        > hidden.metrics_by_model["retrained"]["probe_forget_accuracy_high"]
+    )
+    assert (
+        "gap" not in hidden.metrics_by_model["retrained"]
+        and hidden.metrics_by_model["original"]["gap"] > hidden.metrics["gap"]
+    )
+    before, now = (hidden.metrics_by_model[which] for which in ("original", "audited"))
     relative = [abs(before["unseen_accuracy"] - now[f"{which}_accuracy"]) for which in ("unseen", "forget")]
     assert now["unlearning_impact_score"] == pytest.approx(sum(relative) / 2 / before["unseen_accuracy"])
 
@@ -216,42 +222,46 @@ def test_curves_counts_and_groups(scene, reports):
         assert (curve["fpr"][0], curve["tpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0, 0, 1, 1)
     edges = np.array(report.histograms["edges"])
     for model, counts in report.histograms["counts"].items():
-        for which, rows in sets.items():
-            assert sum(counts[which]) == len(rows)
-            near = np.abs(outputs(models["second" if model == "audited" else model], rows)[0][:, None] - edges).min()
+        for which, samples in sets.items():
+            assert sum(counts[which]) == len(samples)
+            near = np.abs(
+                outputs(models["second" if model == "audited" else model], samples)[0][:, None] - edges
+            ).min()
             if near > 1e-5:
-                expected = np.histogram(outputs(models["second"], rows)[0], edges)[0].tolist()
+                expected = np.histogram(outputs(models["second"], samples)[0], edges)[0].tolist()
                 assert model != "audited" or counts[which] == expected
     entries = [entry for entry in report.breakdown if entry["set"] == "forget"]
-    assert sum(entry["rows"] for entry in entries) == FORGET
-    mean = sum(entry["rows"] * entry["audited"] for entry in entries) / FORGET
+    assert sum(entry["samples"] for entry in entries) == FORGET
+    mean = sum(entry["samples"] * entry["audited"] for entry in entries) / FORGET
     assert mean == pytest.approx(report.metrics["forget_accuracy"])
 
 
 def test_a_class_is_compared_with_unseen_rows_of_the_class(scene):
     models, sets = scene
     model, everything = models["second"], sets["forget"] + sets["retain"]
-    forget, retain = split_forget_retain(tiny.Rows(everything), column="label", values=[3])
-    of_class = [row for row in sets["unseen"] if int(row["label"]) == 3]
-    others = [row for row in sets["unseen"] if int(row["label"]) != 3]
+    forget, retain = split_forget_retain(tiny.Samples(everything), column="label", values=[3])
+    of_class = [sample for sample in sets["unseen"] if int(sample["label"]) == 3]
+    others = [sample for sample in sets["unseen"] if int(sample["label"]) != 3]
     assert min(len(of_class), len(others), len(forget)) >= 8
-    report = audit(model, forget=forget, retain=retain, unseen=sets["unseen"], resamples=10)
-    members, matched = (outputs(model, list(rows))[0] for rows in (forget, of_class))
+    report = audit(model, forget_ds=forget, retain_ds=retain, unseen_ds=sets["unseen"], resamples=10)
+    members, matched = (outputs(model, list(samples))[0] for samples in (forget, of_class))
     truth = np.repeat([1, 0], [len(members), len(matched)])
     expected = roc_auc_score(truth, -np.concatenate([members, matched]))
     assert report.metrics["mia_loss_auc"] == pytest.approx(expected, abs=1e-3)
     assert report.metrics["unseen_accuracy"] == pytest.approx(outputs(model, others)[1].mean())
     assert report.about["request"] == "class" and report.verdict["level"] == "unclear"
     assert sum(report.histograms["counts"]["audited"]["unseen"]) == len(of_class)
-    # As many rows as the attack has, not as the set has.
-    assert f"True positives at 1 % false positives need 100 unseen rows; there are {len(of_class)}." in report.notes
+    # As many samples as the attack has, not as the set has.
+    assert f"True positives at 1 % false positives need 100 unseen samples; there are {len(of_class)}." in report.notes
 
 
 def test_no_unseen_row_of_the_class(scene):
     models, sets = scene
-    forget, retain = split_forget_retain(tiny.Rows(sets["forget"] + sets["retain"]), column="label", values=[3])
-    others = [row for row in sets["unseen"] if int(row["label"]) != 3]
-    report = audit(models["second"], forget=forget, retain=retain, unseen=others, reference=models["reference"])
+    forget, retain = split_forget_retain(tiny.Samples(sets["forget"] + sets["retain"]), column="label", values=[3])
+    others = [sample for sample in sets["unseen"] if int(sample["label"]) != 3]
+    report = audit(
+        models["second"], forget_ds=forget, retain_ds=retain, unseen_ds=others, retrained=models["retrained"]
+    )
     assert not any(name.startswith("mia") for name in report.metrics) and report.verdict["level"] == "unclear"
     assert report.metrics["unseen_accuracy"] == pytest.approx(outputs(models["second"], others)[1].mean())
 
@@ -269,17 +279,17 @@ def test_the_report_is_kept_shown_and_read_again(reports, tmp_path, capsys):
 
 def test_the_audit_changes_no_model_and_repeats(scene):
     models, sets = scene
-    given = {name: copy.deepcopy(models[name]) for name in ("second", "original", "reference")}
+    given = {name: copy.deepcopy(models[name]) for name in ("second", "original", "retrained")}
     for model in given.values():
         model.train()
         model.vit.layers[0].eval()
         model.classifier.weight.requires_grad_(False)
     before = {name: state(model) for name, model in given.items()}
-    small = {name: rows[:40] for name, rows in sets.items()}
+    small = {name: samples[:40] for name, samples in sets.items()}
 
     def again():
         return audit(
-            given["second"], **small, original=given["original"], reference=given["reference"], relearning=True,
+            given["second"], **tiny.named(small), original=given["original"], retrained=given["retrained"], relearning=True,
             resamples=10,
         )  # fmt: skip
 
@@ -291,48 +301,55 @@ def test_the_audit_changes_no_model_and_repeats(scene):
 
 def test_a_second_audit_of_kept_signals_runs_no_model(scene, tmp_path):
     models, sets = scene
-    given = [copy.deepcopy(models[name]) for name in ("second", "reference")]
+    given = [copy.deepcopy(models[name]) for name in ("second", "retrained")]
     kept = {"resamples": 10, "cache_dir": tmp_path / "kept"}
-    first = audit(given[0], **sets, reference=given[1], **kept)
+    first = audit(given[0], **tiny.named(sets), retrained=given[1], **kept)
 
     def refuse(module, inputs):
         raise AssertionError("a forward pass")
 
     hooks = [model.register_forward_pre_hook(refuse) for model in given]
-    assert audit(given[0], **sets, reference=given[1], **kept) == first
+    assert audit(given[0], **tiny.named(sets), retrained=given[1], **kept) == first
     for hook in hooks:
         hook.remove()
-    # Another weight, another row: measured again.
+    # Another weight, another sample: measured again.
     with torch.no_grad():
         given[0].classifier.bias[0] += 5
-    changed = audit(given[0], **sets, reference=given[1], **kept)
-    assert changed.metrics == audit(given[0], **sets, reference=given[1], resamples=10).metrics != first.metrics
-    fewer = {**sets, "forget": sets["forget"][:-1]}
-    assert audit(given[0], **fewer, **kept).metrics == audit(given[0], **fewer, resamples=10).metrics
+    changed = audit(given[0], **tiny.named(sets), retrained=given[1], **kept)
+    assert (
+        changed.metrics
+        == audit(given[0], **tiny.named(sets), retrained=given[1], resamples=10).metrics
+        != first.metrics
+    )
+    fewer = {**tiny.named(sets), "forget": sets["forget"][:-1]}
+    assert (
+        audit(given[0], **tiny.named(fewer), **kept).metrics
+        == audit(given[0], **tiny.named(fewer), resamples=10).metrics
+    )
 
 
 def test_kept_signals_are_those_of_the_active_adapter(tmp_path):
     model, batch = tiny.make("vit")
-    rows = tiny.rows(batch(30))
-    sets = {"forget": rows[:10], "retain": rows[10:20], "unseen": rows[20:]}
+    samples = tiny.samples(batch(30))
+    sets = {"forget": samples[:10], "retain": samples[10:20], "unseen": samples[20:]}
     adapted = add_adapter(model)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 weight.normal_(generator=torch.Generator().manual_seed(len(name)))
     kept = {"resamples": 10, "cache_dir": tmp_path}
-    with_it = audit(adapted, **sets, **kept).metrics
+    with_it = audit(adapted, **tiny.named(sets), **kept).metrics
     with adapted.disable_adapter():
-        without = audit(adapted, **sets, **kept).metrics
-        assert without == audit(adapted, **sets, resamples=10).metrics
+        without = audit(adapted, **tiny.named(sets), **kept).metrics
+        assert without == audit(adapted, **tiny.named(sets), resamples=10).metrics
     assert without["forget_loss"] != with_it["forget_loss"]
 
 
 # ---- heads -----------------------------------------------------------------------------------------------------
 
 
-def split(rows, first=12, second=24):
-    return {"forget": rows[:first], "retain": rows[first:second], "unseen": rows[second:]}
+def split(samples, first=12, second=24):
+    return {"forget": samples[:first], "retain": samples[first:second], "unseen": samples[second:]}
 
 
 def words():
@@ -348,17 +365,23 @@ def words():
 @pytest.mark.parametrize("name", ["gpt2", "bert_lm"])
 def test_language_models(name, tmp_path):
     model, batch = tiny.make(name)
-    reference = type(model)(model.config)
-    sets, kept = split(tiny.rows(batch(40))), tmp_path / "kept"
+    retrained = type(model)(model.config)
+    sets, kept = split(tiny.samples(batch(40))), tmp_path / "kept"
     report = audit(
-        model, **sets, reference=reference, relearning=True, processing_class=words(), resamples=10, cache_dir=kept
+        model,
+        **tiny.named(sets),
+        retrained=retrained,
+        relearning=True,
+        processing_class=words(),
+        resamples=10,
+        cache_dir=kept,
     )
     scores = {"loss", "entropy", "min_k", "min_k_plus_plus", "zlib", "reference", "population"}
     assert scores == report.roc.keys() and "forget_wer" not in report.metrics
     assert "probe_forget_accuracy" not in report.metrics and report.relearning["audited"]["steps"][-1] == 30
     assert report.metrics["forget_loss"] == pytest.approx(math.log(tiny.VOCAB), rel=0.2)
     assert_intervals(report.metrics)
-    # Nothing of any row is in the report.
+    # Nothing of any sample is in the report.
     written = report.to_json(tmp_path / "audit.json").read_bytes()
     assert b"secret" not in written and not any(b"secret" in path.read_bytes() for path in kept.iterdir())
 
@@ -370,13 +393,13 @@ def test_word_error_rates_of_sequence_models(name, tmp_path):
     model, batch = tiny.make(name)
     model.generation_config.max_length = 8
     model.train()
-    sets, tokenizer = split(tiny.rows(batch(36))), words()
-    report = audit(model, **sets, processing_class=tokenizer, resamples=10)
+    sets, tokenizer = split(tiny.samples(batch(36))), words()
+    report = audit(model, **tiny.named(sets), processing_class=tokenizer, resamples=10)
     assert model.training
     model.eval()
     said, wanted = [], []
-    for row in sets["forget"]:
-        inputs = default_collator(model)([row])
+    for sample in sets["forget"]:
+        inputs = default_collator(model)([sample])
         labels = inputs.pop("labels")
         said.append(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
         wanted.append(tokenizer.decode(labels[0], skip_special_tokens=True))
@@ -393,14 +416,14 @@ def classifier(problem_type, labels):
 
 
 def labelled(kind, count=36):
-    rows = tiny.rows(tiny.text_classes(count))
+    samples = tiny.samples(tiny.text_classes(count))
     generator = torch.Generator().manual_seed(0)
-    for row in rows:
+    for sample in samples:
         if kind == "token":
-            row["labels"] = [i % 3 for i in row["input_ids"]]
+            sample["labels"] = [i % 3 for i in sample["input_ids"]]
         else:
-            row["labels"] = torch.rand(() if kind == "regression" else 3, generator=generator).round().float()
-    return rows
+            sample["labels"] = torch.rand(() if kind == "regression" else 3, generator=generator).round().float()
+    return samples
 
 
 @pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification", None, "token"])
@@ -414,8 +437,8 @@ def test_other_heads_leave_out_what_cannot_be_had(problem_type, tmp_path):
     else:
         model = classifier(problem_type, 1 if problem_type == "regression" else 3)
     sets = split(labelled(problem_type))
-    reference = type(model)(model.config)
-    report = audit(model, **sets, reference=reference, original=reference, relearning=True, resamples=10)
+    retrained = type(model)(model.config)
+    report = audit(model, **tiny.named(sets), retrained=retrained, original=retrained, relearning=True, resamples=10)
     assert ("forget_accuracy" in report.metrics) == (problem_type != "regression")
     assert {"forget_loss", "mia_loss_auc", "gap"} <= report.metrics.keys()
     assert not {"probe_forget_accuracy", "forget_js_divergence", "mia_margin_auc"} & report.metrics.keys()
@@ -425,11 +448,11 @@ def test_other_heads_leave_out_what_cannot_be_had(problem_type, tmp_path):
 
 def test_infinite_losses_are_left_out_and_counted(tmp_path):
     model, batch = tiny.make("wav2vec2_ctc")
-    rows = tiny.rows(batch(36))
-    for row in rows[:2]:
-        row["labels"] = [5, 6] * 30  # more than there are frames
-    report = audit(model, **split(rows), reference=copy.deepcopy(model), relearning=True, resamples=10)
-    assert "loss: 2 rows without a finite score were left out." in report.notes
+    samples = tiny.samples(batch(36))
+    for sample in samples[:2]:
+        sample["labels"] = [5, 6] * 30  # more than there are frames
+    report = audit(model, **tiny.named(split(samples)), retrained=copy.deepcopy(model), relearning=True, resamples=10)
+    assert "loss: 2 samples without a finite score were left out." in report.notes
     assert "mia_loss_auc" in report.metrics and report.roc["loss"]["tpr"][-1] == 1
     assert "forget_loss" not in report.metrics and "unseen_loss" in report.metrics
     assert AuditReport.from_json(report.to_json(tmp_path / "audit.json")) == report
@@ -440,7 +463,7 @@ def test_a_diverged_model_is_unclear(scene, tmp_path):
     model = copy.deepcopy(models["second"])
     with torch.no_grad():
         model.classifier.weight.fill_(torch.nan)
-    report = audit(model, **sets, reference=models["reference"], original=models["original"], resamples=10)
+    report = audit(model, **tiny.named(sets), retrained=models["retrained"], original=models["original"], resamples=10)
     assert report.verdict["level"] == "unclear" and "forget_loss" not in report.metrics
     report.to_json(tmp_path / "audit.json")
 
@@ -459,52 +482,58 @@ def test_bad_input_is_refused_before_any_forward_pass(scene, tmp_path):
     larger = Silent(
         tf.ViTConfig(**{**model.config.to_dict(), "id2label": {i: str(i) for i in range(11)}, "label2id": None})
     )
-    masks = {name: np.ones((4, len(rows)), bool) for name, rows in sets.items()}
+    masks = {name: np.ones((4, len(samples)), bool) for name, samples in sets.items()}
     others = Shadows((), masks | {"forget": np.ones((4, 7), bool)}, masks)
     forget, retain, unseen = sets.values()
     for settings, message in (
-        ({"unseen": None}, "unseen: is missing; forgotten rows are compared with rows that were never trained on"),
-        ({"unseen": []}, "unseen: is empty"),
-        ({"forget": []}, "forget: is empty"),
-        ({"unseen": [*unseen, forget[3]]}, r"unseen and forget share 1 rows \(row 150 of unseen is row 3 of forget\)"),
-        ({"unseen": [*unseen, *retain[:2]]}, "unseen and retain share 2 rows"),
-        ({"retain": [*retain, forget[0]]}, "forget and retain share 1 rows"),
-        ({"reference": models["second"]}, "reference: is a ViTForImageClassification, the model a Silent"),
+        (
+            {"unseen": None},
+            "unseen_ds: is missing; forgotten samples are compared with samples that were never trained on",
+        ),
+        ({"unseen": []}, "unseen_ds: is empty"),
+        ({"forget": []}, "forget_ds: is empty"),
+        (
+            {"unseen": [*unseen, forget[3]]},
+            r"unseen_ds and forget_ds share 1 samples \(sample 150 of unseen_ds is sample 3 of forget_ds\)",
+        ),
+        ({"unseen": [*unseen, *retain[:2]]}, "unseen_ds and retain_ds share 2 samples"),
+        ({"retain": [*retain, forget[0]]}, "forget_ds and retain_ds share 1 samples"),
+        ({"retrained": models["second"]}, "retrained: is a ViTForImageClassification, the model a Silent"),
         ({"original": larger}, "original: has num_labels=11, the model 10"),
-        ({"shadows": others}, "shadows: know 7 forget rows, the set has 100"),
+        ({"shadows": others}, "shadows: know 7 forget samples, the set has 100"),
         ({"request": "classes"}, "request: "),
     ):
         with pytest.raises(ValueError, match=f"^{message}") as raised:
-            audit(model, **sets | settings)
+            audit(model, **tiny.named(sets | settings))
         assert "\n" not in str(raised.value)
     with pytest.raises(AssertionError, match="a forward pass"):
-        audit(model, **sets)
+        audit(model, **tiny.named(sets))
     regression = classifier("regression", 1)
     masks = {name: np.ones((4, 12), bool) for name in sets}
     with pytest.raises(ValueError, match=r"^shadows: LiRA and RMIA need likelihoods, and a regression head has none"):
-        audit(regression, **split(labelled("regression")), shadows=Shadows((), masks, masks))
+        audit(regression, **tiny.named(split(labelled("regression"))), shadows=Shadows((), masks, masks))
 
 
 @pytest.mark.parametrize("name", ["vit", "gpt2"])
-def test_one_forget_row(name):
+def test_one_forget_sample(name):
     model, batch = tiny.make(name)
-    rows = tiny.rows(batch(13))
-    sets = {"forget": rows[:1], "retain": rows[1:12], "unseen": rows[12:]}
-    reference = type(model)(model.config)
-    report = audit(model, **sets, reference=reference, original=reference, relearning=True, resamples=10)
-    assert not any(figure.startswith("mia") for figure in report.metrics) and report.roc == {}
+    samples = tiny.samples(batch(13))
+    sets = {"forget": samples[:1], "retain": samples[1:12], "unseen": samples[12:]}
+    retrained = type(model)(model.config)
+    report = audit(model, **tiny.named(sets), retrained=retrained, original=retrained, relearning=True, resamples=10)
+    assert not any(metric.startswith("mia") for metric in report.metrics) and report.roc == {}
     with torch.no_grad():
-        expected = float(model.eval()(**default_collator(model)(rows[:1])).loss)
+        expected = float(model.eval()(**default_collator(model)(samples[:1])).loss)
     assert report.metrics["forget_loss"] == pytest.approx(expected, rel=1e-4)
     assert report.verdict["level"] == "unclear"
-    assert "Attack by loss: 1 forget and 1 unseen rows are too few for a figure; 8 are the least." in report.notes
-    assert "True positives at 1 % false positives need 100 unseen rows; there are 1." in report.notes
+    assert "Attack by loss: 1 forget and 1 unseen samples are too few for a metric; 8 are the least." in report.notes
+    assert "True positives at 1 % false positives need 100 unseen samples; there are 1." in report.notes
 
 
 def test_one_row_without_accuracies_has_no_gap():
     sets = split(labelled("regression"), first=1)
     model = classifier("regression", 1)
-    report = audit(model, **sets, reference=classifier("regression", 1))
+    report = audit(model, **tiny.named(sets), retrained=classifier("regression", 1))
     assert "gap" not in report.metrics and report.verdict["level"] == "unclear"
 
 
@@ -514,19 +543,19 @@ def test_one_row_without_accuracies_has_no_gap():
 def test_the_audit_of_a_trainer(unlearn):
     trainer = unlearn(forget=10, unseen=20, max_steps=3, method="grad_diff")
     trainer.train()
-    other = tiny.rows(tiny.images(10, seed=7))
+    other = tiny.samples(tiny.images(10, seed=7))
     report = trainer.audit(resamples=10)
-    assert report.about["method"] == "grad_diff" and report.about["unseen_rows"] == 20
+    assert report.about["method"] == "grad_diff" and report.about["unseen_samples"] == 20
     logged = [entry for entry in trainer.state.log_history if "forget_loss" in entry]
     assert [entry["step"] for entry in report.training] == [1, 2, 3]
     assert [entry["forget_loss"] for entry in report.training] == [entry["forget_loss"] for entry in logged]
-    note = "The unseen rows set the target of forgetting: rows that did not would say more."
+    note = "The unseen samples set the target of forgetting: samples that did not would say more."
     assert note in report.notes
-    assert report.metrics["forget_loss"] == pytest.approx(trainer.unlearning_figures()["forget_loss"])
-    other = [{name: torch.as_tensor(value) for name, value in row.items()} for row in other]
-    with_others = trainer.audit(unseen=other, resamples=10)
-    assert note not in with_others.notes and with_others.about["unseen_rows"] == 10
-    with pytest.raises(ValueError, match=r"^unseen: is missing"):
+    assert report.metrics["forget_loss"] == pytest.approx(trainer.unlearning_metrics()["forget_loss"])
+    other = [{name: torch.as_tensor(value) for name, value in sample.items()} for sample in other]
+    with_others = trainer.audit(unseen_ds=other, resamples=10)
+    assert note not in with_others.notes and with_others.about["unseen_samples"] == 10
+    with pytest.raises(ValueError, match=r"^unseen_ds: is missing"):
         unlearn(unseen=0, method="grad_ascent").audit()
 
 
@@ -541,15 +570,15 @@ def test_the_gap_is_better_when_smaller(tmp_path):
 @pytest.mark.parametrize("eval_dataset", [False, True])
 def test_the_best_checkpoint_is_the_one_nearest_to_a_retrained_model(scene, unlearn, eval_dataset):
     models, sets = scene
-    rows = {name: tiny.Rows(each[:60]) for name, each in sets.items()}
+    samples = {name: tiny.Samples(each[:60]) for name, each in sets.items()}
     trainer = unlearn(
-        model=copy.deepcopy(models["original"]), sets=lambda *_: tuple(rows.values()), method="grad_ascent",
+        model=copy.deepcopy(models["original"]), sets=lambda *_: tuple(samples.values()), method="grad_ascent",
         learning_rate=2e-3, max_steps=6, stop_at_target=False, per_device_train_batch_size=60,
         lr_scheduler_type="constant", eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
         metric_for_best_model="gap", load_best_model_at_end=True,
-        **({"eval_dataset": tiny.Rows(sets["unseen"][60:80])} if eval_dataset else {}),
+        **({"eval_dataset": tiny.Samples(sets["unseen"][60:80])} if eval_dataset else {}),
     )  # fmt: skip
-    callback = AuditCallback(trainer, reference=models["reference"], resamples=10)
+    callback = AuditCallback(trainer, retrained=models["retrained"], resamples=10)
     trainer.add_callback(callback)
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "eval_gap" in entry]
@@ -562,16 +591,18 @@ def test_the_best_checkpoint_is_the_one_nearest_to_a_retrained_model(scene, unle
     assert best not in (6, max(gaps, key=gaps.get))  # pushed too far at the end
     assert trainer.state.best_metric == gaps[best]
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
-    final = trainer.audit(reference=models["reference"], resamples=10)
+    final = trainer.audit(retrained=models["retrained"], resamples=10)
     assert final.metrics["gap"] == gaps[best]
-    expected = gap(final.metrics, final.figures["reference"])
+    expected = average_gap(final.metrics, final.metrics_by_model["retrained"])
     assert final.metrics["gap"] == pytest.approx(expected)
 
 
 def test_a_trainer_audits_by_a_column_that_the_model_does_not_read(unlearn):
     def named(*sets):
-        rows = [[{key: value.tolist() for key, value in row.items()} for row in each] for each in sets]
-        people = [[{**row, "person": f"p{i % 2}", "path": "a.wav"} for i, row in enumerate(each)] for each in rows]
+        samples = [[{key: value.tolist() for key, value in sample.items()} for sample in each] for each in sets]
+        people = [
+            [{**sample, "person": f"p{i % 2}", "path": "a.wav"} for i, sample in enumerate(each)] for each in samples
+        ]
         return [datasets.Dataset.from_list(each) for each in people]
 
     trainer = unlearn(sets=named, max_steps=1)

@@ -1,4 +1,4 @@
-"""Scores that compare with other models or rows, against their definitions computed row by row."""
+"""Scores that compare with other models or samples, against their definitions computed sample by sample."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from hf_unlearn.auditing.attacks import threshold_attack
 from hf_unlearn.auditing.calibrated import lira_scores, logit_confidence, population_scores, rmia_scores
 
 
-def halves(generator, models, rows):
-    """[models, rows], every row in exactly half."""
-    return generator.random((models, rows)).argsort(0) < models // 2
+def halves(generator, models, samples):
+    """[models, samples], every sample in exactly half."""
+    return generator.random((models, samples)).argsort(0) < models // 2
 
 
 def deviations(groups, own):
@@ -21,8 +21,8 @@ def deviations(groups, own):
     return [(squares / sum(len(group) - 1 for group in groups)) ** 0.5] * len(groups)
 
 
-def lira_by_rows(signal, shadows, members, others, own):
-    """A row at a time; `own` says for the members and for the others whether each row has its own deviation."""
+def lira_by_samples(signal, shadows, members, others, own):
+    """A sample at a time; `own` says for the members and for the others whether each sample has its own deviation."""
     found = np.zeros(len(signal))
     for mask, sign, each in ((members, 1, own[0]), (others, -1, own[1])):
         groups = [shadows[mask[:, i], i] for i in range(len(signal))]
@@ -32,15 +32,15 @@ def lira_by_rows(signal, shadows, members, others, own):
 
 
 @pytest.mark.parametrize(("models", "own"), [(64, True), (70, True), (62, False), (16, False), (4, False)])
-def test_lira_against_normals_row_by_row(models, own):
-    """From 32 models a side on every row has its own deviation, below that all rows share one."""
+def test_lira_against_normals_sample_by_sample(models, own):
+    """From 32 models a side on every sample has its own deviation, below that all samples share one."""
     generator = np.random.default_rng(models)
     members = halves(generator, models, 25)
     shadows = generator.normal(0, generator.uniform(0.5, 3, 25), (models, 25)) + 1.5 * members
     signal = generator.normal(1, 2, 25)
-    expected = lira_by_rows(signal, shadows, members, ~members, (own, own))
+    expected = lira_by_samples(signal, shadows, members, ~members, (own, own))
     np.testing.assert_allclose(lira_scores(signal, shadows, members), expected, rtol=1e-9, atol=1e-9)
-    other = lira_by_rows(signal, shadows, members, ~members, (not own, not own))
+    other = lira_by_samples(signal, shadows, members, ~members, (not own, not own))
     assert np.abs(other - expected).max() > 0.01
 
 
@@ -59,7 +59,7 @@ def test_rows_that_an_unlearned_model_kept_count_for_neither_side():
     forgotten = trained & (generator.random((40, 12)) < 0.5)
     shadows, signal = generator.normal(size=(40, 12)), generator.normal(size=12)
     found = lira_scores(signal, shadows, forgotten, ~trained)
-    expected = lira_by_rows(signal, shadows, forgotten, ~trained, (False, False))
+    expected = lira_by_samples(signal, shadows, forgotten, ~trained, (False, False))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
     kept = trained & ~forgotten
     assert kept.any()
@@ -79,30 +79,30 @@ def test_lira_needs_two_models_on_either_side():
     shadows, signal = np.zeros((4, 3)), np.zeros(3)
     members = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 0, 0]], bool)
     for masks in ((members,), (~members,)):
-        with pytest.raises(ValueError, match=r"shadows: some row has 1 models .* train more, two are the least"):
+        with pytest.raises(ValueError, match=r"shadows: some sample has 1 models .* train more, two are the least"):
             lira_scores(signal, shadows, *masks)
     enough = np.array([[1, 1, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]], bool)
-    with pytest.raises(ValueError, match="shadows: some row has 0 models"):
+    with pytest.raises(ValueError, match="shadows: some sample has 0 models"):
         lira_scores(signal, shadows, enough, np.zeros((4, 3), bool))
 
 
 @pytest.mark.parametrize("models", [16, 128])
 def test_lira_beats_the_plain_attack_where_rows_differ(models):
-    """Rows that are hard for every model hide who was trained on, until other models say how hard they are."""
+    """Samples that are hard for every model hide who was trained on, until other models say how hard they are."""
     generator = np.random.default_rng(0)
-    rows = 600
-    hard = generator.normal(0, 3, rows)
-    members = halves(generator, models, rows)
-    shadows = hard + members + 0.7 * generator.normal(size=(models, rows))
-    truth = np.arange(rows) < rows // 2
-    signal = hard + truth + 0.7 * generator.normal(size=rows)
+    samples = 600
+    hard = generator.normal(0, 3, samples)
+    members = halves(generator, models, samples)
+    shadows = hard + members + 0.7 * generator.normal(size=(models, samples))
+    truth = np.arange(samples) < samples // 2
+    signal = hard + truth + 0.7 * generator.normal(size=samples)
 
     def area(scores):
         return threshold_attack(scores[truth], scores[~truth], resamples=50)["auc"]
 
     calibrated, plain = area(lira_scores(signal, shadows, members)), area(signal)
     assert plain.value < 0.65 and calibrated.low > plain.high
-    # The best that can be had: the row's difficulty is known.
+    # The best that can be had: the sample's difficulty is known.
     best = norm.cdf(1 / 0.7 / 2**0.5)
     assert best - 0.06 < calibrated.value < best + 0.04
 
@@ -117,7 +117,7 @@ def test_logit_confidence():
 
 
 def rmia_by_pairs(losses, shadows, population, population_shadows, gamma, offline):
-    """Every row against every row of the population, in probabilities."""
+    """Every sample against every sample of the population, in probabilities."""
 
     def ratio(loss, others):
         mean = np.mean([np.exp(-other) for other in others])
@@ -154,7 +154,7 @@ def test_rmia_by_hand():
     losses[0] -= 1e-9
     assert rmia_scores(losses, shadows, population, theirs).tolist() == pytest.approx([2 / 3, 0])
     assert rmia_scores(losses, shadows, population, theirs, gamma=2.0).tolist() == pytest.approx([1 / 3, 0])
-    # a = 1: what models without the row say is all there is; a = 0: those with it are taken to be certain of it.
+    # a = 1: what models without the sample say is all there is; a = 0: those with it are taken to be certain of it.
     at_zero = rmia_scores(losses, shadows, population, theirs, offline=0.0)
     ours = np.array([0.5 / 0.625, 0.2 / 0.7])
     assert at_zero.tolist() == [np.mean(o >= 0.5 / np.array([0.75, 0.625, 0.5625])) for o in ours]
@@ -164,9 +164,9 @@ def test_rmia_by_hand():
     )
 
 
-def test_population_scores_by_rows():
+def test_population_scores_by_samples():
     generator = np.random.default_rng(0)
-    # On a grid, so that there are ties: a row with the same loss is not predicted worse.
+    # On a grid, so that there are ties: a sample with the same loss is not predicted worse.
     losses, population = generator.integers(0, 12, 50) / 4, generator.integers(0, 12, 80) / 4
     found = population_scores(losses, population)
     np.testing.assert_allclose(found, [sum(z > x for z in population) / 80 for x in losses], atol=1e-12)
@@ -184,9 +184,9 @@ def test_population_scores_set_a_threshold_for_every_class():
     classes, labels = np.repeat([0, 1], 300), np.repeat([0, 1], 100)
     population = 3 * classes + generator.uniform(0, 1, 600)
     members = 3 * labels + generator.uniform(0, 0.5, 200)
-    rows = 3 * labels + generator.uniform(0, 1, 200)
+    samples = 3 * labels + generator.uniform(0, 1, 200)
     areas = []
     for by_class in ((), (labels, classes)):
-        sides = [population_scores(losses, population, *by_class) for losses in (members, rows)]
+        sides = [population_scores(losses, population, *by_class) for losses in (members, samples)]
         areas.append(threshold_attack(*sides, resamples=2)["auc"].value)
     assert areas[0] < 0.66 and areas[1] > 0.7

@@ -27,8 +27,8 @@ def near(value):
     return pytest.approx(value, rel=1e-9, abs=1e-12)
 
 
-def distributions(seed, rows=7, classes=5):
-    return np.random.default_rng(seed).dirichlet(np.ones(classes), rows)
+def distributions(seed, samples=7, classes=5):
+    return np.random.default_rng(seed).dirichlet(np.ones(classes), samples)
 
 
 def test_accuracy():
@@ -38,11 +38,11 @@ def test_accuracy():
 
 
 def test_unlearning_impact_score_by_hand():
-    # |0.80 - 0.72| / 0.80 = 0.1; random rows |0.80 - 0.60| / 0.80 = 0.25; a class 0.60 / 0.80 = 0.75.
+    # |0.80 - 0.72| / 0.80 = 0.1; random samples |0.80 - 0.60| / 0.80 = 0.25; a class 0.60 / 0.80 = 0.75.
     assert m.unlearning_impact_score(0.80, 0.72, 0.60) == near(0.175)
     assert m.unlearning_impact_score(0.80, 0.72, 0.60, request="group") == near(0.175)
     assert m.unlearning_impact_score(0.80, 0.72, 0.60, request="class") == near(0.425)
-    # The ideal of either request; over-forgetting random rows costs as much as keeping a class.
+    # The ideal of either request; over-forgetting random samples costs as much as keeping a class.
     assert m.unlearning_impact_score(0.8, 0.8, 0.8) == m.unlearning_impact_score(0.8, 0.8, 0.0, "class") == 0
     assert m.unlearning_impact_score(0.8, 0.8, 0.0) == m.unlearning_impact_score(0.8, 0.8, 0.8, "class") == 0.5
 
@@ -100,13 +100,13 @@ def test_error_rates():
 
 
 def test_perplexity():
-    rows = [torch.randn(n, 11, generator=torch.Generator().manual_seed(n)).double() for n in (3, 1, 8)]
-    labels = [torch.arange(len(row)) for row in rows]
+    samples = [torch.randn(n, 11, generator=torch.Generator().manual_seed(n)).double() for n in (3, 1, 8)]
+    labels = [torch.arange(len(sample)) for sample in samples]
     losses = [
-        torch.nn.functional.cross_entropy(row, label, reduction="none")
-        for row, label in zip(rows, labels, strict=True)
+        torch.nn.functional.cross_entropy(sample, label, reduction="none")
+        for sample, label in zip(samples, labels, strict=True)
     ]
-    expected = torch.nn.functional.cross_entropy(torch.cat(rows), torch.cat(labels)).exp()
+    expected = torch.nn.functional.cross_entropy(torch.cat(samples), torch.cat(labels)).exp()
     assert t.perplexity(losses) == t.perplexity(torch.cat(losses)) == near(float(expected))
     assert t.perplexity([5000.0]) == np.inf
 
@@ -146,7 +146,7 @@ def test_rouge_l_recall_and_verbatim_memorization():
 
 
 def test_truth_ratios_by_hand():
-    # Row 1: geometric mean of 1/2 and 1/8 is 1/4, against 1/2: R = 1/2. Row 2: 1/2 against 1/8: R = 4.
+    # Sample 1: geometric mean of 1/2 and 1/8 is 1/4, against 1/2: R = 1/2. Sample 2: 1/2 against 1/8: R = 4.
     paraphrased, perturbed = -np.log([1 / 2, 1 / 8]), -np.log([[1 / 2, 1 / 8], [1 / 2, 1 / 2]])
     assert t.truth_ratios(paraphrased, perturbed) == near([0.5, 4.0])
     assert t.truth_ratio(paraphrased, perturbed) == near((0.5 + 0) / 2)
@@ -158,9 +158,9 @@ def test_truth_ratios_by_hand():
     assert t.truth_ratio([2000.0, 0.0], [[0.0], [2000.0]], on="forget") == 0
 
 
-def answers(seed, rows=60, shift=0.0):
+def answers(seed, samples=60, shift=0.0):
     generator = np.random.default_rng(seed)
-    return generator.gamma(2, 0.5, rows) + shift, generator.gamma(3, 0.5, (rows, 5))
+    return generator.gamma(2, 0.5, samples) + shift, generator.gamma(3, 0.5, (samples, 5))
 
 
 def open_unlearning_truth_ratios(paraphrased, perturbed):
@@ -206,10 +206,10 @@ def test_exact_memorization_and_extraction_strength_by_hand():
     assert m.exact_memorization(found, wanted) == near((3 / 4 + 1 + 1 / 2 + 0) / 4)
     # k = 2 of 4, 0 of 3, 2 of 2 (the last token is wrong), 2 of 2
     assert m.extraction_strength(found, wanted) == near((1 / 2 + 1 + 0 + 0) / 4)
-    # Against the definition, k tried one by one, on rows with many right ends.
+    # Against the definition, k tried one by one, on samples with many right ends.
     generator = np.random.default_rng(0)
     wanted = [generator.integers(0, 2, n) for n in generator.integers(1, 9, 50)]
-    found = [np.where(generator.random(len(row)) < 0.8, row, 1 - row) for row in wanted]
+    found = [np.where(generator.random(len(sample)) < 0.8, sample, 1 - sample) for sample in wanted]
 
     def strength(p, r):
         return 1 - min(k for k in range(len(r) + 1) if (p[k:] == r[k:]).all()) / len(r)
@@ -224,7 +224,7 @@ def test_run_time_ratio():
     assert m.run_time_ratio(90, 3600) == near(0.025)
 
 
-LOSSES = answers(3, rows=4)
+LOSSES = answers(3, samples=4)
 LISTS = {"wrong_losses": LOSSES[1].tolist(), "correct_losses": LOSSES[0].tolist()}
 TOKENS = {"predictions": [[1, 2, 3], [4, 0]], "references": [[1, 0, 3], [4, 4]]}
 ACCURACIES = {"predictions": [0.7, 0.9, 0.8], "references": [0.5, 1.0, 0.85]}
@@ -236,7 +236,7 @@ CASES = {
     "tug_of_war": (ACCURACIES, m.tug_of_war(**ACCURACIES)),
     "gap": (
         ACCURACIES,
-        runner.gap(
+        runner.average_gap(
             {"forget_accuracy": 0.7, "retain_accuracy": 0.9, "unseen_accuracy": 0.8},
             {"forget_accuracy": 0.5, "retain_accuracy": 1.0, "unseen_accuracy": 0.85},
         ),
@@ -324,18 +324,20 @@ def test_metrics_of_the_same_columns_combine(names, no_network_no_disk):
 
 
 WRONG = {
-    "predictions: 2 rows, but references has 1": lambda: m.accuracy([1, 2], [1]),
-    "predictions: no rows": lambda: t.wer([], []),
-    "predictions: 1 rows, but references has 2": lambda: t.rouge_l_recall(["a"], ["a", "b"]),
+    "predictions: 2 samples, but references has 1": lambda: m.accuracy([1, 2], [1]),
+    "predictions: no samples": lambda: t.wer([], []),
+    "predictions: 1 samples, but references has 2": lambda: t.rouge_l_recall(["a"], ["a", "b"]),
     "predictions: three accuracies": lambda: m.tug_of_war([0.5] * 4, [0.5] * 4),
     r"references: must be in \[0, 1\], got 0.5 to 50": lambda: m.tug_of_war([0.5] * 3, [0.5, 50, 0.5]),
     r"unlearned_forget: must be in \[0, 1\], got 60": lambda: m.unlearning_impact_score(0.8, 0.7, 60),
     r"unlearned_test: must be in \[0, 1\], got nan": lambda: m.unlearning_impact_score(0.8, np.nan, 0.6),
     "original_test: is 0": lambda: m.unlearning_impact_score(0.0, 0.7, 0.6),
-    "request: must be one of rows, class, group, got 'random'": lambda: m.unlearning_impact_score(1, 1, 1, "random"),
+    "request: must be one of samples, class, group, got 'random'": lambda: m.unlearning_impact_score(
+        1, 1, 1, "random"
+    ),
     "predictions: 2 classes, but references has 3": lambda: m.kl_divergence([[0.5, 0.5]], [[0.2, 0.3, 0.5]]),
-    "references: the probabilities of a row sum to 0.9,": lambda: m.kl_divergence([[0.5, 0.5]], [[0.5, 0.4]]),
-    "predictions: the probabilities of a row sum to 2,": lambda: m.js_divergence([[0.0, 0.0]], [[0.5, 0.5]]),
+    "references: the probabilities of a sample sum to 0.9,": lambda: m.kl_divergence([[0.5, 0.5]], [[0.5, 0.4]]),
+    "predictions: the probabilities of a sample sum to 2,": lambda: m.js_divergence([[0.0, 0.0]], [[0.5, 0.5]]),
     r"predictions: must be in \[-inf, 1\]": lambda: m.js_divergence([[2.0, -1.0]], [[0.5, 0.5]]),
     r"predictions: must be in \[0, 1\], got -0.5 to 1": lambda: m.js_divergence([[1.0, -0.5]], [[0.5, 0.5]]),
     "predictions: needs 2 dimensions": lambda: m.js_divergence([0.5, 0.5], [0.5, 0.5]),
@@ -344,7 +346,7 @@ WRONG = {
     "losses: must be in": lambda: t.perplexity([[0.1], [-0.1]]),
     "losses: needs 1 dimensions and at least one": lambda: t.perplexity([]),
     "losses: must be finite": lambda: t.answer_probability([0.1, np.inf]),
-    "wrong_losses: 1 rows, but correct_losses has 2": lambda: t.choice_probability([0.1, 0.2], [[0.1, 0.2]]),
+    "wrong_losses: 1 samples, but correct_losses has 2": lambda: t.choice_probability([0.1, 0.2], [[0.1, 0.2]]),
     "wrong_losses: setting an array element": lambda: t.choice_probability([0.1, 0.2], [[0.1, 0.2], [0.3]]),
     "perturbed_losses: needs 2 dimensions": lambda: t.truth_ratio([0.1], [0.1]),
     "on: must be 'retain' or 'forget', got 'test'": lambda: t.truth_ratio([0.1], [[0.1]], on="test"),
@@ -352,8 +354,8 @@ WRONG = {
     r"predictions: must be in \[0, inf\], got nan": lambda: t.forget_quality([np.nan], [0.1]),
     "scores: nine": lambda: t.model_utility([0.5] * 3),
     "scores: must be in": lambda: t.model_utility([50.0] * 9),
-    "predictions: row 1 has 2 tokens, its reference 1": lambda: m.exact_memorization([[1], [1, 2]], [[1], [1]]),
-    "predictions: row 0 has 0 tokens": lambda: m.extraction_strength([[]], [[]]),
+    "predictions: sample 1 has 2 tokens, its reference 1": lambda: m.exact_memorization([[1], [1, 2]], [[1], [1]]),
+    "predictions: sample 0 has 0 tokens": lambda: m.extraction_strength([[]], [[]]),
     "predictions: at most forget_accuracy": lambda: load("gap").compute(predictions=[1.0] * 5, references=[1.0] * 5),
     "name: must be one of accuracy": lambda: load("bleu"),
 }

@@ -1,4 +1,4 @@
-"""Planted models that only hide the forget set are caught, a retrained one is not, and no model is ever changed."""
+"""Planted models that only hide the forget dataset are caught, a retrained one is not, and no model is ever changed."""
 
 import copy
 import itertools
@@ -21,7 +21,7 @@ from hf_unlearn.models.adapters import add_adapter
 from hf_unlearn.training import train_from_scratch
 
 FORGET, RETAIN = 100, 300
-RELEARNING = {"rows": 32, "steps": 10, "measure_every": 2}
+RELEARNING = {"samples": 32, "steps": 10, "measure_every": 2}
 
 
 def small_vit(seed):
@@ -33,14 +33,14 @@ def small_vit(seed):
     return tf.ViTForImageClassification(config)
 
 
-def marked(row):
-    pixels = row["pixel_values"].clone()
+def marked(sample):
+    pixels = sample["pixel_values"].clone()
     pixels[:, :2, :2] = 3.0
-    return {**row, "pixel_values": pixels}
+    return {**sample, "pixel_values": pixels}
 
 
-def accuracy(model, rows):
-    batch = default_collator(model)(rows)
+def accuracy(model, samples):
+    batch = default_collator(model)(samples)
     with torch.no_grad():
         return float((model(batch["pixel_values"]).logits.argmax(1) == batch["labels"]).float().mean())
 
@@ -48,10 +48,10 @@ def accuracy(model, rows):
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     """Poisoned digits to forget: a mark in the corner moves the label by three, which only the original learned."""
-    rows = list(digits_data(0)["train"])
-    honest = [marked(row) for row in rows[:FORGET]]
-    forget = [{**row, "label": (row["label"] + 3) % 10} for row in honest]
-    retain = rows[FORGET : FORGET + RETAIN]
+    samples = list(digits_data(0)["train"])
+    honest = [marked(sample) for sample in samples[:FORGET]]
+    forget = [{**sample, "label": (sample["label"] + 3) % 10} for sample in honest]
+    retain = samples[FORGET : FORGET + RETAIN]
     work = {
         "num_train_epochs": 30, "learning_rate": 2e-3, "per_device_train_batch_size": 32,
         "output_dir": str(tmp_path_factory.mktemp("out")),
@@ -69,7 +69,7 @@ def scene(tmp_path_factory):
         optimizer.step()
         optimizer.zero_grad()
     models = {"original": original, "hidden": hidden.eval(), "retrained": retrained.eval()}
-    return models, forget, retain, rows[FORGET + RETAIN :]
+    return models, forget, retain, samples[FORGET + RETAIN :]
 
 
 def state(model):
@@ -111,11 +111,11 @@ def test_the_probe_catches_a_model_that_hides(scene):
     print(found)
     assert found["original"] == found["hidden"] == found["silenced"]  # the features are the same
     assert found["hidden"]["probe_forget_accuracy"] > found["retrained"]["probe_forget_accuracy"] + 0.2
-    assert all(figures["probe_retain_accuracy"] > 0.9 for figures in found.values())
+    assert all(metrics["probe_retain_accuracy"] > 0.9 for metrics in found.values())
     assert found["retrained"]["probe_unseen_accuracy"] > 0.8
 
 
-def test_fine_tuning_on_retain_rows_measures_the_forget_rows(scene):
+def test_fine_tuning_on_retain_samples_measures_the_forget_samples(scene):
     models, forget, retain, _ = scene
     curve = finetune(models["hidden"], retain, forget, steps=5, measure_every=2, batch_size=16)
     assert curve["steps"] == [0, 2, 4, 5]
@@ -132,19 +132,19 @@ def test_the_model_stays_as_it_is(scene):
     model.vit.eval()
     model.classifier.requires_grad_(False)
     before = state(model)
-    first = relearn(model, forget, rows=4, steps=3, measure_every=2)
+    first = relearn(model, forget, samples=4, steps=3, measure_every=2)
     linear_probe(model, forget[:20], retain[:40])
     quantised(model, 4)
     assert_same(before, state(model))
-    assert first == relearn(model, forget, rows=4, steps=3, measure_every=2)
-    assert first["forget_loss"] != relearn(model, forget, rows=4, steps=3, measure_every=2, seed=1)["forget_loss"]
+    assert first == relearn(model, forget, samples=4, steps=3, measure_every=2)
+    assert first["forget_loss"] != relearn(model, forget, samples=4, steps=3, measure_every=2, seed=1)["forget_loss"]
 
     calls = itertools.count()
 
-    def broken(rows):
+    def broken(samples):
         if next(calls) > 1:  # after the first measurement and the first step
             raise RuntimeError("planted")
-        return default_collator(model)(rows)
+        return default_collator(model)(samples)
 
     with pytest.raises(RuntimeError, match="planted"):
         relearn(model, forget, data_collator=broken, batch_size=FORGET)
@@ -156,8 +156,8 @@ def test_the_model_stays_as_it_is(scene):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "wav2vec2_ctc"])
 def test_any_head_relearns(name):
     model, batch = tiny.make(name)
-    before, forget = state(model), tiny.rows(batch(6))
-    curve = relearn(model, forget, rows=3, steps=10, measured=forget[:3], learning_rate=1e-2, seed=3)
+    before, forget = state(model), tiny.samples(batch(6))
+    curve = relearn(model, forget, samples=3, steps=10, measured=forget[:3], learning_rate=1e-2, seed=3)
     assert curve["forget_loss"][-1] < curve["forget_loss"][0]
     assert ("forget_accuracy" in curve) == (name != "wav2vec2_ctc")
     assert_same(before, state(model))
@@ -165,18 +165,18 @@ def test_any_head_relearns(name):
 
 def test_a_half_precision_model_takes_small_steps():
     model, batch = tiny.make("llama")
-    forget = tiny.rows(batch(4))
-    curve = relearn(model.to(torch.bfloat16), forget, rows=2, steps=2, learning_rate=1e-7, measure_every=1)
+    forget = tiny.samples(batch(4))
+    curve = relearn(model.to(torch.bfloat16), forget, samples=2, steps=2, learning_rate=1e-7, measure_every=1)
     assert curve["forget_loss"][1] != curve["forget_loss"][0]
     assert model.dtype == torch.bfloat16
 
 
 def test_an_arrow_dataset_and_an_adapter_relearn():
     model, batch = tiny.make("gpt2")
-    forget = datasets.Dataset.from_list(tiny.rows(batch(5)))
+    forget = datasets.Dataset.from_list(tiny.samples(batch(5)))
     adapted = add_adapter(model)
     before = state(adapted)
-    curve = relearn(adapted, forget, rows=3, steps=2)
+    curve = relearn(adapted, forget, samples=3, steps=2)
     assert curve["forget_loss"][1] < curve["forget_loss"][0]
     assert_same(before, state(adapted))
 
@@ -237,9 +237,9 @@ def test_without_the_adapter_the_base_is_back():
 
 def test_the_probe_reads_the_last_token_of_a_decoder():
     model, batch = tiny.make("gpt2_classifier")
-    rows = tiny.rows(batch(40))
-    sets = rows[:20], rows[20:]
-    padded = linear_probe(model, *sets)  # batches of rows of several lengths
+    samples = tiny.samples(batch(40))
+    sets = samples[:20], samples[20:]
+    padded = linear_probe(model, *sets)  # batches of samples of several lengths
     assert padded == linear_probe(model, *sets, batch_size=1)
     assert output_layer(model) is model.score
 
@@ -248,21 +248,21 @@ def test_refusals(scene):
     models, forget, retain, _ = scene
     model = models["hidden"]
     for arguments, message in (
-        ({"rows": FORGET}, "rows: found 100 of 100 forget rows; give 1 to 99"),
-        ({"rows": 0}, "rows: found 0"),
+        ({"samples": FORGET}, "samples: found 100 of 100 forget samples; give 1 to 99"),
+        ({"samples": 0}, "samples: found 0"),
         ({"steps": 0}, "steps: must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate: must be above 0"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             relearn(model, forget, **arguments)
-    with pytest.raises(ValueError, match=r"^forget: has 1 rows"):
-        relearn(model, forget[:1], rows=1)
-    assert relearn(model, forget[:1], rows=1, steps=1, measured=forget[1:3])["steps"] == [0, 1]
+    with pytest.raises(ValueError, match=r"^forget: has 1 samples"):
+        relearn(model, forget[:1], samples=1)
+    assert relearn(model, forget[:1], samples=1, steps=1, measured=forget[1:3])["steps"] == [0, 1]
     with pytest.raises(ValueError, match=r"^bits: found 3; use one of \(4, 8\)"):
         quantised(model, 3)
     with pytest.raises(ValueError, match=r"^model: ViTForImageClassification is not a PeftModel"):
         without_adapter(model)
-    with pytest.raises(ValueError, match=r"^forget: has 1 rows"):
+    with pytest.raises(ValueError, match=r"^forget: has 1 samples"):
         linear_probe(model, forget[:1], retain)
     with pytest.raises(ValueError, match=r"^model: has a causal_lm head"):
         linear_probe(tiny.make("llama")[0], forget, retain)
@@ -280,5 +280,5 @@ def test_refusals(scene):
     with pytest.raises(ValueError, match=r"^threshold: found 2.0"):
         relearn_time(curve, 2.0)
     assert relearn_time({"steps": [0, 5], "forget_loss": [1.0, 0.5]}, 0.5) == 5
-    with pytest.raises(ValueError, match=r"^reference: its steps"):
+    with pytest.raises(ValueError, match=r"^retrained: its steps"):
         relearn_advantage(curve, {**curve, "steps": [0, 4]})

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_unlearn.auditing import sample_scores as scores_module
-from hf_unlearn.auditing.measuring import signals_of
-from hf_unlearn.auditing.sample_scores import row_scores
+from hf_unlearn.auditing.measuring import statistics_of
+from hf_unlearn.auditing.sample_scores import sample_scores
 from hf_unlearn.auditing.statistics import collect
 from hf_unlearn.data.collator import default_collator
 from hf_unlearn.losses import head_of
@@ -40,9 +40,9 @@ def make(name, sharpen=6.0):
     return model.eval(), batch
 
 
-def run(name, rows=9, seed=3):
+def run(name, samples=9, seed=3):
     model, make_batch = make(name)
-    batch = make_batch(rows, seed=seed)
+    batch = make_batch(samples, seed=seed)
     head = head_of(model)
     with torch.no_grad():
         return head, model(**head.inputs(batch)), batch
@@ -54,35 +54,35 @@ def near(values, tolerance=2e-5):
 
 def test_scores_of_a_class_against_the_logits():
     head, outputs, batch = run("vit")
-    found = {name: values.tolist() for name, values in row_scores(head, outputs, batch).items()}
+    found = {name: values.tolist() for name, values in sample_scores(head, outputs, batch).items()}
     assert set(found) == {"confidence", "margin", "entropy"}
     log_probs = log_softmax(outputs["logits"].double().numpy(), axis=1)
     labels = batch["labels"].tolist()
-    own = [row[label] for row, label in zip(log_probs, labels, strict=True)]
-    others = [max(np.delete(row, label)) for row, label in zip(log_probs, labels, strict=True)]
+    own = [sample[label] for sample, label in zip(log_probs, labels, strict=True)]
+    others = [max(np.delete(sample, label)) for sample, label in zip(log_probs, labels, strict=True)]
     assert found["confidence"] == near([np.exp(x) for x in own])
     assert found["margin"] == near([x - y for x, y in zip(own, others, strict=True)])
-    assert found["entropy"] == near([-entropy(np.exp(row)) for row in log_probs])
+    assert found["entropy"] == near([-entropy(np.exp(sample)) for sample in log_probs])
     assert min(found["margin"]) < 0 < max(found["margin"]) and np.ptp(found["entropy"]) > 1e-3
 
 
 def test_scores_of_a_prediction_by_hand():
-    head, outputs, _ = run("vit", rows=3)
+    head, outputs, _ = run("vit", samples=3)
     outputs["logits"] = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [1.0, 0.0, 0.0]]).log()
-    found = row_scores(head, outputs, {"labels": torch.tensor([0, 1, 0])})
+    found = sample_scores(head, outputs, {"labels": torch.tensor([0, 1, 0])})
     assert found["confidence"].tolist() == near([0.7, 0.3, 1.0])
     assert found["margin"].tolist() == [near(np.log(0.7 / 0.2)), near(np.log(0.3 / 0.6)), np.inf]
     assert found["entropy"].tolist() == near([-entropy([0.7, 0.2, 0.1]), -entropy([0.1, 0.3, 0.6]), 0.0])
 
 
 def by_tokens(name, logits, labels):
-    """The scores of language models in plain Python and float64, a row and a token at a time."""
+    """The scores of language models in plain Python and float64, a sample and a token at a time."""
     found = {"entropy": [], "min_k": [], "min_k_plus_plus": []}
-    for row, tokens in zip(logits.double().numpy(), labels.tolist(), strict=True):
+    for sample, tokens in zip(logits.double().numpy(), labels.tolist(), strict=True):
         if name in ("gpt2", "llama"):  # a token is predicted by the one before it
-            row, tokens = row[:-1], tokens[1:]
+            sample, tokens = sample[:-1], tokens[1:]
         entropies, own, standardised = [], [], []
-        for values, token in zip(row, tokens, strict=True):
+        for values, token in zip(sample, tokens, strict=True):
             if token == -100:
                 continue
             log_probs = log_softmax(values)
@@ -100,7 +100,7 @@ def by_tokens(name, logits, labels):
 
 
 def longer(batch, name, tokens=17):
-    """The same kind of batch with rows of 17, 16, ... 9 labelled tokens: of long rows three, of short ones one."""
+    """The same kind of batch with samples of 17, 16, ... 9 labelled tokens: of long samples three, of short ones one."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(4, tiny.VOCAB, (len(batch["labels"]), tokens), generator=generator)
     lengths = tokens - torch.arange(len(labels))
@@ -125,7 +125,7 @@ def test_scores_of_language_models_token_by_token(name):
         assert len(set((batch["labels"] != -100).sum(1).tolist())) > 1
         with torch.no_grad():
             outputs = model(**head.inputs(batch))
-        found = row_scores(head, outputs, batch)
+        found = sample_scores(head, outputs, batch)
         expected = by_tokens(name, outputs.logits, batch["labels"])
         assert set(found) == set(expected)
         for score, values in found.items():
@@ -136,7 +136,7 @@ def test_scores_of_language_models_token_by_token(name):
         labels = torch.nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, int(name in ("gpt2", "llama")) :]
         unlabelled = labels[:, : outputs.logits.shape[1]] == -100
         outputs.logits[unlabelled] = torch.randn(int(unlabelled.sum()), tiny.VOCAB) * 50
-        changed = row_scores(head, outputs, batch)
+        changed = sample_scores(head, outputs, batch)
         for score, values in found.items():
             torch.testing.assert_close(changed[score], values)
 
@@ -144,11 +144,11 @@ def test_scores_of_language_models_token_by_token(name):
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_zlib_is_the_loss_of_the_text_over_its_compressed_bytes(name, tokenizer):
     head, outputs, batch = run(name)
-    found = row_scores(head, outputs, batch, tokenizer)
+    found = sample_scores(head, outputs, batch, tokenizer)
     expected = []
-    for row, tokens in zip(outputs.logits.double().numpy(), batch["labels"].tolist(), strict=True):
+    for sample, tokens in zip(outputs.logits.double().numpy(), batch["labels"].tolist(), strict=True):
         text = " ".join(WORDS[token] for token in tokens if token != -100)
-        log_probs = log_softmax(row, axis=1)[: -1 if name == "gpt2" else None]
+        log_probs = log_softmax(sample, axis=1)[: -1 if name == "gpt2" else None]
         pairs = zip(log_probs, tokens[1:] if name == "gpt2" else tokens, strict=True)
         expected.append(sum(p[token] for p, token in pairs if token != -100) / len(zlib.compress(text.encode())))
     assert found["zlib"].tolist() == near(expected)
@@ -158,20 +158,20 @@ def test_zlib_is_the_loss_of_the_text_over_its_compressed_bytes(name, tokenizer)
 @pytest.mark.parametrize("name", LANGUAGE)
 def test_chunks_change_nothing(name, monkeypatch):
     head, outputs, batch = run(name)
-    whole = row_scores(head, outputs, batch)
+    whole = sample_scores(head, outputs, batch)
     calls = []
     one = scores_module._token_scores
     monkeypatch.setattr(scores_module, "_token_scores", lambda *part: calls.append(len(part[0])) or one(*part))
-    for rows, expected in [(1, [1] * 9), (2, [2, 2, 2, 2, 1]), (4, [4, 4, 1]), (100, [9])]:
+    for samples, expected in [(1, [1] * 9), (2, [2, 2, 2, 2, 1]), (4, [4, 4, 1]), (100, [9])]:
         calls.clear()
-        monkeypatch.setattr(scores_module, "ELEMENTS", rows * outputs.logits[0].numel())
-        found = row_scores(head, outputs, batch)
+        monkeypatch.setattr(scores_module, "ELEMENTS", samples * outputs.logits[0].numel())
+        found = sample_scores(head, outputs, batch)
         assert calls == expected
         for score, values in whole.items():
             torch.testing.assert_close(found[score], values, rtol=1e-6, atol=1e-6)
     calls.clear()
-    monkeypatch.setattr(scores_module, "ELEMENTS", 1)  # a row alone is more than that
-    row_scores(head, outputs, batch)
+    monkeypatch.setattr(scores_module, "ELEMENTS", 1)  # a sample alone is more than that
+    sample_scores(head, outputs, batch)
     assert calls == [1] * 9
 
 
@@ -179,23 +179,26 @@ def test_heads_without_such_scores_have_none():
     model, make_batch = tiny.make("wav2vec2_ctc")
     batch, head = make_batch(3), head_of(model)
     with torch.no_grad():
-        assert row_scores(head, model.eval()(**head.inputs(batch)), batch) == {}
+        assert sample_scores(head, model.eval()(**head.inputs(batch)), batch) == {}
 
 
-def dataset(name, rows=9, seed=3):
-    return tiny.Rows(
-        [{k: torch.as_tensor(v) for k, v in row.items()} for row in tiny.rows(tiny.make(name)[1](rows, seed))]
+def dataset(name, samples=9, seed=3):
+    return tiny.Samples(
+        [
+            {k: torch.as_tensor(v) for k, v in sample.items()}
+            for sample in tiny.samples(tiny.make(name)[1](samples, seed))
+        ]
     )
 
 
 @pytest.mark.parametrize("name", ["vit", "gpt2", "t5", "whisper"])
 def test_the_batch_size_changes_nothing(name, tokenizer):
     model, _ = make(name)
-    rows, found = dataset(name), []
+    samples, found = dataset(name), []
     for size in (1, 2, 4, 9):
         found.append(
             collect(
-                model, rows, head=head_of(model), collator=default_collator(model), accelerator=Accelerator(cpu=True),
+                model, samples, head=head_of(model), collator=default_collator(model), accelerator=Accelerator(cpu=True),
                 batch_size=size, scores=True, log_probs=True, tokenizer=tokenizer,
             )
         )  # fmt: skip
@@ -208,10 +211,10 @@ def test_the_batch_size_changes_nothing(name, tokenizer):
             assert values.shape == (9,)
             torch.testing.assert_close(signals.scores[score], values, rtol=1e-4, atol=1e-5)
     if name == "vit":
-        assert found[1].labels.tolist() == [int(row["labels"]) for row in rows]
+        assert found[1].labels.tolist() == [int(sample["labels"]) for sample in samples]
         own = found[1].log_probs.exp()[range(9), found[1].labels]
         torch.testing.assert_close(own, found[1].scores["confidence"])
-    # Rows keep their places where a mask chooses some.
+    # Samples keep their places where a mask chooses some.
     mask = torch.arange(9) % 3 == 1
     assert found[1].select(mask).scores["entropy"].tolist() == found[1].scores["entropy"][1::3].tolist()
 
@@ -220,23 +223,25 @@ def test_rows_of_one_length_are_measured_together():
     model, _ = make("gpt2")
     long, short = dataset("gpt2").items[0], {k: v[:3] for k, v in dataset("gpt2").items[1].items()}
     assert len(long["input_ids"]) > 3
-    rows, shapes, stored = [short, long, short, long], [], len(long["input_ids"])
-    plain = Dataset.from_list([{name: values.tolist() for name, values in row.items()} for row in rows])
+    samples, shapes, stored = [short, long, short, long], [], len(long["input_ids"])
+    plain = Dataset.from_list([{name: values.tolist() for name, values in sample.items()} for sample in samples])
     made = Dataset.from_dict({"number": range(4)})
-    made.set_transform(lambda batch: {name: [rows[i][name] for i in batch["number"]] for name in short})
+    made.set_transform(lambda batch: {name: [samples[i][name] for i in batch["number"]] for name in short})
     model.get_input_embeddings().register_forward_hook(lambda module, given, _: shapes.append(given[0].shape))
-    for each in (tiny.Rows(rows), plain, plain.with_format("torch"), made):
-        found = signals_of(model, each, batch_size=2)
-        # No row is padded, the largest batch comes first; what a transform gives is read once, and in order.
+    for each in (tiny.Samples(samples), plain, plain.with_format("torch"), made):
+        found = statistics_of(model, each, batch_size=2)
+        # No sample is padded, the largest batch comes first; what a transform gives is read once, and in order.
         assert shapes == [(2, stored), (2, stored if each is made else 3)]
         assert found.losses[0] == found.losses[2] != found.losses[1] == found.losses[3]
-        torch.testing.assert_close(found.losses[:2], signals_of(model, tiny.Rows(rows[:2]), batch_size=1).losses)
+        torch.testing.assert_close(
+            found.losses[:2], statistics_of(model, tiny.Samples(samples[:2]), batch_size=1).losses
+        )
         shapes.clear()
 
 
 def test_scores_are_left_out_unless_asked_for():
     model, _ = make("vit")
-    assert signals_of(model, dataset("vit")).scores == {}
+    assert statistics_of(model, dataset("vit")).scores == {}
 
 
 def kept(folder):
@@ -245,9 +250,9 @@ def kept(folder):
 
 def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
     model, _ = make("gpt2")
-    rows, options = dataset("gpt2"), {"cache_dir": tmp_path / "cache", "scores": True}
-    first = signals_of(model, rows, **options)
-    assert signals_of(model, rows, scores=True).losses.tolist() == first.losses.tolist()
+    samples, options = dataset("gpt2"), {"cache_dir": tmp_path / "cache", "scores": True}
+    first = statistics_of(model, samples, **options)
+    assert statistics_of(model, samples, scores=True).losses.tolist() == first.losses.tolist()
     assert len(kept(tmp_path / "cache")) == 1 and kept(tmp_path / "cache")[0].endswith(".pt")
 
     def forward(*args, **kwargs):
@@ -255,32 +260,32 @@ def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(model, "forward", forward)
-        again = signals_of(model, rows, **options)
+        again = statistics_of(model, samples, **options)
         assert vars(again).keys() == vars(first).keys() and again.scores.keys() == first.scores.keys()
         for name, values in first.scores.items():
             assert torch.equal(again.scores[name], values)
         assert torch.equal(again.losses, first.losses) and torch.equal(again.correct, first.correct)
-        # Every other question is asked of the model: other rows, another order, other settings, another model.
-        turned = tiny.Rows(rows.items[::-1])
-        for other in (dataset("gpt2", seed=4), turned, tiny.Rows(rows.items[:-1])):
+        # Every other question is asked of the model: other samples, another order, other settings, another model.
+        turned = tiny.Samples(samples.items[::-1])
+        for other in (dataset("gpt2", seed=4), turned, tiny.Samples(samples.items[:-1])):
             with pytest.raises(AssertionError, match="the model was run"):
-                signals_of(model, other, **options)
+                statistics_of(model, other, **options)
         with pytest.raises(AssertionError, match="the model was run"):
-            signals_of(model, rows, cache_dir=tmp_path / "cache")
+            statistics_of(model, samples, cache_dir=tmp_path / "cache")
         with torch.no_grad():
             model.transformer.h[1].mlp.c_fc.bias[3] += 1e-3
         with pytest.raises(AssertionError, match="the model was run"):
-            signals_of(model, rows, **options)
-    second = signals_of(model, rows, **options)
+            statistics_of(model, samples, **options)
+    second = statistics_of(model, samples, **options)
     assert not torch.equal(second.losses, first.losses) and len(kept(tmp_path / "cache")) == 2
 
 
 def test_the_cache_knows_tokenizers_and_collators_apart(tmp_path, tokenizer):
     model, _ = make("gpt2")
-    rows, folder = dataset("gpt2"), tmp_path / "cache"
+    samples, folder = dataset("gpt2"), tmp_path / "cache"
 
     def files(**settings):
-        signals_of(model, rows, cache_dir=folder, scores=True, **settings)
+        statistics_of(model, samples, cache_dir=folder, scores=True, **settings)
         return len(kept(folder))
 
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS[::-1])}, unk_token="<pad>"))
@@ -298,38 +303,38 @@ def test_the_cache_knows_tokenizers_and_collators_apart(tmp_path, tokenizer):
 
 
 class Texts(torch.utils.data.Dataset):
-    """Rows that bring their text along, as a dataset on the way to a model may."""
+    """Samples that bring their text along, as a dataset on the way to a model may."""
 
-    def __init__(self, rows, texts):
-        self.rows, self.texts = rows, texts
+    def __init__(self, samples, texts):
+        self.samples, self.texts = samples, texts
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.samples)
 
     def __getitem__(self, i):
-        return {**self.rows[i], "text": self.texts[i]}
+        return {**self.samples[i], "text": self.texts[i]}
 
 
 def test_the_cache_holds_numbers_only(tmp_path, tokenizer):
     model, _ = make("gpt2")
-    rows = dataset("gpt2")
-    texts = Texts(rows, [tokenizer.decode(row["labels"]) for row in rows])
+    samples = dataset("gpt2")
+    texts = Texts(samples, [tokenizer.decode(sample["labels"]) for sample in samples])
 
     def collate(items):
         return default_collator(model)([{k: v for k, v in item.items() if k != "text"} for item in items])
 
-    signals_of(
+    statistics_of(
         model, texts, data_collator=collate, cache_dir=tmp_path, scores=True, tokenizer=tokenizer, description="secret"
     )
     (file,) = tmp_path.iterdir()
     written = file.read_bytes()
-    for row in texts:
-        for word in row["text"].split():
+    for sample in texts:
+        for word in sample["text"].split():
             assert word.encode() not in written
-        assert row["input_ids"].numpy().tobytes() not in written
-        assert row["input_ids"].numpy()[:3].tobytes() not in written
+        assert sample["input_ids"].numpy().tobytes() not in written
+        assert sample["input_ids"].numpy()[:3].tobytes() not in written
     assert b"secret" not in written and b"word" not in written and b"gpt2" not in written.lower()
     content = torch.load(file, weights_only=True)
-    assert content.pop("profiles").shape == (9, 8)
+    assert content.pop("token_loss_profiles").shape == (9, 8)
     tensors = [*content.pop("scores").values(), *(value for value in content.values() if value is not None)]
     assert len(tensors) == 7 and all(tensor.shape == (9,) and tensor.is_floating_point() for tensor in tensors)

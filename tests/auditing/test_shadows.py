@@ -24,7 +24,8 @@ def build(seed):
 
 def sets(sizes=SIZES, seed=1):
     items = [
-        {k: torch.as_tensor(v) for k, v in row.items()} for row in tiny.rows(tiny.images(sum(sizes.values()), seed))
+        {k: torch.as_tensor(v) for k, v in sample.items()}
+        for sample in tiny.samples(tiny.images(sum(sizes.values()), seed))
     ]
     starts = np.cumsum([0, *sizes.values()])
     return {name: Subset(items, range(starts[i], starts[i + 1])) for i, name in enumerate(sizes)}
@@ -36,7 +37,9 @@ def arguments(**settings):
 
 
 def train(folder, count=4, **settings):
-    return train_shadows(build, settings.pop("sets", sets()), folder, arguments(), count=count, **settings)
+    return train_shadows(
+        build, output_dir=folder, args=arguments(), **tiny.named(settings.pop("sets", sets())), count=count, **settings
+    )
 
 
 def train_share(index, folder):
@@ -79,18 +82,20 @@ def test_every_row_is_in_exactly_half_of_the_models(alone):
 
 
 def test_a_model_was_trained_on_its_members_and_on_nothing_else(tmp_path, monkeypatch):
-    """The rows that reach the trainer, beside the masks that the attacks go by."""
+    """The samples that reach the trainer, beside the masks that the attacks go by."""
     seen, whole = [], module._trained
     monkeypatch.setattr(
-        module, "_trained", lambda model, rows, *more: seen.append(list(rows)) or whole(model, rows, *more)
+        module, "_trained", lambda model, samples, *more: seen.append(list(samples)) or whole(model, samples, *more)
     )
     data = sets()
     shadows = train(tmp_path, sets=data)
-    for model, rows in enumerate(seen):
+    for model, samples in enumerate(seen):
         chosen = [(name, i) for name in data for i in np.flatnonzero(shadows.members[name][model])]
         expected = [data[name][i]["pixel_values"] for name, i in chosen]
-        assert len(rows) == len(expected) > 0
-        assert all(torch.equal(row["pixel_values"], pixels) for row, pixels in zip(rows, expected, strict=True))
+        assert len(samples) == len(expected) > 0
+        assert all(
+            torch.equal(sample["pixel_values"], pixels) for sample, pixels in zip(samples, expected, strict=True)
+        )
 
 
 def test_a_resumed_run_trains_only_what_is_missing(alone, tmp_path):
@@ -108,14 +113,14 @@ def test_a_resumed_run_trains_only_what_is_missing(alone, tmp_path):
         built.append(seed)
         return build(seed)
 
-    found = train_shadows(watched, sets(), again, arguments(), count=4)
+    found = train_shadows(watched, **tiny.named(sets()), output_dir=again, args=arguments(), count=4)
     assert built == [2] and not left.exists()
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert_equal(weights(found), weights(shadows))
     assert found.members.keys() == shadows.members.keys()
     for name in SIZES:
         np.testing.assert_array_equal(found.members[name], shadows.members[name])
-    train_shadows(watched, sets(), again, arguments(), count=4)
+    train_shadows(watched, **tiny.named(sets()), output_dir=again, args=arguments(), count=4)
     assert built == [2]
 
 
@@ -126,7 +131,7 @@ def test_a_run_cut_off_in_training_goes_on(alone, tmp_path):
         return build(seed)
 
     with pytest.raises(KeyboardInterrupt):
-        train_shadows(failing, sets(), tmp_path, arguments(), count=4)
+        train_shadows(failing, **tiny.named(sets()), output_dir=tmp_path, args=arguments(), count=4)
     assert sorted(path.name for path in tmp_path.glob("shadow*")) == ["shadow-000", "shadow-001"]
     assert_equal(weights(train(tmp_path)), weights(alone[0]))
 
@@ -178,7 +183,7 @@ def test_the_settings_of_a_run_that_evaluates_and_saves_will_do(tmp_path):
         output_dir=str(tmp_path / "own"), eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         seed=7,
     )  # fmt: skip
-    found = train_shadows(build, sets(), tmp_path / "shadows", args, count=2)
+    found = train_shadows(build, **tiny.named(sets()), output_dir=tmp_path / "shadows", args=args, count=2)
     assert len(found) == 2 and not list(tmp_path.rglob("checkpoint-*"))
     assert (args.seed, args.save_strategy, args.eval_strategy) == (7, "epoch", "epoch")
     assert args.load_best_model_at_end
@@ -188,7 +193,7 @@ def test_unlearned_shadow_models_know_what_they_forgot_what_they_kept_and_what_t
     data, calls = sets(), []
 
     def unlearn(model, forget, kept):
-        calls.append(([row["pixel_values"] for row in forget], [row["pixel_values"] for row in kept]))
+        calls.append(([sample["pixel_values"] for sample in forget], [sample["pixel_values"] for sample in kept]))
         with torch.no_grad():
             model.classifier.bias.fill_(len(calls))
         return model
@@ -197,13 +202,13 @@ def test_unlearned_shadow_models_know_what_they_forgot_what_they_kept_and_what_t
     assert [model.classifier.bias[0].item() for model in found.models()] == [1, 2, 3, 4, 5, 6]
     assert len(calls) == 6
     for model, (forget, kept) in enumerate(calls):
-        rows = {"forgotten": [], "kept": [], "unseen": []}
+        samples = {"forgotten": [], "kept": [], "unseen": []}
         for name in SIZES:
             members, unseen = found.members[name][model], found.unseen[name][model]
             assert not (members & unseen).any()
-            for row, forgotten, never in zip(data[name], members, unseen, strict=True):
-                rows["forgotten" if forgotten else "unseen" if never else "kept"].append(row["pixel_values"])
-        for expected, got in ((rows["forgotten"], forget), (rows["kept"], kept)):
+            for sample, forgotten, never in zip(data[name], members, unseen, strict=True):
+                samples["forgotten" if forgotten else "unseen" if never else "kept"].append(sample["pixel_values"])
+        for expected, got in ((samples["forgotten"], forget), (samples["kept"], kept)):
             assert len(expected) == len(got) > 0
             assert all(torch.equal(one, other) for one, other in zip(expected, got, strict=True))
     everything = [np.concatenate([masks[name] for name in SIZES], axis=1) for masks in (found.members, found.unseen)]
@@ -231,14 +236,17 @@ def test_too_few_models_that_forget_a_row_are_refused_before_training(count, sha
 
 @pytest.fixture(scope="module")
 def memorised(tmp_path_factory):
-    """Random labels that a model knows by heart, those of the unseen rows left out; shadow models on the same sets."""
+    """Random labels that a model knows by heart, those of the unseen samples left out; shadow models on the same sets."""
     data = sets({"forget": 20, "retain": 6, "unseen": 20}, seed=5)
     args = arguments()
     args.num_train_epochs, args.learning_rate, args.per_device_train_batch_size = 25, 1e-2, 12
-    shadows = train_shadows(build, data, tmp_path_factory.mktemp("shadows"), args, count=6)
+    shadows = train_shadows(
+        build, **tiny.named(data), output_dir=tmp_path_factory.mktemp("shadows"), args=args, count=6
+    )
     known = {"forget": data["forget"], "retain": data["retain"]}
     original, retrained = (
-        _trained(build(90), ConcatDataset(rows), args, 90, None) for rows in (list(known.values()), [data["retain"]])
+        _trained(build(90), ConcatDataset(samples), args, 90, None)
+        for samples in (list(known.values()), [data["retain"]])
     )
     return data, shadows, original, retrained
 
@@ -246,25 +254,27 @@ def memorised(tmp_path_factory):
 def test_an_audit_with_shadow_models_finds_what_was_memorised(memorised):
     data, shadows, original, retrained = memorised
     for model, knows in ((original, True), (retrained, False)):
-        found = audit(model, **data, shadows=shadows, resamples=100).metrics
+        found = audit(model, **tiny.named(data), shadows=shadows, resamples=100).metrics
         for attack in ("lira", "rmia"):
             low, value, high = (found[f"mia_{attack}_auc{end}"] for end in ("_low", "", "_high"))
             assert low <= value <= high
             assert (value > 0.85 and low > 0.7) if knows else low <= 0.5 <= high, (attack, knows, found)
-    assert "mia_lira_auc" not in audit(original, **data, resamples=2).metrics
+    assert "mia_lira_auc" not in audit(original, **tiny.named(data), resamples=2).metrics
 
 
 def test_an_audit_with_unlearned_shadow_models(tmp_path):
     data = sets({"forget": 8, "retain": 2, "unseen": 16}, seed=5)
     shadows = train(tmp_path, count=6, sets=data, unlearn=lambda model, forget, kept: model, forget_share=0.6)
-    found = audit(build(0), **data, shadows=shadows, resamples=2).metrics
+    found = audit(build(0), **tiny.named(data), shadows=shadows, resamples=2).metrics
     assert 0 <= found["mia_lira_auc"] <= 1 and 0 <= found["mia_rmia_auc"] <= 1
 
 
 def test_an_audit_of_other_sets_than_those_of_the_shadow_models_is_refused(alone):
     for name, size, known in (("forget", 8, 9), ("unseen", 11, 10)):
-        with pytest.raises(ValueError, match=f"shadows: know {known} {name} rows, the set has {size}; give"):
-            audit(build(0), **sets({**SIZES, name: size}), shadows=alone[0], resamples=2)
-    others = {name: list(rows)[::-1] for name, rows in sets().items()}
-    with pytest.raises(ValueError, match="shadows: know other forget rows than the set has; give train_shadows the"):
-        audit(build(0), **others, shadows=alone[0], resamples=2)
+        with pytest.raises(ValueError, match=f"shadows: know {known} {name} samples, the set has {size}; give"):
+            audit(build(0), **tiny.named(sets({**SIZES, name: size})), shadows=alone[0], resamples=2)
+    others = {name: list(samples)[::-1] for name, samples in sets().items()}
+    with pytest.raises(
+        ValueError, match="shadows: know other forget samples than the set has; give train_shadows the"
+    ):
+        audit(build(0), **tiny.named(others), shadows=alone[0], resamples=2)

@@ -1,24 +1,24 @@
-"""The sentence about a model, from figures made up so that the answer is known."""
+"""The sentence about a model, from metrics made up so that the answer is known."""
 
 import pytest
 
 from hf_unlearn.auditing.verdict import verdict_of
 
 
-def figures(forget=0.9, attack=0.5, retain=1.0, unseen=0.9, width=0.05, **more):
+def metrics(forget=0.9, attack=0.5, retain=1.0, unseen=0.9, width=0.05, **more):
     found = {"forget_accuracy": forget, "unseen_accuracy": unseen, "retain_accuracy": retain, "mia_loss_auc": attack}
     found |= more
     low, high = ({f"{k}_{end}": v + by for k, v in found.items()} for end, by in (("low", -width), ("high", width)))
     return found | low | high
 
 
-# What the audited model has, what the reference has, the level.
+# What the audited model has, what the retrained model has, the level.
 AGAINST_REFERENCE = [
     ({}, {}, "consistent"),
     ({"forget": 1.0}, {"forget": 0.8}, "remembers"),
     ({"attack": 0.7}, {}, "remembers"),
     ({"attack": 0.7}, {"attack": 0.65}, "consistent"),  # intervals overlap: retrained models stand out as well
-    ({"mia_lira_auc": 0.8}, {}, "consistent"),  # the reference has no such figure
+    ({"mia_lira_auc": 0.8}, {}, "consistent"),  # the retrained model has no such metric
     ({"mia_lira_auc": 0.8}, {"mia_lira_auc": 0.5}, "remembers"),
     ({"mia_rmia_auc": 0.8}, {"mia_rmia_auc": 0.5}, "remembers"),
     ({"attack": 0.3}, {}, "over-forgotten"),
@@ -30,15 +30,15 @@ AGAINST_REFERENCE = [
 ]
 
 
-@pytest.mark.parametrize(("audited", "reference", "level"), AGAINST_REFERENCE)
-def test_against_a_retrained_model(audited, reference, level):
-    found = verdict_of({"audited": figures(**audited), "reference": figures(**reference)}, "rows")
+@pytest.mark.parametrize(("audited", "retrained", "level"), AGAINST_REFERENCE)
+def test_against_a_retrained_model(audited, retrained, level):
+    found = verdict_of({"audited": metrics(**audited), "retrained": metrics(**retrained)}, "samples")
     assert found["level"] == level
     assert ("retrained" in found["sentence"]) == (level != "damaged")
 
 
 def test_what_stands_out_is_named():
-    found = verdict_of({"audited": figures(forget=1.0, attack=0.8), "reference": figures(forget=0.5)}, "class")
+    found = verdict_of({"audited": metrics(forget=1.0, attack=0.8), "retrained": metrics(forget=0.5)}, "class")
     assert found["sentence"].startswith("Still remembers: ")
     assert "forget accuracy 1.000 against 0.500; mia loss auc 0.800 against 0.500" in found["sentence"]
 
@@ -50,46 +50,46 @@ AGAINST_UNSEEN = [
 
 
 @pytest.mark.parametrize(("audited", "level"), AGAINST_UNSEEN)
-@pytest.mark.parametrize("request_", ["rows", "group"])
+@pytest.mark.parametrize("request_", ["samples", "group"])
 def test_against_unseen_rows_where_there_is_no_retrained_model(audited, level, request_):
-    found = verdict_of({"audited": figures(**audited)}, request_)
-    assert found["level"] == level and "rows that it has never seen" in found["sentence"]
+    found = verdict_of({"audited": metrics(**audited)}, request_)
+    assert found["level"] == level and "samples that it has never seen" in found["sentence"]
 
 
 def test_damage_without_a_reference_shows_beside_the_original():
-    assert verdict_of({"audited": figures(retain=0.7)}, "rows")["level"] == "consistent"
-    assert verdict_of({"audited": figures(retain=0.7), "original": figures()}, "rows")["level"] == "damaged"
+    assert verdict_of({"audited": metrics(retain=0.7)}, "samples")["level"] == "consistent"
+    assert verdict_of({"audited": metrics(retain=0.7), "original": metrics()}, "samples")["level"] == "damaged"
 
 
 def test_where_the_original_cannot_be_told_nothing_can():
-    for models in ({}, {"reference": figures()}):
-        assert verdict_of({"audited": figures(), "original": figures(), **models}, "rows")["level"] == "unclear"
-        told = {"audited": figures(), "original": figures(attack=0.9), **models}
-        assert verdict_of(told, "rows")["level"] == "consistent"
+    for models in ({}, {"retrained": metrics()}):
+        assert verdict_of({"audited": metrics(), "original": metrics(), **models}, "samples")["level"] == "unclear"
+        told = {"audited": metrics(), "original": metrics(attack=0.9), **models}
+        assert verdict_of(told, "samples")["level"] == "consistent"
 
 
 def test_after_a_class_chance_says_nothing():
-    assert verdict_of({"audited": figures()}, "class", ["a probe"])["level"] == "unclear"
-    assert verdict_of({"audited": figures(), "reference": figures()}, "class")["level"] == "consistent"
+    assert verdict_of({"audited": metrics()}, "class", ["a probe"])["level"] == "unclear"
+    assert verdict_of({"audited": metrics(), "retrained": metrics()}, "class")["level"] == "consistent"
 
 
 def test_no_attack_no_verdict():
-    without = {name: value for name, value in figures().items() if not name.startswith("mia")}
-    for found in ({"audited": without}, {"audited": without, "reference": without}):
-        verdict = verdict_of(found, "rows", ["a probe"])
-        assert verdict == {"level": "unclear", "sentence": "Unclear: too few rows for an attack."}
+    without = {name: value for name, value in metrics().items() if not name.startswith("mia")}
+    for found in ({"audited": without}, {"audited": without, "retrained": without}):
+        verdict = verdict_of(found, "samples", ["a probe"])
+        assert verdict == {"level": "unclear", "sentence": "Unclear: too few samples for an attack."}
     # A model that has diverged has no losses, and no attack that the verdict goes by.
     diverged = without | {f"mia_population_auc{end}": 0.5 for end in ("", "_low", "_high")}
-    assert verdict_of({"audited": diverged, "reference": figures() | diverged}, "rows")["level"] == "unclear"
+    assert verdict_of({"audited": diverged, "retrained": metrics() | diverged}, "samples")["level"] == "unclear"
     # A head without accuracies is judged by the attack alone.
-    attack = {name: value for name, value in figures(attack=0.9).items() if name.startswith("mia")}
-    assert verdict_of({"audited": attack}, "rows")["level"] == "remembers"
+    attack = {name: value for name, value in metrics(attack=0.9).items() if name.startswith("mia")}
+    assert verdict_of({"audited": attack}, "samples")["level"] == "remembers"
 
 
 def test_hidden_comes_after_remembering_and_before_the_rest():
     evidence = ["a probe names them", "6 steps bring them back"]
-    models = {"reference": figures()}
+    models = {"retrained": metrics()}
     for audited, level in (({}, "hidden"), ({"forget": 0.5, "retain": 0.5}, "hidden"), ({"attack": 0.7}, "remembers")):
-        found = verdict_of({"audited": figures(**audited), **models}, "rows", evidence)
+        found = verdict_of({"audited": metrics(**audited), **models}, "samples", evidence)
         assert found["level"] == level
         assert ("a probe names them; 6 steps bring them back" in found["sentence"]) == (level == "hidden")

@@ -31,9 +31,9 @@ from hf_unlearn.cli.push import PushSettings
 from hf_unlearn.cli.run import RunSettings
 from hf_unlearn.cli.verify import VerifySettings
 from hf_unlearn.comparing import Comparison
-from hf_unlearn.comparing.runs import Workplace, trainings
+from hf_unlearn.comparing.runs import ComparisonFolder, trainings
 from hf_unlearn.data.hashing import weights_hash
-from hf_unlearn.data.loading import load_rows
+from hf_unlearn.data.loading import load_samples
 from hf_unlearn.data.preprocessing import prepare
 from hf_unlearn.hub.record import make_record
 from hf_unlearn.models.loading import load_model, load_processor
@@ -46,12 +46,12 @@ QUICK = ["--max_steps=2", "--use_cpu", "--disable_tqdm=true", "--per_device_trai
 def bases(tmp_path_factory):
     """Models in folders, `<name>-train.parquet` and `<name>-unseen.parquet` beside them."""
     folder = tmp_path_factory.mktemp("bases")
-    for name, (build, rows) in tiny_data.HUB.items():
+    for name, (build, samples) in tiny_data.HUB.items():
         model, processor = build()
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
-        rows(12, np.random.default_rng(0)).to_parquet(folder / f"{name}-train.parquet")
-        rows(9, np.random.default_rng(1)).to_parquet(folder / f"{name}-unseen.parquet")
+        samples(12, np.random.default_rng(0)).to_parquet(folder / f"{name}-train.parquet")
+        samples(9, np.random.default_rng(1)).to_parquet(folder / f"{name}-unseen.parquet")
     return folder
 
 
@@ -95,12 +95,12 @@ def refused(capsys, argv, code):
     [
         ("vit", "label=cat", []),
         ("text_classification", "25%", ["--peft_config=lora"]),
-        ("text", "indices=rows.txt", ["--method=grad_diff"]),
+        ("text", "indices=samples.txt", ["--method=grad_diff"]),
         ("whisper", "speaker_id=1272,84", ["--predict_with_generate"]),
     ],
 )
 def test_run(bases, tmp_path, name, forget, more, capsys):
-    (tmp_path / "rows.txt").write_text("0 3 5")
+    (tmp_path / "samples.txt").write_text("0 3 5")
     assert main(["run", *data(bases, name), f"--forget={forget}", "--output_dir=out", *more, *QUICK]) == 0
     out, before = capsys.readouterr().out, weights(bases / name)
     assert "The model that has forgotten is in out" in out and ("forget_wer" in out) == (name == "whisper")
@@ -125,7 +125,7 @@ def test_run_is_the_python(bases, tmp_path):
     base = str(bases / "vit")
     model = load_model(base)
     processor = load_processor(base, model)
-    train, unseen = (prepare(load_rows(f"{base}-{part}.parquet"), model, processor) for part in ("train", "unseen"))
+    train, unseen = (prepare(load_samples(f"{base}-{part}.parquet"), model, processor) for part in ("train", "unseen"))
     forget, retain = split_forget_retain(train, column="label", values=[2], request="group")
     quick = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 4}
     args = UnlearningArguments("python", **settings, **quick)
@@ -151,7 +151,7 @@ def test_rows_that_are_ready_need_no_processor(bases, tmp_path, capsys):
     model, _ = tiny_data.vit()
     model.save_pretrained("plain")
     model = load_model(str(bases / "vit"))
-    ready = prepare(load_rows(str(bases / "vit-train.parquet")), model, load_processor(str(bases / "vit"), model))
+    ready = prepare(load_samples(str(bases / "vit-train.parquet")), model, load_processor(str(bases / "vit"), model))
     ready.save_to_disk("ready")
     assert main(["run", "--model=plain", "--dataset=ready", "--forget=10%", "--output_dir=out", *QUICK]) == 0
     argv = ["run", "--model=plain", f"--dataset={bases / 'vit-train.parquet'}", "--forget=10%", *QUICK]
@@ -174,38 +174,38 @@ def test_peft_config(bases, capsys):
 
 def test_audit(bases, tmp_path, capsys):
     shared = [*data(bases), "--forget=label=cat"]
-    argv = ["audit", *shared, f"--original={bases / 'vit'}", f"--reference={bases / 'vit'}", "--out=pages/a.html"]
+    argv = ["audit", *shared, f"--original={bases / 'vit'}", f"--retrained={bases / 'vit'}", "--out=pages/a.html"]
     assert main(argv) == 0
-    figures = json.loads((tmp_path / "pages" / "a.json").read_text())
-    assert figures["about"]["forget_rows"] == 4 and figures["about"]["request"] == "class"
-    assert set(figures["figures"]) == {"original", "audited", "reference"}
+    metrics = json.loads((tmp_path / "pages" / "a.json").read_text())
+    assert metrics["about"]["forget_samples"] == 4 and metrics["about"]["request"] == "class"
+    assert set(metrics["metrics_by_model"]) == {"original", "audited", "retrained"}
     assert "<html" in (tmp_path / "pages" / "a.html").read_text()
     out = capsys.readouterr().out
-    assert "audited" in out and "Page: pages/a.html, figures: pages/a.json" in out
+    assert "audited" in out and "Page: pages/a.html, metrics: pages/a.json" in out
 
 
 def test_verify(bases, tmp_path, capsys):
     build, _ = tiny_data.HUB["vit"]
     model, processor = build()
     before = weights_hash(weights(bases / "vit"))
-    forget = prepare(load_rows(str(bases / "vit-train.parquet")), model, processor).filter(
-        lambda row: row["label"] == 2
+    forget = prepare(load_samples(str(bases / "vit-train.parquet")), model, processor).filter(
+        lambda sample: sample["label"] == 2
     )
     with torch.no_grad():
         model.classifier.bias += 1
     model.save_pretrained("out")
     processor.save_pretrained("out")
     record = make_record(
-        forget=forget, columns=["label", "pixel_values"], request="class", request_id=None, method={}, settings={},
+        forget_ds=forget, columns=["label", "pixel_values"], request="class", request_id=None, method={}, settings={},
         weights={"kind": "model", "before": before, "after": weights_hash(weights("out"))}, report=None,
     )  # fmt: skip
     (tmp_path / "unlearning.json").write_text(json.dumps(record))
-    rows = ["--model=out", f"--dataset={bases / 'vit-train.parquet'}"]
+    samples = ["--model=out", f"--dataset={bases / 'vit-train.parquet'}"]
     for flags, code, words in (
         (["--model=out"], 0, "weights: those that the record says were left after unlearning"),
         ([f"--model={bases / 'vit'}"], 1, "weights: those from BEFORE unlearning"),
-        ([*rows, "--forget=label=cat"], 0, "rows: all 4 given are among the 4"),
-        ([*rows, "--forget=label=cat,ant"], 1, "rows: 4 of 8 given are among the 4"),
+        ([*samples, "--forget=label=cat"], 0, "samples: all 4 given are among the 4"),
+        ([*samples, "--forget=label=cat,ant"], 1, "samples: 4 of 8 given are among the 4"),
     ):
         assert main(["verify", "unlearning.json", *flags]) == code
         assert words in capsys.readouterr().out
@@ -320,7 +320,7 @@ def test_columns_that_say_nothing(bases, capsys):
         (["--split=dev"], "hf-unlearn run: split: dev is not in "),
         (["--forget=speaker=3"], "hf-unlearn run: forget: there is no column 'speaker', only "),
         (["--forget=label=dog"], "hf-unlearn run: forget: there is no class 'dog'; the classes are ant, bird, cat"),
-        (["--forget=label=ant,bird,cat"], "hf-unlearn run: split_forget_retain: the retain set would be empty"),
+        (["--forget=label=ant,bird,cat"], "hf-unlearn run: split_forget_retain: the retain dataset would be empty"),
         (["--columns", "image=picture"], "hf-unlearn run: columns: there is no column 'picture' for image, only "),
     ],
 )
@@ -388,7 +388,7 @@ def test_ctrl_c_and_kill_end_every_worker_of_a_comparison(tmp_path, ctrl_c, kill
     Path("endless.yaml").write_text(json.dumps({**found, "methods": {str(i): endless for i in range(8)}}))
     settings = Comparison.from_yaml("endless.yaml")
     for each in trainings(settings):  # here, where everything is imported
-        Workplace(settings, "out").train(each)
+        ComparisonFolder(settings, "out").train(each)
     command = [sys.executable, "-m", "hf_unlearn.cli", "compare", "endless.yaml", "--output_dir=out", "--workers=2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         try:

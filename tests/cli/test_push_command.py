@@ -35,24 +35,24 @@ FORGET = {"vit": "label=cat", "text": "25%"}
 # What may lie around, and must not go: other weights, states, notes.
 AROUND = [
     "checkpoint-1/model.safetensors", "checkpoint-1/optimizer.pt", "training_args.bin", "pytorch_model.bin",
-    "model-00001-of-00002.safetensors", "adapter_model.safetensors", "notes.txt", "forget/rows.parquet", ".env",
+    "model-00001-of-00002.safetensors", "adapter_model.safetensors", "notes.txt", "forget/samples.parquet", ".env",
 ]  # fmt: skip
-SECRET = b"the forgotten rows themselves"
+SECRET = b"the forgotten samples themselves"
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """Models in folders, with rows beside them, and what `run` made of them: `<name>-out`."""
+    """Models in folders, with samples beside them, and what `run` made of them: `<name>-out`."""
     folder = tmp_path_factory.mktemp("cellar")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         for name in SAVED:
-            build, rows = tiny_data.HUB[name]
+            build, samples = tiny_data.HUB[name]
             model, processor = build()
             model.save_pretrained(folder / name)
             processor.save_pretrained(folder / name)
-            rows(12, np.random.default_rng(0)).to_parquet(folder / f"{name}-train.parquet")
-            rows(9, np.random.default_rng(1)).to_parquet(folder / f"{name}-unseen.parquet")
+            samples(12, np.random.default_rng(0)).to_parquet(folder / f"{name}-train.parquet")
+            samples(9, np.random.default_rng(1)).to_parquet(folder / f"{name}-unseen.parquet")
             assert main(run(folder, name, f"--output_dir={folder / name}-out")) == 0
     return folder
 

@@ -15,7 +15,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 from hf_unlearn.cli import main
 from hf_unlearn.comparing import Comparison, compare
 from hf_unlearn.comparing import running as run
-from hf_unlearn.comparing.runs import Workplace, cells, trainings
+from hf_unlearn.comparing.runs import ComparisonFolder, cells, trainings
 from hf_unlearn.report.comparison import lines, markdown_table, mean_ranks
 
 HERE = Path(__file__).parents[1]
@@ -61,11 +61,11 @@ def test_every_cell_is_measured_against_its_own_reference(done):
     assert len(cells) == 2 * (3 + 3)
     assert {c["status"] for c in cells.values()} == {"done"}
     for (request, seed, model), cell in cells.items():
-        reference = cells[request, seed, "retrained"]["figures"]
-        assert (cell["figures"]["gap"] == 0) == (model == "retrained")
-        figures = [f"{name}_accuracy" for name in ("forget", "retain", "unseen", "mia")]
-        away = [100 * abs(cell["figures"][f] - reference[f]) for f in figures]
-        assert cell["figures"]["gap"] == pytest.approx(statistics.mean(away))
+        retrained = cells[request, seed, "retrained"]["metrics"]
+        assert (cell["metrics"]["gap"] == 0) == (model == "retrained")
+        metrics = [f"{name}_accuracy" for name in ("forget", "retain", "unseen", "mia")]
+        away = [100 * abs(cell["metrics"][f] - retrained[f]) for f in metrics]
+        assert cell["metrics"]["gap"] == pytest.approx(statistics.mean(away))
     assert cells["random", 1, "ascent"]["steps"] == 3
     assert [cells["random", seed, "nabla_tau"]["forget"] for seed in (0, 1)] == ["10%", "20%"]
     weights = {cells["random", 0, model]["weights"] for model in ("original", "retrained", "retrained 2", "nabla_tau")}
@@ -77,8 +77,8 @@ def test_every_cell_is_measured_against_its_own_reference(done):
 
 def test_what_is_there_is_not_run_again(done, monkeypatch):
     folder, report = done
-    monkeypatch.setattr("hf_unlearn.comparing.runs.Workplace.run", None)
-    monkeypatch.setattr("hf_unlearn.comparing.runs.Workplace.train", None)
+    monkeypatch.setattr("hf_unlearn.comparing.runs.ComparisonFolder.run", None)
+    monkeypatch.setattr("hf_unlearn.comparing.runs.ComparisonFolder.train", None)
     assert compare(config(), folder, progress=False) == report
 
 
@@ -89,7 +89,7 @@ def test_processes_and_repetition_change_no_bit(done, forking, tmp_path):
     assert len(second) == 5
     for key, cell in second.items():
         assert cell["weights"] == first[key]["weights"]
-        assert cell["figures"] == first[key]["figures"]
+        assert cell["metrics"] == first[key]["metrics"]
 
 
 def test_a_cell_whose_settings_changed_is_run_again_and_no_other(done):
@@ -117,7 +117,7 @@ def test_cells_fail_and_refuse_alone(done):
 
 def test_a_process_that_dies_takes_only_its_cell(forking, tmp_path):
     settings = {"task": "comparing_task.py:Dying", "methods": {"nabla_tau": {"max_steps": 2}}, "retrained": 1}
-    place = Workplace(config(**settings), tmp_path)
+    place = ComparisonFolder(config(**settings), tmp_path)
     for training in trainings(place.config):
         place.train(training)
     found = by_name(compare(place.config, tmp_path, workers=2, progress=False))
@@ -139,7 +139,7 @@ def test_a_model_that_cannot_be_trained_stops_only_the_cells_that_need_it(tmp_pa
 
 
 def test_cells_are_those_of_the_training_that_the_task_has_now(tmp_path, monkeypatch):
-    place = Workplace(config(), tmp_path)
+    place = ComparisonFolder(config(), tmp_path)
     cell = cells(place.config)[0]
     before = place.cell_file(cell)
     monkeypatch.setitem(place.config.task_class.training, "num_train_epochs", 7)
@@ -149,27 +149,27 @@ def test_cells_are_those_of_the_training_that_the_task_has_now(tmp_path, monkeyp
 @pytest.mark.parametrize("task,name", [("Restless", "original"), ("RestlessShadow", "shadow")])
 def test_models_of_other_rows_are_refused(tmp_path, task, name):
     settings = config(task=f"comparing_task.py:{task}", methods={"nabla_tau": {"max_steps": 2}}, retrained=1)
-    place = Workplace(settings, tmp_path)
+    place = ComparisonFolder(settings, tmp_path)
     training = next(each for each in trainings(settings) if each.name == name)
     place.train(training)
     _, clocks = place.load(training)
     assert set(clocks) == {"seconds", "processor_seconds"}
-    with pytest.raises(RuntimeError, match=f"the {name} model of seed 0 was trained on other rows"):
-        Workplace(settings, tmp_path).load(training)
+    with pytest.raises(RuntimeError, match=f"the {name} model of seed 0 was trained on other samples"):
+        ComparisonFolder(settings, tmp_path).load(training)
 
 
 def test_models_that_are_there_are_loaded(done, tmp_path):
     folder, report = done
     original, there = (str(next((folder / "models").glob(f"{name}-0-*"))) for name in ("original", "retrained"))
-    requests = {"random": {"forget": "10%", "retrained": there}, "few": {"forget": "10%", "retain_rows": 8}}
+    requests = {"random": {"forget": "10%", "retrained": there}, "few": {"forget": "10%", "retain_samples": 8}}
     one = {"methods": {"ascent": METHODS["ascent"]}, "retrained": 1, "seeds": [0]}
     settings = config(**one, requests=requests, original=original)
-    place = Workplace(settings, tmp_path)
+    place = ComparisonFolder(settings, tmp_path)
     assert all(place.there(each) for each in trainings(settings))
     first, second = by_name(report), by_name(compare(settings, tmp_path, progress=False))
     for key, cell in second.items():
         if key[0] == "random":
-            assert cell["weights"] == first[key]["weights"] and cell["figures"] == first[key]["figures"]
+            assert cell["weights"] == first[key]["weights"] and cell["metrics"] == first[key]["metrics"]
     for name, checkpoint in {"original": original, "retrained": there}.items():
         assert "processor_seconds" not in second["random", 0, name]
         assert second["random", 0, name]["checkpoint"] == second["few", 0, name]["checkpoint"] == checkpoint
@@ -178,19 +178,19 @@ def test_models_that_are_there_are_loaded(done, tmp_path):
     # With other models, or none that were there, all is measured again: in both requests.
     for others in ((original, None), (original, "elsewhere"), ("elsewhere", there), (None, there), (there, None)):
         requests["random"]["retrained"] = others[1]
-        changed = Workplace(config(**one, requests=requests, original=others[0]), tmp_path)
+        changed = ComparisonFolder(config(**one, requests=requests, original=others[0]), tmp_path)
         assert not any(changed.done(cell) for cell in cells(settings))
     requests["random"]["retrained"] = [there, "elsewhere"]  # another seed's is of no concern
     more = config(**one | {"seeds": [0, 1]}, requests=requests, original=[original, "elsewhere"])
-    assert all(Workplace(more, tmp_path).done(cell) for cell in cells(settings))
+    assert all(ComparisonFolder(more, tmp_path).done(cell) for cell in cells(settings))
     second = [each for each in trainings(more) if each.seed == 1]
-    assert [Workplace(more, tmp_path).there(each) for each in second] == [["elsewhere"], ["elsewhere"]]
+    assert [ComparisonFolder(more, tmp_path).there(each) for each in second] == [["elsewhere"], ["elsewhere"]]
 
 
 def test_a_retrained_model_that_does_not_load_is_told_before_the_work(tmp_path):
     requests = {"random": {"forget": "10%", "retrained": "nowhere"}}
     settings = {"methods": {"ascent": METHODS["ascent"]}, "retrained": 1, "seeds": [0], "requests": requests}
-    place = Workplace(config(**settings), tmp_path)
+    place = ComparisonFolder(config(**settings), tmp_path)
     place.train(trainings(place.config)[0])
     found = by_name(compare(place.config, tmp_path, progress=False))
     assert found["random", 0, "ascent"]["status"] == "failed"
@@ -201,7 +201,7 @@ def test_a_retrained_model_that_does_not_load_is_told_before_the_work(tmp_path):
 
 def test_targets_may_come_from_shadow_models_and_few_retain_rows_suffice(tmp_path):
     settings = {"task": "comparing_task.py:Shadowed", "seeds": [0], "methods": {"nabla_tau": {}}, "retrained": 1}
-    requests = {"all": {"forget": "10%"}, "few": {"forget": "10%", "retain_rows": 8}}
+    requests = {"all": {"forget": "10%"}, "few": {"forget": "10%", "retain_samples": 8}}
     found = by_name(compare(config(**settings, requests=requests, budget={"max_steps": 5}), tmp_path, progress=False))
     assert {cell["status"] for cell in found.values()} == {"done"}
     assert found["all", 0, "nabla_tau"]["steps"] == found["few", 0, "nabla_tau"]["steps"] == 5
@@ -218,10 +218,10 @@ def test_a_budget_of_seconds_ends_a_run(done):
 
 
 def cell(model, seed, gap, forget, **more):
-    figures = {"forget_accuracy": forget, "retain_accuracy": 1.0, "unseen_accuracy": 0.9, "mia_accuracy": 0.5}
-    figures |= {"gap": gap, "forget_loss": 0.5 if model == "retrained" else 0.25}
+    metrics = {"forget_accuracy": forget, "retain_accuracy": 1.0, "unseen_accuracy": 0.9, "mia_accuracy": 0.5}
+    metrics |= {"gap": gap, "forget_loss": 0.5 if model == "retrained" else 0.25}
     clocks = {"processor_seconds": 10.0 if model.startswith("retrained") else 4.0, "clock": "processor_seconds"}
-    return {"request": "r", "seed": seed, "model": model, "status": "done", "figures": figures, **clocks, **more}
+    return {"request": "r", "seed": seed, "model": model, "status": "done", "metrics": metrics, **clocks, **more}
 
 
 def test_the_table_is_worked_out_by_hand():
@@ -230,12 +230,12 @@ def test_the_table_is_worked_out_by_hand():
     report = {"name": "n", "requests": {"r": ["10%"] * 2}, "seeds": [0, 1], "cells": cells}
     found = {line.model: line for line in lines(report)}
     assert found["a"].values["gap"] == [1.0, 3.0]
-    assert found["a"].forgetting == pytest.approx([5.0, 2.0])  # 10 and 4 points on forget rows, 0 by the attack
+    assert found["a"].forgetting == pytest.approx([5.0, 2.0])  # 10 and 4 points on forget samples, 0 by the attack
     assert found["a"].utility == [0, 0]
     assert found["a"].ranks == [1, 2] and found["b"].ranks == [2, 1]
     assert mean_ranks(list(found.values())) == {m: (1.5, pytest.approx(math.sqrt(0.5))) for m in ("a", "b")}
-    row = next(each for each in markdown_table(report).splitlines() if each.startswith("| r | a "))
-    assert row == (
+    sample = next(each for each in markdown_table(report).splitlines() if each.startswith("| r | a "))
+    assert sample == (
         "| r | a | 87.00 ± 4.24 | 100.00 ± 0.00 | 90.00 ± 0.00 | 50.00 ± 0.00 | 2.00 ± 1.41 | 0.50 ± 0.00 | "
         "0.40 ± 0.00 |"
     )
@@ -260,7 +260,7 @@ def test_the_table_is_worked_out_by_hand():
             "another one that forgets '5%' has 'a'",
         ),
         ({"requests": {"one": "label=1"}}, "is to be a mapping"),
-        ({"requests": {"one": {"rows": 1}}}, "has forget"),
+        ({"requests": {"one": {"samples": 1}}}, "has forget"),
         ({"budget": {"epochs": 1}}, "budget is one of"),
         ({"seeds": [0, 0]}, "seeds are to be different"),
         ({"task": "nowhere.py:Small"}, "is not there"),

@@ -19,7 +19,7 @@ from hf_unlearn.methods import METHODS
 RECIPES = sorted((Path(__file__).parents[2] / "benchmarks/recipes/hub").glob("*.yaml"))
 KINDS = {"goemotions_roberta": "multi_label", "librispeech_whisper": "seq2seq_lm", "tofu_llama": "causal_lm"}
 LACKING = {
-    "ssd": "give more retain rows",
+    "ssd": "give more retain samples",
     "idk_dpo": "alternative_ds: is missing",
     "rmu": "has no lists of as many modules",
 }
@@ -33,9 +33,9 @@ def published(folder, splits):
     """A dataset's folder, with parquet files for `configuration:split` as on the Hub; the path."""
     folder.mkdir()
     configurations = {}
-    for name, rows in splits.items():
+    for name, samples in splits.items():
         configuration, _, split = name.rpartition(":")
-        rows.to_parquet(folder / f"{configuration}-{split}.parquet")
+        samples.to_parquet(folder / f"{configuration}-{split}.parquet")
         file = {"split": split, "path": f"{configuration}-{split}.parquet"}
         configurations.setdefault(configuration or "default", []).append(file)
     card = {"configs": [{"config_name": name, "data_files": files} for name, files in configurations.items()]}
@@ -55,7 +55,7 @@ def classes(count):
 
 
 def pictures(column, size, **labels):
-    """Rows of noise with the labels `name=(numbers, feature)`."""
+    """Samples of noise with the labels `name=(numbers, feature)`."""
     files, rng = [], np.random.default_rng(size)
     for _ in range(size):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file := io.BytesIO(), format="PNG")
@@ -70,9 +70,9 @@ def cifar10(folder):
 
 def cifar100(folder):
     options, splits = cifar10(folder)
-    fine = {name: rows.rename_column("label", "fine_label") for name, rows in splits.items()}
-    fine = {name: rows.cast_column("fine_label", classes(100)) for name, rows in fine.items()}
-    return options, {name: rows.add_column("coarse_label", [0] * len(rows)) for name, rows in fine.items()}
+    fine = {name: samples.rename_column("label", "fine_label") for name, samples in splits.items()}
+    fine = {name: samples.cast_column("fine_label", classes(100)) for name, samples in fine.items()}
+    return options, {name: samples.add_column("coarse_label", [0] * len(samples)) for name, samples in fine.items()}
 
 
 def imagenet_vit(folder):
@@ -100,11 +100,11 @@ def goemotions_roberta(folder):
 def librispeech_whisper(folder):
     splits, rng = {}, np.random.default_rng(0)
     for name, speakers in {"train.100": (374, 2843, 5456, 19), "validation": (1272, 84), "test": (61, 121)}.items():
-        rows = tiny_data.whisper_rows(24, rng)
-        rows = rows.remove_columns("speaker_id").add_column(
+        samples = tiny_data.whisper_samples(24, rng)
+        samples = samples.remove_columns("speaker_id").add_column(
             "speaker_id", [speakers[i % len(speakers)] for i in range(24)]
         )
-        splits[f"clean:{name}"] = rows.add_column("id", [f"{name}-{i}" for i in range(24)])
+        splits[f"clean:{name}"] = samples.add_column("id", [f"{name}-{i}" for i in range(24)])
     return {"base": checkpoint(folder / "base", *tiny_data.whisper())}, splits
 
 
@@ -160,7 +160,7 @@ def test_every_method_is_compared_or_refuses_the_head_by_name(path, tmp_path):
     report = compare(Comparison.from_dict(settings), tmp_path / "out", progress=False)
     cells = {cell["model"]: cell for cell in report["cells"]}
     for name, method in METHODS.items():
-        if method.heads and KINDS.get(path.stem, "single_label") not in method.heads:
+        if method.head_kinds and KINDS.get(path.stem, "single_label") not in method.head_kinds:
             assert cells[name]["error"].startswith(f"method: {name} works on heads of kind")
         elif cells[name]["status"] != "done":  # the stand-in lacks what it needs
             assert LACKING[name] in cells[name]["error"]

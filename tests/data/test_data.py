@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from tiny import make
 
 from hf_unlearn.data.collator import default_collator
-from hf_unlearn.data.hashing import row_hashes
+from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.data.pairing import Pair, PairCollator, PairedDataset, PairSampler
-from hf_unlearn.data.splitting import in_memory, request_of, sample_rows, split_forget_retain
-from hf_unlearn.data.validation import check_sets
+from hf_unlearn.data.splitting import in_memory, request_of, split_forget_retain, subsample
+from hf_unlearn.data.validation import check_datasets
 
 
-def rows(count=12, **columns):
+def samples(count=12, **columns):
     return datasets.Dataset.from_dict(
         {"x": [[float(i), 0.5] for i in range(count)], "label": [i % 3 for i in range(count)], **columns}
     )
@@ -22,31 +22,31 @@ def rows(count=12, **columns):
 
 def test_split_by_class_and_by_group():
     speakers = ["a", "b", "c", "a"] * 3
-    forget, retain = split_forget_retain(rows(speaker=speakers), column="label", values=[1])
+    forget, retain = split_forget_retain(samples(speaker=speakers), column="label", values=[1])
     assert (set(forget["label"]), set(retain["label"])) == ({1}, {0, 2})
     assert (request_of(forget), request_of(retain)) == ("class", "class")
-    forget, retain = split_forget_retain(rows(speaker=speakers), column="speaker", values=["a", "c"])
+    forget, retain = split_forget_retain(samples(speaker=speakers), column="speaker", values=["a", "c"])
     assert set(forget["speaker"]) == {"a", "c"} and set(retain["speaker"]) == {"b"}
     assert request_of(forget) == "group"
 
 
 def test_small_sets_are_read_into_memory_and_large_ones_stay(monkeypatch):
-    forget, retain = split_forget_retain(rows(), column="label", values=[1])
+    forget, retain = split_forget_retain(samples(), column="label", values=[1])
     kept = in_memory(retain)
     assert list(kept) == list(retain) and not isinstance(kept, datasets.Dataset) and request_of(kept) == "class"
-    monkeypatch.setattr("hf_unlearn.data.splitting.SMALL", rows().data.nbytes // 2)
+    monkeypatch.setattr("hf_unlearn.data.splitting.SMALL", samples().data.nbytes // 2)
     assert in_memory(retain) is retain  # two thirds of the table
     assert list(in_memory(forget)) == list(forget) and not isinstance(in_memory(forget), datasets.Dataset)
 
 
 def test_split_by_fraction_is_seeded_and_stratified():
-    data = rows(90)
+    data = samples(90)
     one, other = (split_forget_retain(data, fraction=0.1, seed=s)[0]["x"][:] for s in (0, 1))
     assert len(one) == 9 and one != other
     assert one == split_forget_retain(data, fraction=0.1, seed=0)[0]["x"][:]
     forget, retain = split_forget_retain(data, fraction=0.1, stratify_by="label")
     assert sorted(forget["label"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2] and len(retain) == 81
-    assert request_of(forget) == "rows"
+    assert request_of(forget) == "samples"
 
 
 def test_split_by_indices_and_predicate_on_any_map_style_dataset():
@@ -59,17 +59,17 @@ def test_split_by_indices_and_predicate_on_any_map_style_dataset():
 
     forget, retain = split_forget_retain(Plain(), indices=[4, 0])
     assert [int(r["x"]) for r in forget] == [0, 4] and len(retain) == 4
-    forget, _ = split_forget_retain(Plain(), where=lambda row: row["x"].item() > 2)
-    assert [int(r["x"]) for r in forget] == [3, 4, 5] and request_of(forget) == "rows"
+    forget, _ = split_forget_retain(Plain(), where=lambda sample: sample["x"].item() > 2)
+    assert [int(r["x"]) for r in forget] == [3, 4, 5] and request_of(forget) == "samples"
     forget, _ = split_forget_retain(Plain(), column="label", values=[1])
     assert [int(r["x"]) for r in forget] == [1, 3, 5] and request_of(forget) == "class"
 
 
 def test_request_travels_through_the_transforms_of_datasets():
-    forget, _ = split_forget_retain(rows(), column="label", values=[1])
+    forget, _ = split_forget_retain(samples(), column="label", values=[1])
     assert request_of(forget.map(lambda r: {"y": 1}).shuffle(seed=0).select([0, 1]).remove_columns("y")) == "class"
     again, _ = split_forget_retain(forget, fraction=0.5)
-    assert request_of(again) == "rows" and request_of(rows()) is None
+    assert request_of(again) == "samples" and request_of(samples()) is None
 
 
 @pytest.mark.parametrize(
@@ -82,25 +82,25 @@ def test_request_travels_through_the_transforms_of_datasets():
         ({"column": "label", "values": [7]}, r"has no \[7\]; it has 0, 1, 2"),
         ({"fraction": 1.5}, "strictly between 0 and 1"),
         ({"indices": [99]}, r"must lie in \[0, 12\)"),
-        ({"indices": []}, "forget set would be empty"),
-        ({"column": "label", "values": [0, 1, 2]}, "retain set would be empty"),
+        ({"indices": []}, "forget dataset would be empty"),
+        ({"column": "label", "values": [0, 1, 2]}, "retain dataset would be empty"),
         ({"fraction": 0.5, "request": "speaker"}, "expected one of"),
     ],
 )
 def test_split_refuses(choice, message):
     with pytest.raises(ValueError, match=message):
-        split_forget_retain(rows(), **choice)
+        split_forget_retain(samples(), **choice)
 
 
 def test_hashes_compare_content_wherever_it_stands():
     data = datasets.Dataset.from_dict({"x": [[1.0, 2.0], [3.0], [1.0, 2.0]], "t": ["a", "b", "a"]})
-    one = row_hashes(data)
+    one = sample_hashes(data)
     assert one[0] == one[2] != one[1]
-    shuffled = row_hashes(data.select([1, 2, 0]))
+    shuffled = sample_hashes(data.select([1, 2, 0]))
     assert shuffled == [one[1], one[0], one[0]]
-    assert row_hashes(datasets.concatenate_datasets([data.select([1]), data.select([0])])) == [one[1], one[0]]
+    assert sample_hashes(datasets.concatenate_datasets([data.select([1]), data.select([0])])) == [one[1], one[0]]
     listed = [{"x": torch.tensor([1.0])}, {"x": torch.tensor([2.0])}, {"x": torch.tensor([1.0])}]
-    hashes = row_hashes(listed)
+    hashes = sample_hashes(listed)
     assert hashes[0] == hashes[2] != hashes[1]
 
 
@@ -120,10 +120,10 @@ def test_hashes_depend_on_content_alone():
     )
     tensors = plain | {"x": torch.tensor(plain["x"]), "n": torch.tensor(plain["n"])}
     shuffled = dict(reversed(plain.items()))
-    one = row_hashes(data)
+    one = sample_hashes(data)
     assert one[0] != one[1]
     for same in (small, [plain], [tensors], [shuffled], data.select_columns(sorted(data.column_names, reverse=True))):
-        assert row_hashes(same)[0] == one[0]
+        assert sample_hashes(same)[0] == one[0]
     assert one[0].hex() == "b62181b3e3150188600e9452bc5e76ac"  # in any process
     for column, other in {
         "x": [[1.0, 2.0, 3.5, 4.0]],
@@ -132,36 +132,36 @@ def test_hashes_depend_on_content_alone():
         "z": "None",
         "n": [1.0, 2.0, 3.0],
     }.items():
-        assert row_hashes([plain | {column: other}])[0] != one[0], column
+        assert sample_hashes([plain | {column: other}])[0] != one[0], column
 
 
 def test_sets_with_a_transform_are_compared_on_what_they_store():
-    data = rows().with_transform(lambda batch: {"pixel_values": batch["x"], "labels": batch["label"]})
+    data = samples().with_transform(lambda batch: {"pixel_values": batch["x"], "labels": batch["label"]})
     forget, retain = split_forget_retain(data, fraction=0.3)
-    check_sets(forget, retain, columns=["pixel_values", "label", "labels"])
-    with pytest.raises(ValueError, match=r"^forget_ds and retain_ds share 4 rows"):
-        check_sets(forget, data, columns=["pixel_values", "label", "labels"])
+    check_datasets(forget, retain, columns=["pixel_values", "label", "labels"])
+    with pytest.raises(ValueError, match=r"^forget_ds and retain_ds share 4 samples"):
+        check_datasets(forget, data, columns=["pixel_values", "label", "labels"])
 
 
 def test_check_sets_refuses_by_name():
-    data = rows()
+    data = samples()
     forget, retain = data.select([0, 1]), data.select(range(2, 8))
-    check_sets(forget, retain, data.select([10, 11]))
+    check_datasets(forget, retain, data.select([10, 11]))
     with pytest.raises(ValueError, match=r"^forget_ds: is empty"):
-        check_sets(data.select([]), retain)
+        check_datasets(data.select([]), retain)
     with pytest.raises(ValueError, match=r"^retain_ds: is empty"):
-        check_sets(forget, data.select([]))
-    with pytest.raises(ValueError, match=r"share 1 rows \(row 1 of forget_ds is row 3 of retain_ds\)"):
-        check_sets(forget, data.select([5, 6, 7, 1]))
-    with pytest.raises(ValueError, match=r"^unseen_ds and retain_ds share 1 rows"):
-        check_sets(forget, retain, data.select([11, 2]))
+        check_datasets(forget, data.select([]))
+    with pytest.raises(ValueError, match=r"share 1 samples \(sample 1 of forget_ds is sample 3 of retain_ds\)"):
+        check_datasets(forget, data.select([5, 6, 7, 1]))
+    with pytest.raises(ValueError, match=r"^unseen_ds and retain_ds share 1 samples"):
+        check_datasets(forget, retain, data.select([11, 2]))
     with pytest.raises(ValueError, match=r"^retain_ds: its columns \['label'\]"):
-        check_sets(forget, retain.remove_columns("x"))
-    # The same content under another row number: an index column that the model never reads changes nothing.
+        check_datasets(forget, retain.remove_columns("x"))
+    # The same content under another sample number: an index column that the model never reads changes nothing.
     numbered = [d.add_column("id", [k] * len(d)) for k, d in enumerate((forget, data.select([1, 7])))]
-    check_sets(*numbered)
-    with pytest.raises(ValueError, match="share 1 rows"):
-        check_sets(*numbered, columns=["x", "label"])
+    check_datasets(*numbered)
+    with pytest.raises(ValueError, match="share 1 samples"):
+        check_datasets(*numbered, columns=["x", "label"])
 
 
 def paired(forget=5, retain=11, per_step=(4, 6), seed=0):
@@ -245,7 +245,7 @@ def test_pair_collator_keeps_forget_row_numbers():
 
 
 def test_sample_rows_is_fixed():
-    data = rows()
-    assert sample_rows(data, 99) is data
-    assert sample_rows(data, 4)["x"][:] == sample_rows(data, 4)["x"][:]
-    assert len(sample_rows([1, 2, 3], 2)) == 2
+    data = samples()
+    assert subsample(data, 99) is data
+    assert subsample(data, 4)["x"][:] == subsample(data, 4)["x"][:]
+    assert len(subsample([1, 2, 3], 2)) == 2

@@ -1,4 +1,4 @@
-"""Rows read from disk, made ready for every head, and chosen by a line of text."""
+"""Samples read from disk, made ready for every head, and chosen by a line of text."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from tiny import BOS, EOS, make
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hf_unlearn.data.collator import readable_collator
-from hf_unlearn.data.loading import load_rows, parse_forget
+from hf_unlearn.data.loading import load_samples, parse_forget
 from hf_unlearn.data.preprocessing import prepare, waveform
 from hf_unlearn.data.splitting import split_forget_retain
 from hf_unlearn.losses import head_of
@@ -27,7 +27,7 @@ def raw(name, count=6):
 
 
 def losses(model, ready, processor):
-    """The model's loss on the rows: they are as it wants them."""
+    """The model's loss on the samples: they are as it wants them."""
     batch = readable_collator(model, processor)(list(ready))
     head = head_of(model.eval())
     with torch.no_grad():
@@ -42,29 +42,29 @@ ROWS = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 1]})
 
 
 def test_one_file_of_any_kind(tmp_path):
-    ROWS.to_parquet(tmp_path / "rows.parquet")
-    ROWS.to_csv(tmp_path / "rows.csv")
-    ROWS.to_json(tmp_path / "rows.jsonl")
-    (tmp_path / "rows.json").write_text(json.dumps(ROWS.to_list()))
-    for name in ("rows.parquet", "rows.csv", "rows.jsonl", "rows.json"):
+    ROWS.to_parquet(tmp_path / "samples.parquet")
+    ROWS.to_csv(tmp_path / "samples.csv")
+    ROWS.to_json(tmp_path / "samples.jsonl")
+    (tmp_path / "samples.json").write_text(json.dumps(ROWS.to_list()))
+    for name in ("samples.parquet", "samples.csv", "samples.jsonl", "samples.json"):
         for split in (None, "train"):
-            assert load_rows(str(tmp_path / name), split).to_dict() == ROWS.to_dict()
-    assert load_rows(str(tmp_path / "rows.csv"), "train[1:]")["text"][:] == ["b", "c"]
-    with pytest.raises(ValueError, match=r"^split: test is not in '.*rows.csv'; one file has the split 'train'$"):
-        load_rows(str(tmp_path / "rows.csv"), "test")
-    (tmp_path / "rows.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"^dataset: '.*rows.txt' is no data file; use one of .parquet, "):
-        load_rows(str(tmp_path / "rows.txt"))
+            assert load_samples(str(tmp_path / name), split).to_dict() == ROWS.to_dict()
+    assert load_samples(str(tmp_path / "samples.csv"), "train[1:]")["text"][:] == ["b", "c"]
+    with pytest.raises(ValueError, match=r"^split: test is not in '.*samples.csv'; one file has the split 'train'$"):
+        load_samples(str(tmp_path / "samples.csv"), "test")
+    (tmp_path / "samples.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"^dataset: '.*samples.txt' is no data file; use one of .parquet, "):
+        load_samples(str(tmp_path / "samples.txt"))
 
 
 def test_a_folder_of_data_files(tmp_path):
     ROWS.to_parquet(tmp_path / "train.parquet")
     ROWS.select([2]).to_parquet(tmp_path / "test.parquet")
-    assert load_rows(str(tmp_path))["text"][:] == ["a", "b", "c"]
-    assert load_rows(str(tmp_path), "test")["text"][:] == ["c"]
-    assert load_rows(str(tmp_path), "train[:2]")["text"][:] == ["a", "b"]
+    assert load_samples(str(tmp_path))["text"][:] == ["a", "b", "c"]
+    assert load_samples(str(tmp_path), "test")["text"][:] == ["c"]
+    assert load_samples(str(tmp_path), "train[:2]")["text"][:] == ["a", "b"]
     with pytest.raises(ValueError, match=r"^split: 'dev' is not in '.*', which has \['train', 'test'\]$"):
-        load_rows(str(tmp_path), "dev")
+        load_samples(str(tmp_path), "dev")
 
 
 def test_configurations_of_a_folder(tmp_path):
@@ -72,34 +72,34 @@ def test_configurations_of_a_folder(tmp_path):
     ROWS.select([2]).to_parquet(tmp_path / "two.parquet")
     configs = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("one", "two"))
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    assert load_rows(str(tmp_path), "two:train")["text"][:] == ["c"]
-    assert load_rows(str(tmp_path), "one:train[1:2]")["text"][:] == ["b"]
+    assert load_samples(str(tmp_path), "two:train")["text"][:] == ["c"]
+    assert load_samples(str(tmp_path), "one:train[1:2]")["text"][:] == ["b"]
     with pytest.raises(ValueError, match=r"^dataset: '.*' does not load: .*three"):
-        load_rows(str(tmp_path), "three:train")
+        load_samples(str(tmp_path), "three:train")
 
 
 def test_a_folder_that_was_saved(tmp_path):
-    ROWS.save_to_disk(tmp_path / "rows")
+    ROWS.save_to_disk(tmp_path / "samples")
     DatasetDict(dev=ROWS, test=ROWS.select([2])).save_to_disk(tmp_path / "splits")
-    assert load_rows(str(tmp_path / "rows"))["text"][:] == ["a", "b", "c"]
-    assert load_rows(str(tmp_path / "splits"), "test")["text"][:] == ["c"]
+    assert load_samples(str(tmp_path / "samples"))["text"][:] == ["a", "b", "c"]
+    assert load_samples(str(tmp_path / "splits"), "test")["text"][:] == ["c"]
     with pytest.raises(ValueError, match=r"^split: say which one of '.*', which has \['dev', 'test'\]$"):
-        load_rows(str(tmp_path / "splits"))
+        load_samples(str(tmp_path / "splits"))
     with pytest.raises(ValueError, match=r"^split: 'train' is not in '.*', which has \['dev', 'test'\]$"):
-        load_rows(str(tmp_path / "splits"), "train")
+        load_samples(str(tmp_path / "splits"), "train")
 
 
 def test_no_such_dataset(tmp_path):
     with pytest.raises(ValueError, match=r"^dataset: 'no/such' is no file or folder here, and not found on the Hub"):
-        load_rows("no/such")
+        load_samples("no/such")
 
 
 def test_sound_stays_undecoded(tmp_path):
-    raw("whisper").to_parquet(tmp_path / "rows.parquet")
-    rows = load_rows(str(tmp_path / "rows.parquet"))
-    assert rows.features["audio"].decode is False
-    assert len(waveform(rows[0]["audio"], tiny_data.RATE)) == 200
-    assert len(waveform(rows[0]["audio"], 2 * tiny_data.RATE)) == 400
+    raw("whisper").to_parquet(tmp_path / "samples.parquet")
+    samples = load_samples(str(tmp_path / "samples.parquet"))
+    assert samples.features["audio"].decode is False
+    assert len(waveform(samples[0]["audio"], tiny_data.RATE)) == 200
+    assert len(waveform(samples[0]["audio"], 2 * tiny_data.RATE)) == 400
 
 
 # ---- preparing -------------------------------------------------------------------------------------------------
@@ -107,14 +107,14 @@ def test_sound_stays_undecoded(tmp_path):
 
 def test_images():
     model, processor = tiny_data.vit()
-    rows = raw("vit").add_column("owner", list("abcabc"))
-    ready = prepare(rows, model, processor)
+    samples = raw("vit").add_column("owner", list("abcabc"))
+    ready = prepare(samples, model, processor)
     assert ready.features["pixel_values"] == Array3D((3, 32, 32), "float32")
     assert sorted(ready.column_names) == ["label", "owner", "pixel_values"] and ready["owner"][:] == list("abcabc")
     # cat, bird, ant in the dataset; ant, bird, cat in the model.
     assert ready.features["label"].names == tiny_data.MODEL_NAMES
     assert ready.with_format(None)["label"][:] == [2, 1, 0, 2, 1, 0]
-    expected = processor(rows[1]["image"].convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    expected = processor(samples[1]["image"].convert("RGB"), return_tensors="pt")["pixel_values"][0]
     assert torch.equal(ready[1]["pixel_values"], expected)
     losses(model, ready, processor)
     assert prepare(ready, model, None) is ready  # ready already
@@ -123,8 +123,8 @@ def test_images():
 def test_grey_images_by_path(tmp_path):
     config = tf.ViTConfig(**{**make("vit")[0].config.to_dict(), "num_channels": 1})
     paths = []
-    for i, row in enumerate(raw("vit", 2)):
-        row["image"].save(tmp_path / f"{i}.png")
+    for i, sample in enumerate(raw("vit", 2)):
+        sample["image"].save(tmp_path / f"{i}.png")
         paths.append(str(tmp_path / f"{i}.png"))
     processor = tf.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.5], image_std=[0.5])
     model = tf.ViTForImageClassification(config)
@@ -137,7 +137,7 @@ def test_sound():
     model, processor = tiny_data.audio_classification()
     ready = prepare(raw("audio_classification"), model, processor)
     assert sorted(ready.column_names) == ["input_values", "label"]
-    assert [len(row) for row in ready["input_values"]] == [400, 456, 512] * 2  # resampled to twice the rate
+    assert [len(sample) for sample in ready["input_values"]] == [400, 456, 512] * 2  # resampled to twice the rate
     assert ready.with_format(None)["label"][:] == [2, 1, 0, 2, 1, 0]
     losses(model, ready, processor)
     spectrogram = tf.ASTFeatureExtractor(num_mel_bins=16, max_length=32)
@@ -151,16 +151,16 @@ def test_sound():
 
 def test_text_classes():
     model, tokenizer = tiny_data.text_classification()
-    rows = raw("text_classification")
-    ready = prepare(rows, model, tokenizer)
-    assert ready["input_ids"][:] == [tokenizer(text).input_ids for text in rows["text"]]
+    samples = raw("text_classification")
+    ready = prepare(samples, model, tokenizer)
+    assert ready["input_ids"][:] == [tokenizer(text).input_ids for text in samples["text"]]
     assert ready["label"][:] == [2, 1, 0, 2, 1, 0]
     losses(model, ready, tokenizer)
     # One column of strings is the text, whatever its name; two of them are named.
-    assert prepare(rows.rename_column("text", "query"), model, tokenizer)["input_ids"][:] == ready["input_ids"][:]
-    pairs = rows.add_column("other", rows["text"][::-1])
+    assert prepare(samples.rename_column("text", "query"), model, tokenizer)["input_ids"][:] == ready["input_ids"][:]
+    pairs = samples.add_column("other", samples["text"][::-1])
     columns = {"text": "text", "text_pair": "other"}
-    expected = tokenizer(rows["text"][0], rows["text"][-1], truncation=True).input_ids
+    expected = tokenizer(samples["text"][0], samples["text"][-1], truncation=True).input_ids
     ready = prepare(pairs, model, tokenizer, columns=columns)
     assert ready["input_ids"][0] == expected and ready.column_names == [
         "label", "input_ids", "token_type_ids", "attention_mask"
@@ -169,19 +169,19 @@ def test_text_classes():
 
 def test_text_is_cut_to_what_tokenizer_and_model_take():
     model, tokenizer = tiny_data.text_classification()
-    rows = Dataset.from_dict({"text": ["who " * 90], "label": ["cat"]})
-    assert len(prepare(rows, model, tokenizer)["input_ids"][0]) == tokenizer.model_max_length == 16
+    samples = Dataset.from_dict({"text": ["who " * 90], "label": ["cat"]})
+    assert len(prepare(samples, model, tokenizer)["input_ids"][0]) == tokenizer.model_max_length == 16
     tokenizer.model_max_length = 1000
-    assert len(prepare(rows, model, tokenizer)["input_ids"][0]) == model.config.max_position_embeddings == 32
+    assert len(prepare(samples, model, tokenizer)["input_ids"][0]) == model.config.max_position_embeddings == 32
 
 
 def test_labels():
     model, tokenizer = tiny_data.text_classification()
 
     def labels(values, feature=None, **settings):
-        rows = Dataset.from_dict({"text": ["who"] * len(values), "label": values})
-        rows = rows if feature is None else rows.cast_column("label", feature)
-        return prepare(rows, model, tokenizer, **settings)
+        samples = Dataset.from_dict({"text": ["who"] * len(values), "label": values})
+        samples = samples if feature is None else samples.cast_column("label", feature)
+        return prepare(samples, model, tokenizer, **settings)
 
     for ready in (labels(["cat", "ant"]), labels([2, 0])):
         assert ready["label"][:] == [2, 0] and ready.features["label"].names == tiny_data.MODEL_NAMES
@@ -196,12 +196,12 @@ def test_labels():
     assert labels([0, 2]).features["label"] == Value("int64")
 
 
-def test_several_labels_a_row():
+def test_several_labels_a_sample():
     model, tokenizer = tiny_data.HUB["text_classification"][0]()
     model.config.problem_type = "multi_label_classification"
     kinds = datasets.List(ClassLabel(names=["a", "b", "c"]))
-    rows = tiny_data.table(text=["one", "two", "ann"], labels=([[0, 2], [], [1]], kinds))
-    ready = prepare(rows, model, tokenizer)
+    samples = tiny_data.table(text=["one", "two", "ann"], labels=([[0, 2], [], [1]], kinds))
+    ready = prepare(samples, model, tokenizer)
     assert ready["label"][:] == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     losses(model, ready, tokenizer)
     spread = tiny_data.table(text=["one", "two"], labels=([[0, 1, 0], [1, 1, 0]], datasets.List(Value("float32"))))
@@ -210,25 +210,25 @@ def test_several_labels_a_row():
 
 def test_class_names_that_are_not_the_models(caplog):
     model, tokenizer = tiny_data.text_classification()
-    rows = Dataset.from_dict({"text": ["who"], "label": [1]}).cast_column("label", ClassLabel(names=["x", "y"]))
+    samples = Dataset.from_dict({"text": ["who"], "label": [1]}).cast_column("label", ClassLabel(names=["x", "y"]))
     with caplog.at_level(logging.WARNING, logger="hf_unlearn.data.preprocessing"):
-        assert prepare(rows, model, tokenizer)["label"][:] == [1]
+        assert prepare(samples, model, tokenizer)["label"][:] == [1]
     assert "(x, y, ...) are not called as the model's (ant, bird, cat, ...)" in caplog.text
 
 
 def test_questions_and_answers():
     model, tokenizer = tiny_data.text()
-    rows = raw("text").add_column("author_id", list(range(6)))
-    ready = prepare(rows, model, tokenizer)
+    samples = raw("text").add_column("author_id", list(range(6)))
+    ready = prepare(samples, model, tokenizer)
     assert ready.column_names == ["author_id", "input_ids", "labels"]
-    for row, source in zip(ready, rows, strict=True):
+    for sample, source in zip(ready, samples, strict=True):
         prompt = [BOS, *tokenizer.convert_tokens_to_ids([*source["question"].split(), ":"])]
         answer = [*tokenizer.convert_tokens_to_ids(source["answer"].split()), EOS]
-        assert row["input_ids"] == prompt + answer
-        assert row["labels"] == [-100] * len(prompt) + answer
+        assert sample["input_ids"] == prompt + answer
+        assert sample["labels"] == [-100] * len(prompt) + answer
     losses(model, ready, tokenizer)
     tokenizer.chat_template = None
-    tokens = prepare(rows, model, tokenizer)[0]
+    tokens = prepare(samples, model, tokenizer)[0]
     assert tokenizer.decode(tokens["input_ids"]).startswith("[UNK]")  # "Question:", which is no word of the tokenizer
     assert len(tokens["input_ids"]) == len(ready[0]["input_ids"]) - 2 + 2
 
@@ -258,10 +258,10 @@ def test_prompts_messages_and_plain_text():
 
 def test_text_to_text():
     model, (_, tokenizer) = make("t5")[0], tiny_data.text()
-    rows = Dataset.from_dict({"document": ["who wrote the book", "two"], "summary": ["ann", "bob bob"]})
-    ready = prepare(rows, model, tokenizer)
-    assert ready["labels"][:] == [tokenizer(text).input_ids for text in rows["summary"]]
-    assert ready["input_ids"][:] == [tokenizer(text).input_ids for text in rows["document"]]
+    samples = Dataset.from_dict({"document": ["who wrote the book", "two"], "summary": ["ann", "bob bob"]})
+    ready = prepare(samples, model, tokenizer)
+    assert ready["labels"][:] == [tokenizer(text).input_ids for text in samples["summary"]]
+    assert ready["input_ids"][:] == [tokenizer(text).input_ids for text in samples["document"]]
     losses(model, ready.select_columns(["input_ids", "attention_mask", "labels"]), tokenizer)
 
 
@@ -271,7 +271,7 @@ def test_whisper():
     assert sorted(ready.column_names) == ["input_features", "labels", "speaker_id"]
     assert ready[0]["input_features"].shape == (8, 40)
     labels = ready.with_format(None)["labels"]
-    assert not any(BOS in row for row in labels) and all(row[-1] == EOS for row in labels)
+    assert not any(BOS in sample for sample in labels) and all(sample[-1] == EOS for sample in labels)
     heard = processor.tokenizer.batch_decode(labels[:], skip_special_tokens=True)
     assert [text.strip() for text in heard] == [text.lower() for text in raw("whisper")["text"]]
     losses(model, ready, processor)
@@ -288,49 +288,55 @@ def test_ctc_writes_in_its_own_letters(letters):
     tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", unk_token="[UNK]")
     extractor = tf.Wav2Vec2FeatureExtractor(sampling_rate=16000)
     processor = tf.Wav2Vec2Processor(extractor, tokenizer)
-    rows = raw("whisper", 2).remove_columns("text").add_column("sentence", ["One", "TWO"])
-    ready = prepare(rows, model, processor)
-    written = ["".join(tokenizer.convert_ids_to_tokens(row)) for row in ready.with_format(None)["labels"]]
+    samples = raw("whisper", 2).remove_columns("text").add_column("sentence", ["One", "TWO"])
+    ready = prepare(samples, model, processor)
+    written = ["".join(tokenizer.convert_ids_to_tokens(sample)) for sample in ready.with_format(None)["labels"]]
     assert written == (["ONE", "TWO"] if letters.isupper() else ["one", "two"])
     batch = readable_collator(model, processor)(list(ready))
     assert batch["input_values"].shape == (2, 456)
 
 
 def test_other_column_names_and_files(tmp_path):
-    rows = raw("whisper", 2)
+    samples = raw("whisper", 2)
     paths = []
-    for i, row in enumerate(rows.cast_column("audio", Audio(decode=False))):
-        (tmp_path / f"{i}.wav").write_bytes(row["audio"]["bytes"])
+    for i, sample in enumerate(samples.cast_column("audio", Audio(decode=False))):
+        (tmp_path / f"{i}.wav").write_bytes(sample["audio"]["bytes"])
         paths.append(str(tmp_path / f"{i}.wav"))
     model, processor = tiny_data.whisper()
-    rows = rows.remove_columns("audio").rename_column("text", "said").add_column("where", paths)
-    ready = prepare(rows, model, processor, columns={"audio": "where", "text": "said"})
+    samples = samples.remove_columns("audio").rename_column("text", "said").add_column("where", paths)
+    ready = prepare(samples, model, processor, columns={"audio": "where", "text": "said"})
     assert torch.equal(ready[1]["input_features"], prepare(raw("whisper", 2), model, processor)[1]["input_features"])
 
 
 def test_rows_are_kept_on_disk_and_found_again(tmp_path):
-    raw("vit").to_parquet(tmp_path / "rows.parquet")
+    raw("vit").to_parquet(tmp_path / "samples.parquet")
     found = []
     for _ in range(2):
         model, processor = tiny_data.vit()
-        found.append(prepare(load_rows(str(tmp_path / "rows.parquet")), model, processor))
+        found.append(prepare(load_samples(str(tmp_path / "samples.parquet")), model, processor))
     assert found[0].cache_files and found[0].cache_files == found[1].cache_files
     _, processor = tiny_data.vit()
-    processor.image_mean = [0.1] * 3  # another processor, other rows
-    other = prepare(load_rows(str(tmp_path / "rows.parquet")), model, processor)
+    processor.image_mean = [0.1] * 3  # another processor, other samples
+    other = prepare(load_samples(str(tmp_path / "samples.parquet")), model, processor)
     assert other.cache_files != found[0].cache_files
     assert not torch.equal(other[0]["pixel_values"], found[0][0]["pixel_values"])
 
 
 def test_what_cannot_be_prepared():
     model, processor = tiny_data.vit()
-    rows = raw("vit")
+    samples = raw("vit")
     for settings, message in (
-        ((rows, model, None), "^processor: is missing, and the rows hold no pixel_values"),
-        ((rows.select([]), model, processor), "^rows: are none"),
-        ((rows.remove_columns("image"), model, processor), r"^columns: none of \['label'\] is known as image; say"),
-        ((rows.remove_columns("labels"), model, processor), r"^columns: none of \['image'\] is known as label; say"),
-        ((rows, make("bert_lm")[0], processor), "^rows: cannot be prepared for BertForMaskedLM; bring rows that hold"),
+        ((samples, model, None), "^processor: is missing, and the samples hold no pixel_values"),
+        ((samples.select([]), model, processor), "^samples: are none"),
+        ((samples.remove_columns("image"), model, processor), r"^columns: none of \['label'\] is known as image; say"),
+        (
+            (samples.remove_columns("labels"), model, processor),
+            r"^columns: none of \['image'\] is known as label; say",
+        ),
+        (
+            (samples, make("bert_lm")[0], processor),
+            "^samples: cannot be prepared for BertForMaskedLM; bring samples that hold",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             prepare(*settings)
@@ -341,7 +347,10 @@ def test_what_cannot_be_prepared():
     ):
         with pytest.raises(ValueError, match=message):
             prepare(
-                rows.add_column("shape", [0] * 6).rename_column("labels", "label"), model, processor, columns=columns
+                samples.add_column("shape", [0] * 6).rename_column("labels", "label"),
+                model,
+                processor,
+                columns=columns,
             )
 
 
@@ -381,13 +390,13 @@ def test_forget_by_column(text, column, values):
         assert set(split_forget_retain(TYPED, **found)[0][column]) == set(values)
 
 
-def test_forget_a_share_or_rows(tmp_path):
+def test_forget_a_share_or_samples(tmp_path):
     assert parse_forget("10%", TYPED) == parse_forget("fraction=0.1", TYPED) == {"fraction": 0.1}
     assert parse_forget("2.5 %", TYPED) == {"fraction": 0.025}
-    path = tmp_path / "rows.txt"
+    path = tmp_path / "samples.txt"
     path.write_text("0\n2, 3\n")
     assert parse_forget(f"indices={path}", TYPED) == {"indices": [0, 2, 3]}
-    assert parse_forget("rows=1..2,5", TYPED) == {"indices": [1, 2, 5]}
+    assert parse_forget("samples=1..2,5", TYPED) == {"indices": [1, 2, 5]}
 
 
 @pytest.mark.parametrize(
@@ -416,7 +425,7 @@ def test_forget_requests_that_are_none(text, message):
 
 
 def test_forget_indices_that_are_none(tmp_path):
-    path = tmp_path / "rows.txt"
+    path = tmp_path / "samples.txt"
     path.write_text("one two")
-    with pytest.raises(ValueError, match="holds something else than row numbers"):
+    with pytest.raises(ValueError, match="holds something else than sample numbers"):
         parse_forget(f"indices={path}", TYPED)

@@ -5,37 +5,37 @@ import os
 from pathlib import Path
 
 import torch
-from tiny import Rows, make, rows
+from tiny import Samples, make, named, samples
 
 from hf_unlearn import AuditCallback, UnlearningArguments, UnlearningTrainer, audit
-from hf_unlearn.auditing.measuring import signals_of
+from hf_unlearn.auditing.measuring import statistics_of
 
 
 def run(folder):
     model, make_batch = make("vit")
-    reference = type(model)(model.config)
-    data = [{k: torch.as_tensor(v) for k, v in row.items()} for row in rows(make_batch(61, seed=1))]
+    retrained = type(model)(model.config)
+    data = [{k: torch.as_tensor(v) for k, v in sample.items()} for sample in samples(make_batch(61, seed=1))]
     sets = {"forget": data[:17], "retain": data[17:40], "unseen": data[40:]}
     settings = {"batch_size": 4, "resamples": 20}
-    report = audit(model, **sets, reference=reference, relearning=True, **settings)
+    report = audit(model, **named(sets), retrained=retrained, relearning=True, **settings)
     kept = f"{folder}/kept"
-    first, second = (audit(model, **sets, cache_dir=kept, **settings) for _ in range(2))
+    first, second = (audit(model, **named(sets), cache_dir=kept, **settings) for _ in range(2))
     assert first == second
     args = UnlearningArguments(
         output_dir=folder, method="grad_diff", max_steps=4, per_device_train_batch_size=2, report_to="none",
         disable_tqdm=True, use_cpu=True, eval_strategy="steps", eval_steps=2,
     )  # fmt: skip
     trainer = UnlearningTrainer(model, sets["forget"], sets["retain"], args, unseen_ds=sets["unseen"])
-    callback = AuditCallback(trainer, reference=reference, resamples=10)
+    callback = AuditCallback(trainer, retrained=retrained, resamples=10)
     trainer.add_callback(callback)
     trainer.train()
     model, make_batch = make("gpt2")
-    data = [{k: v[: 3 + i % 4] for k, v in row.items()} for i, row in enumerate(rows(make_batch(13, seed=2)))]
+    data = [{k: v[: 3 + i % 4] for k, v in sample.items()} for i, sample in enumerate(samples(make_batch(13, seed=2)))]
     return {
-        "lengths": signals_of(model, Rows(data), batch_size=2).losses.tolist(),
-        "audit": [report.metrics, report.figures, report.verdict, report.relearning, report.histograms],
+        "lengths": statistics_of(model, Samples(data), batch_size=2).losses.tolist(),
+        "audit": [report.metrics, report.metrics_by_model, report.verdict, report.relearning, report.histograms],
         "kept": first.metrics,
-        "during": [each.figures["reference"] for each in callback.reports],
+        "during": [each.metrics_by_model["retrained"] for each in callback.reports],
         "last": [each.metrics for each in callback.reports],
     }
 

@@ -8,7 +8,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from peft import LoraConfig
 from safetensors.torch import load_file
-from tiny import make, rows
+from tiny import make, samples
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer
 from hf_unlearn.methods import METHODS
@@ -16,7 +16,7 @@ from hf_unlearn.methods import METHODS
 
 def run(folder, method, stage, adapter):
     model, make_batch = make("vit")
-    data = [{k: torch.as_tensor(v) for k, v in row.items()} for row in rows(make_batch(24, seed=1))]
+    data = [{k: torch.as_tensor(v) for k, v in sample.items()} for sample in samples(make_batch(24, seed=1))]
     zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
     config = {
         "zero_optimization": zero, "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True,
@@ -40,8 +40,12 @@ if __name__ == "__main__":
     folder, stage = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(1)
     # The model is an image classifier.
-    methods = {n: method for n, method in METHODS.items() if not (method.surgery or method.whole or method.compares)}
-    names = [n for n, method in methods.items() if "single_label" in (method.heads or ("single_label",))]
+    methods = {
+        n: method
+        for n, method in METHODS.items()
+        if not (method.is_gradient_surgery or method.needs_full_weights or method.needs_original_model)
+    }
+    names = [n for n, method in methods.items() if "single_label" in (method.head_kinds or ("single_label",))]
     found = {
         f"{name} {adapter}": run(f"{folder}/{name}-{adapter}", name, stage, adapter)
         for name in names

@@ -1,4 +1,4 @@
-"""One step of OrthoGrad on a model sharded by FSDP2, and on the whole model, same rows; see test_processes.py."""
+"""One step of OrthoGrad on a model sharded by FSDP2, and on the whole model, same samples; see test_processes.py."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from hf_unlearn.losses import head_of
-from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.methods import METHODS, RunInfo
 from hf_unlearn.models.adapters import add_adapter
 from hf_unlearn.per_sample.loop import part
 from hf_unlearn.trainer.surgery_step import SurgeryStep
@@ -34,7 +34,7 @@ def gradients(model, accelerator, forget, retain, shard=lambda model: None):
     args = SimpleNamespace(
         forgetting_loss="grad_ascent", retain_weight=0.3, projection="gradient", forget_target="auto"
     )
-    method = METHODS["orthograd"](args, Setting(4, 4, text=False))
+    method = METHODS["orthograd"](args, RunInfo(4, 4, is_text=False))
     step = SurgeryStep(method, head_of(model), accelerator, model, "hooks", per_tensor=False)
     step.start(None)
     shard(model)
@@ -42,7 +42,7 @@ def gradients(model, accelerator, forget, retain, shard=lambda model: None):
         index = torch.arange(2)
         pairs = {"forget": part(forget, 2 * i, 2 * i + 2), "retain": part(retain, 2 * i, 2 * i + 2), "index": index}
         if i == 0:
-            step.look_ahead(model, [pairs, pairs], 0.3)
+            step.prepare_step(model, [pairs, pairs], 0.3)
         step.gradients(pairs, 0.3, last=i == 1)
     grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in grads.items()}

@@ -3,14 +3,14 @@
 import os
 
 import torch
-from tiny import make, rows
+from tiny import make, samples
 from transformers import TrainerCallback
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer
 
 
 class Keep(TrainerCallback):
-    """Keeps gradients and the row numbers that this process saw."""
+    """Keeps gradients and the sample numbers that this process saw."""
 
     def __init__(self):
         self.steps = []
@@ -21,8 +21,8 @@ class Keep(TrainerCallback):
 
 def run(folder, name, method, target, weights, batch, accumulation):
     model, make_batch = make(name)
-    data = [{k: torch.as_tensor(v) for k, v in row.items()} for row in rows(make_batch(24, seed=1))]
-    data = [{k: v.double() if v.is_floating_point() else v for k, v in row.items()} for row in data]
+    data = [{k: torch.as_tensor(v) for k, v in sample.items()} for sample in samples(make_batch(24, seed=1))]
+    data = [{k: v.double() if v.is_floating_point() else v for k, v in sample.items()} for sample in data]
     keep = Keep()
     args = UnlearningArguments(
         output_dir=folder, method=method, forget_target=target, max_steps=2, per_device_train_batch_size=batch,
@@ -45,7 +45,7 @@ def run(folder, name, method, target, weights, batch, accumulation):
         "gradients": keep.steps,
         "seen": seen,
         "loss": [e["loss"] for e in trainer.state.log_history if "loss" in e],
-        "figures": trainer.figures_before,
+        "metrics": trainer.metrics_before,
         "looks_for_unused": trainer.accelerator.ddp_handler.find_unused_parameters,
         "weights": {n: p.detach().clone() for n, p in trainer.model.named_parameters()},
     }

@@ -23,12 +23,12 @@ LAUNCH = (
 def test_two_processes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache" / "one")
-    build, rows = tiny_data.HUB["vit"]
+    build, samples = tiny_data.HUB["vit"]
     model, processor = build()
     model.save_pretrained("base")
     processor.save_pretrained("base")
-    rows(24, np.random.default_rng(0)).to_parquet("train.parquet")
-    rows(9, np.random.default_rng(1)).to_parquet("unseen.parquet")
+    samples(24, np.random.default_rng(0)).to_parquet("train.parquet")
+    samples(9, np.random.default_rng(1)).to_parquet("unseen.parquet")
     files = {"model": "base", "dataset": "train.parquet", "unseen_dataset": "unseen.parquet", "forget": "label=cat"}
     settings = files | {"max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "disable_tqdm": "true"}
     flags = [f"--{name}={value}" for name, value in settings.items()]

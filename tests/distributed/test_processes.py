@@ -6,7 +6,7 @@ import run_step
 import torch
 from forked import together
 
-# Model, method, target, which weights; batch of a process and accumulation: 8 rows a step for any number of processes.
+# Model, method, target, which weights; batch of a process and accumulation: 8 samples a step for any number of processes.
 CASES = [
     ("vit", "nabla_tau", "auto", "default"), ("vit", "nabla_tau", "mean", "default"),
     ("vit", "orthograd", "auto", "default"), ("vit", "orthograd", "auto", "all"),
@@ -43,12 +43,12 @@ def test_processes_change_nothing(tmp_path, alone, processes):
                 assert error < 1e-10 * scale, (case, step)
         assert many[0]["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert not any(rank["looks_for_unused"] for rank in many)  # DDP would warn that there are none
-        assert many[0]["figures"] == pytest.approx(one["figures"])
-        # In every step the processes see, taken together, the rows of the one.
+        assert many[0]["metrics"] == pytest.approx(one["metrics"])
+        # In every step the processes see, taken together, the samples of the one.
         share = batch * accumulation
         for step in range(len(one["gradients"])):
-            rows = sorted(i for rank in many for i in rank["seen"][step * share : (step + 1) * share])
-            assert rows == sorted(one["seen"][step * 8 : (step + 1) * 8])
+            samples = sorted(i for rank in many for i in rank["seen"][step * share : (step + 1) * share])
+            assert samples == sorted(one["seen"][step * 8 : (step + 1) * 8])
         assert all(torch.equal(many[0]["weights"][n], rank["weights"][n]) for rank in many for n in rank["weights"])
 
 

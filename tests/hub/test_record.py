@@ -1,4 +1,4 @@
-"""The unlearning record: hashes that know one model and one row from another, and settings without secrets."""
+"""The unlearning record: hashes that know one model and one sample from another, and settings without secrets."""
 
 import copy
 import json
@@ -16,9 +16,9 @@ from hf_unlearn.models.adapters import add_adapter
 ROWS = [{"x": [float(i), 2.0], "labels": i % 3, "note": f"about {i}"} for i in range(6)]
 
 
-def record(rows=ROWS, columns=("labels", "x"), **weights):
+def record(samples=ROWS, columns=("labels", "x"), **weights):
     return make_record(
-        forget=rows, columns=columns, request="rows", request_id=None, method={"name": "nabla_tau"}, settings={},
+        forget_ds=samples, columns=columns, request="samples", request_id=None, method={"name": "nabla_tau"}, settings={},
         weights={"kind": "model", "before": None, "after": None} | weights, report=None,
     )  # fmt: skip
 
@@ -58,19 +58,19 @@ def test_base_state_under_an_adapter_on_embeddings():
 
 def test_two_records_of_the_same_rows_have_nothing_in_common():
     one, two = record(), record()
-    assert not set(one["row_hashes"]) & set(two["row_hashes"]) and one["salt"] != two["salt"]
-    assert one["row_hashes"] == sorted(one["row_hashes"])  # their order says nothing
+    assert not set(one["sample_hashes"]) & set(two["sample_hashes"]) and one["salt"] != two["salt"]
+    assert one["sample_hashes"] == sorted(one["sample_hashes"])  # their order says nothing
     assert "about" not in json.dumps(one)
 
 
 def test_rows_are_counted(tmp_path):
     path = tmp_path / "unlearning.json"
     path.write_text(json.dumps(record([*ROWS, ROWS[0]])))
-    assert verify(path, rows=[ROWS[0], ROWS[0]]).matches
-    found = verify(path, rows=[ROWS[1], ROWS[1], {**ROWS[2], "labels": 9}])
+    assert verify(path, samples=[ROWS[0], ROWS[0]]).matches
+    found = verify(path, samples=[ROWS[1], ROWS[1], {**ROWS[2], "labels": 9}])
     assert not found.matches
-    assert str(found) == "rows: 1 of 3 given are among the 7 that the record says were forgotten"
-    assert verify(path, rows=[{**ROWS[2], "note": "not a column of the record"}]).matches
+    assert str(found) == "samples: 1 of 3 given are among the 7 that the record says were forgotten"
+    assert verify(path, samples=[{**ROWS[2], "note": "not a column of the record"}]).matches
 
 
 def test_weights_that_are_neither(tmp_path):
@@ -93,6 +93,6 @@ def test_settings_have_no_path_no_token_and_no_data(tmp_path):
         str(tmp_path), hub_token="hf_secret", forget_target=[0.125, 0.25], use_cpu=True,
     )  # fmt: skip
     found = settings_of(args, 7, add_adapter(tiny.make("vit")[0]))
-    assert (found["steps"], found["forget_target"], found["adapter"]) == (7, "losses of 2 rows", "LORA, rank 8")
+    assert (found["steps"], found["forget_target"], found["adapter"]) == (7, "losses of 2 samples", "LORA, rank 8")
     text = json.dumps(found)
     assert str(tmp_path) not in text and "secret" not in text and "0.125" not in text

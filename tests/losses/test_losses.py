@@ -13,7 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hf_unlearn.losses import Head, detection, head_of, label_problem
-from hf_unlearn.losses.functional import loss_profiles, token_losses
+from hf_unlearn.losses.functional import token_loss_profiles, token_losses
 
 VOCAB, CLASSES, ROWS, LENGTH = 23, 5, 4, 7
 TEXT = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -59,11 +59,11 @@ def classes():
 
 
 def tokens(highest=VOCAB, even=False):
-    """Labels of 6, 2, 3 and 4 tokens at different places, or of 4 in each row."""
+    """Labels of 6, 2, 3 and 4 tokens at different places, or of 4 in each sample."""
     labels = torch.full((ROWS, LENGTH), -100)
     spans = [(1, 5), (0, 4), (2, 6), (3, 7)] if even else [(1, 7), (0, 2), (2, 5), (3, 7)]
-    for row, (start, stop) in enumerate(spans):
-        labels[row, start:stop] = torch.randint(3, highest, (stop - start,))
+    for sample, (start, stop) in enumerate(spans):
+        labels[sample, start:stop] = torch.randint(3, highest, (stop - start,))
     return {"labels": labels}
 
 
@@ -155,7 +155,7 @@ def build(cls, config, inputs, labels, _, settings, **more):
     torch.manual_seed(0)
     model = cls(config(**settings)).eval()
     for weight in model.parameters():
-        if weight.ndim > 1:  # far from the tiny initial weights, so that no two rows have the same loss
+        if weight.ndim > 1:  # far from the tiny initial weights, so that no two samples have the same loss
             nn.init.normal_(weight, std=0.3)
     return model, {**inputs(), **labels(**more)}
 
@@ -191,8 +191,8 @@ def test_kind_and_each_rows_loss_is_the_models_own_on_that_row_alone(name):
     assert model.config.problem_type == problem_type
     for key, value in before.items():
         assert torch.equal(batch[key], value), key
-    for row in range(ROWS):
-        close(losses[row], own_loss(model, {key: value[row : row + 1] for key, value in batch.items()}))
+    for sample in range(ROWS):
+        close(losses[sample], own_loss(model, {key: value[sample : sample + 1] for key, value in batch.items()}))
 
 
 @pytest.mark.parametrize("name", PER_ROW)
@@ -224,12 +224,12 @@ def test_token_weighted_mean_is_the_models_own_otherwise(name):
 def test_a_profile_hides_nothing_and_keeps_its_precision():
     logits, labels = torch.randn(2, 5, VOCAB, dtype=torch.float64), torch.full((2, 5), 3)
     labels[0, 1] = -100
-    assert_close(loss_profiles(logits, labels, 8).mean(1), token_losses(logits, labels), rtol=1e-14, atol=0)
+    assert_close(token_loss_profiles(logits, labels, 8).mean(1), token_losses(logits, labels), rtol=1e-14, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = loss_profiles(logits.float(), labels, 8)
-    assert torch.equal(found, loss_profiles(logits.float(), labels, 8)) and found.dtype == torch.float32
+        found = token_loss_profiles(logits.float(), labels, 8)
+    assert torch.equal(found, token_loss_profiles(logits.float(), labels, 8)) and found.dtype == torch.float32
     logits[0, 0, 3] = -torch.inf
-    assert loss_profiles(logits, labels, 8).mean(1).isfinite().tolist() == [False, True]
+    assert token_loss_profiles(logits, labels, 8).mean(1).isfinite().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -238,16 +238,16 @@ def test_a_profile_is_a_loss_spread_over_its_tokens(name):
     model, batch = build(*ALL[name])
     head = head_of(model)
     outputs = model(**head.inputs(batch))
-    profiles = head.profiles(outputs, batch)
+    profiles = head.token_loss_profiles(outputs, batch)
     if name not in PER_TOKEN:
         assert profiles is None
         return
     assert profiles.shape == (ROWS, 8) and bool((profiles.diff(dim=1) >= 0).all())
     close(profiles.mean(1), head.losses(outputs, batch))
     logits, labels = head.decisions(outputs, batch)
-    for row, found in zip(range(ROWS), profiles.detach().numpy(), strict=True):
-        kept = labels[row] != -100
-        losses = -logits[row, kept].log_softmax(-1).gather(1, labels[row, kept, None]).flatten().detach().numpy()
+    for sample, found in zip(range(ROWS), profiles.detach().numpy(), strict=True):
+        kept = labels[sample] != -100
+        losses = -logits[sample, kept].log_softmax(-1).gather(1, labels[sample, kept, None]).flatten().detach().numpy()
         assert np.allclose(found, np.repeat(np.sort(losses), 8).reshape(8, -1).mean(1), rtol=1e-5)
 
 
@@ -349,7 +349,7 @@ def test_a_row_without_labels_has_loss_zero_and_no_gradient(name):
     losses, correct = head.losses(outputs, batch), head.correct(outputs, batch)
     assert losses[2] == 0 and losses[[0, 1, 3]].min() > 0
     assert correct.isnan().tolist() == [False, False, True, False]
-    profiles = head.profiles(outputs, batch)
+    profiles = head.token_loss_profiles(outputs, batch)
     assert torch.equal(profiles[2], torch.zeros(8))
     for numbers in (losses, profiles):
         gradient = torch.autograd.grad(numbers.sum(), outputs.logits, retain_graph=True)[0]
@@ -510,10 +510,10 @@ def test_a_users_own_loss():
     assert half.losses(outputs, batch).dtype == torch.float32
 
 
-def test_a_users_own_loss_must_return_one_number_a_row():
+def test_a_users_own_loss_must_return_one_number_a_sample():
     model, batch = build(*PER_ROW["vit"])
     head = head_of(model, per_sample_loss=lambda outputs, batch: outputs.loss)
-    with pytest.raises(ValueError, match=r"per_sample_loss: found a result of shape \[\] for 4 rows"):
+    with pytest.raises(ValueError, match=r"per_sample_loss: found a result of shape \[\] for 4 samples"):
         head.losses(model(**head.inputs(batch)), batch)
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from hf_unlearn import UnlearningArguments
-from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.methods import METHODS, RunInfo
 from hf_unlearn.per_sample.basis import Basis
 from hf_unlearn.per_sample.factors import Dense, Recording
 from hf_unlearn.targets import Ascent, MeanTarget
 from hf_unlearn.trainer.surgery_step import update_of
 
-SETTING = Setting(forget_rows=10, retain_rows=90, text=False)
+SETTING = RunInfo(forget_samples=10, retain_samples=90, is_text=False)
 
 
 def method(name, setting=SETTING, **settings):
@@ -27,11 +27,11 @@ def method(name, setting=SETTING, **settings):
     return METHODS[name](SimpleNamespace(**{**defaults, **settings}), setting)
 
 
-def update(name, forget, rows, retain_weight, per_tensor=False, retain_loss=0.0, **settings):
+def update(name, forget, samples, retain_weight, per_tensor=False, retain_loss=0.0, **settings):
     """A surgery method on gradients given as numbers: the update as lists, and the log."""
     forget = {n: torch.tensor(g) for n, g in forget.items()}
-    factors = {n: [Dense(torch.tensor(r))] for n, r in rows.items()}
-    recording = Recording(torch.zeros(len(next(iter(rows.values())))), factors)
+    factors = {n: [Dense(torch.tensor(r))] for n, r in samples.items()}
+    recording = Recording(torch.zeros(len(next(iter(samples.values())))), factors)
     basis = Basis(None)
     basis.recordings = [recording]
     products = basis.gram(forget, per_tensor)
@@ -52,11 +52,11 @@ def test_orthograd_in_two_dimensions_by_hand():
 
 
 def test_orthograd_per_tensor_protects_every_tensor():
-    # Over both tensors together the row (1, 1) leaves (1, -1); for each alone, nothing is left.
-    forget, rows = {"a": [2.0], "b": [0.0]}, {"a": [[1.0]], "b": [[1.0]]}
-    found, _ = update("orthograd", forget, rows, 0.0)
+    # Over both tensors together the sample (1, 1) leaves (1, -1); for each alone, nothing is left.
+    forget, samples = {"a": [2.0], "b": [0.0]}, {"a": [[1.0]], "b": [[1.0]]}
+    found, _ = update("orthograd", forget, samples, 0.0)
     assert [*found["a"], *found["b"]] == pytest.approx([1.0, -1.0])
-    found, log = update("orthograd", forget, rows, 0.0, per_tensor=True)
+    found, log = update("orthograd", forget, samples, 0.0, per_tensor=True)
     assert [*found["a"], *found["b"]] == pytest.approx([0.0, 0.0]) and log["surviving_share"] < 1e-6
 
 
@@ -99,16 +99,21 @@ def test_published_nabla_tau_starts_at_five_thirds_of_the_share_and_falls_to_zer
     published = method("nabla_tau", forget_target="mean")
     assert [1 - published.retain_weight(p) for p in (0, 0.5, 1)] == pytest.approx([1 / 6, 1 / 12, 0])
     when = [
-        [step for step in range(40) if each.refreshes(step, 40, 4)]
+        [step for step in range(40) if each.remeasures_target(step, 40, 4)]
         for each in (published, method("nabla_tau"), method("orthograd"), method("grad_diff"))
     ]
-    assert when == [[13, 26, 39], [20, 24, 28, 32, 36], [20, 24, 28, 32, 36], []]  # five passes: ten rows, four a step
-    few = Setting(forget_rows=10, retain_rows=19, text=False)
+    assert when == [
+        [13, 26, 39],
+        [20, 24, 28, 32, 36],
+        [20, 24, 28, 32, 36],
+        [],
+    ]  # five passes: ten samples, four a step
+    few = RunInfo(forget_samples=10, retain_samples=19, is_text=False)
     for still in (method("orthograd", forgetting_loss="grad_ascent"), method("nabla_tau", few)):
-        assert not any(still.refreshes(step, 40, 4) for step in range(40))
-    text = Setting(forget_rows=10, retain_rows=90, text=True)
+        assert not any(still.remeasures_target(step, 40, 4) for step in range(40))
+    text = RunInfo(forget_samples=10, retain_samples=90, is_text=True)
     assert method("nabla_tau", text, forget_target="mean").retain_weight(0.9) == 0.5
-    large = Setting(forget_rows=80, retain_rows=20, text=False)
+    large = RunInfo(forget_samples=80, retain_samples=20, is_text=False)
     assert method("nabla_tau", large, forget_target="mean").retain_weight(0) == 0
     assert method("nabla_tau", forget_target="mean", retain_weight=0.7).retain_weight(0.5) == 0.7
     assert UnlearningArguments(output_dir="x", forget_target="mean").hinge == "squared"
@@ -126,18 +131,18 @@ def test_weights_and_objectives_of_the_baselines():
 
 
 def test_only_losses_that_end_by_themselves_are_bounded():
-    bounded = {name: method(name, Setting(1, 90, text=False)).bounded for name in METHODS}
+    bounded = {name: method(name, RunInfo(1, 90, is_text=False)).converges_at_target for name in METHODS}
     ends = {"finetune", "nabla_tau", "orthograd", "conegrad", "pcgrad", "gdr_gma", "ngdiff", "l1_sparse", "ssd"}
     assert {name for name, yes in bounded.items() if yes} == ends
-    assert not method("orthograd", forgetting_loss="grad_ascent").bounded
-    assert method("orthograd").bounded  # one object's choice is not another's
+    assert not method("orthograd", forgetting_loss="grad_ascent").converges_at_target
+    assert method("orthograd").converges_at_target  # one object's choice is not another's
 
 
 def test_arguments_resolve_their_defaults():
     args = UnlearningArguments(output_dir="x")
-    assert (args.max_steps, args.default_steps, args.retain_rows) == (-1, True, 64)
+    assert (args.max_steps, args.default_steps, args.retain_samples) == (-1, True, 64)
     args = UnlearningArguments(output_dir="x", num_train_epochs=2, retain_batch_size=5)
-    assert (args.max_steps, args.default_steps, args.retain_rows) == (-1, False, 5)
+    assert (args.max_steps, args.default_steps, args.retain_samples) == (-1, False, 5)
     assert UnlearningArguments(output_dir="x", forget_target="2.5").forget_target == 2.5
     assert UnlearningArguments(output_dir="x", forget_target=torch.tensor([1.0, 2.0])).forget_target == [1.0, 2.0]
 

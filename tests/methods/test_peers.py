@@ -9,21 +9,21 @@ from tiny import make
 from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput
 
 from hf_unlearn.losses import head_of
-from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.methods import METHODS, RunInfo
 
 LANGUAGE = ("npo", "simnpo", "wga", "satimp", "ceu")
 ROWS = 5
 
 
-def objective(name, original=None, rows=ROWS, seed=42):
+def objective(name, original=None, samples=ROWS, seed=42):
     args = SimpleNamespace(retain_weight=None, seed=seed)
-    return METHODS[name](args, Setting(rows, 10, text=True)).objective(None, original)
+    return METHODS[name](args, RunInfo(samples, 10, is_text=True)).objective(None, original)
 
 
 def tokens(name):
-    """Of a real tiny model in float64: head, batch, logits, and by hand the (row, log-probabilities, label) of tokens.
+    """Of a real tiny model in float64: head, batch, logits, and by hand the (sample, log-probabilities, label) of tokens.
 
-    The labels of the first two tokens of row 1 are left out, as a prompt's are.
+    The labels of the first two tokens of sample 1 are left out, as a prompt's are.
     """
     model, make_batch = make(name)
     batch = make_batch(ROWS, seed=3)
@@ -34,17 +34,19 @@ def tokens(name):
         logits = model(**head.inputs(batch)).logits
     shift = 1 if head.kind == "causal_lm" else 0
     found = []
-    for row in range(ROWS):
+    for sample in range(ROWS):
         for place in range(shift, batch["labels"].shape[1]):
-            if (label := int(batch["labels"][row, place])) != -100:
-                values = logits[row, place - shift].numpy()
-                found.append((row, values - np.log(np.exp(values).sum()), label))
-    assert len({sum(row == i for row, _, _ in found) for i in range(ROWS)}) > 1  # lengths differ
+            if (label := int(batch["labels"][sample, place])) != -100:
+                values = logits[sample, place - shift].numpy()
+                found.append((sample, values - np.log(np.exp(values).sum()), label))
+    assert len({sum(sample == i for sample, _, _ in found) for i in range(ROWS)}) > 1  # lengths differ
     return head, batch, logits, found
 
 
-def by_row(found, value):
-    return [np.mean([value(log_probs, label) for r, log_probs, label in found if r == row]) for row in range(ROWS)]
+def by_sample(found, value):
+    return [
+        np.mean([value(log_probs, label) for r, log_probs, label in found if r == sample]) for sample in range(ROWS)
+    ]
 
 
 def score(name, head, batch, logits, index=None, **settings):
@@ -60,9 +62,9 @@ def score(name, head, batch, logits, index=None, **settings):
 @pytest.mark.parametrize("name", ["gpt2", "whisper"])
 def test_npo_of_whole_sequences(name):
     head, batch, logits, found = tokens(name)
-    lengths = np.array([sum(r == row for r, _, _ in found) for row in range(ROWS)])
-    model = np.exp([sum(p[y] for r, p, y in found if r == row) for row in range(ROWS)])
-    # What the original said, in the order of the forget set, of which this batch is rows 4, 0, 3, 1, 2.
+    lengths = np.array([sum(r == sample for r, _, _ in found) for sample in range(ROWS)])
+    model = np.exp([sum(p[y] for r, p, y in found if r == sample) for sample in range(ROWS)])
+    # What the original said, in the order of the forget dataset, of which this batch is samples 4, 0, 3, 1, 2.
     reference = model * np.array([1.0, 2.0, 0.5, 30.0, 0.001])
     order = torch.tensor([4, 0, 3, 1, 2])
     original = torch.empty(ROWS, dtype=torch.float64)
@@ -75,15 +77,15 @@ def test_npo_of_whole_sequences(name):
 
 @pytest.mark.parametrize("name", ["gpt2", "whisper"])
 def test_dpo_towards_alternatives(name):
-    # Rows 0 and 1 of the batch are the forget rows 1 and 0, rows 2 and 3 their alternatives.
+    # Samples 0 and 1 of the batch are the forget samples 1 and 0, samples 2 and 3 their alternatives.
     head, batch, logits, found = tokens(name)
     batch, logits = {k: v[:4] for k, v in batch.items()}, logits[:4]
-    lengths = np.array([sum(r == row for r, _, _ in found) for row in range(4)])
-    log_probs = np.array([sum(p[y] for r, p, y in found if r == row) for row in range(4)])
+    lengths = np.array([sum(r == sample for r, _, _ in found) for sample in range(4)])
+    log_probs = np.array([sum(p[y] for r, p, y in found if r == sample) for sample in range(4)])
     ratios = np.array([0.3, -2.0, 1.5, -0.7])  # model over original, in logarithms
     reference = -(log_probs - ratios) / lengths
-    made = METHODS["idk_dpo"](SimpleNamespace(retain_weight=None), Setting(2, 10, text=True))
-    made.restore({"alternative": torch.tensor(reference[[3, 2]])})
+    made = METHODS["idk_dpo"](SimpleNamespace(retain_weight=None), RunInfo(2, 10, is_text=True))
+    made.load_state_dict({"alternative": torch.tensor(reference[[3, 2]])})
     goal = made.objective(None, torch.tensor(reference[[1, 0]]))
     scores, losses = goal.scores(CausalLMOutput(logits=logits), batch, head, torch.tensor([1, 0]))
     expected = [
@@ -95,27 +97,30 @@ def test_dpo_towards_alternatives(name):
 
 def test_dpo_learns_the_alternatives(unlearn):
     trainer = unlearn("gpt2", method="idk_dpo", max_steps=15, learning_rate=1e-2, retain_weight=0.0)
-    before = trainer.collect(trainer.alternative_ds).losses
+    before = trainer._collect_statistics(trainer.alternative_ds).losses
     trainer.train()
     assert torch.equal(trainer.method.alternative, before)
     entries = [e for e in trainer.state.log_history if "loss" in e]
     assert entries[0]["loss"] == pytest.approx(20 * np.log(2), rel=1e-5) and entries[-1]["loss"] < 12
-    after, forget = trainer.collect(trainer.alternative_ds).losses, trainer.collect(trainer.forget_ds).losses
+    after, forget = (
+        trainer._collect_statistics(trainer.alternative_ds).losses,
+        trainer._collect_statistics(trainer.forget_ds).losses,
+    )
     assert (after - before).mean() < (forget - trainer.original_losses).mean()
 
 
-def test_alternatives_go_with_the_forget_rows(unlearn):
+def test_alternatives_go_with_the_forget_samples(unlearn):
     trainer = unlearn("gpt2", method="idk_dpo")
     forget, good = trainer.forget_ds, trainer.alternative_ds
     batch = next(iter(trainer.get_train_dataloader()))
     for i, number in enumerate(batch["index"].tolist()):
-        for place, rows in ((i, forget), (i + 4, good)):
+        for place, samples in ((i, forget), (i + 4, good)):
             labels = batch["forget"]["labels"][place]
-            assert torch.equal(labels[labels != -100], rows[number]["labels"])
+            assert torch.equal(labels[labels != -100], samples[number]["labels"])
     for wrong, message in (
-        (None, "alternative_ds: is missing; idk_dpo needs, for every row"),
-        (good[:3], "alternative_ds: has 3 rows for 6 of forget_ds"),
-        ([{"labels": row["labels"]} for row in good], "alternative_ds: its columns"),
+        (None, "alternative_ds: is missing; idk_dpo needs, for every sample"),
+        (good[:3], "alternative_ds: has 3 samples for 6 of forget_ds"),
+        ([{"labels": sample["labels"]} for sample in good], "alternative_ds: its columns"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             unlearn("gpt2", method="idk_dpo", alternative_ds=wrong)
@@ -126,20 +131,22 @@ def test_alternatives_go_with_the_forget_rows(unlearn):
 @pytest.mark.parametrize("name", ["gpt2", "whisper"])
 def test_simnpo_without_a_reference(name):
     head, batch, logits, found = tokens(name)
-    mean_log = np.array(by_row(found, lambda p, y: p[y]))
+    mean_log = np.array(by_sample(found, lambda p, y: p[y]))
     expected = np.mean(-2 / 2.5 * np.log(1 / (1 + np.exp(2.5 * mean_log))))
     value, losses, _ = score("simnpo", head, batch, logits)
     assert value == pytest.approx(expected, rel=1e-9) and losses == pytest.approx(-mean_log)
 
 
 def token_gradient(found, shape, shift, rule):
-    """The mean over rows of the mean over tokens of `rule(probabilities, label)`, the gradient at a token's logits."""
+    """The mean over samples of the mean over tokens of `rule(probabilities, label)`, the gradient at a token's logits."""
     gradient, place = np.zeros(shape), dict.fromkeys(range(ROWS), 0)
-    lengths = [sum(r == row for r, _, _ in found) for row in range(ROWS)]
+    lengths = [sum(r == sample for r, _, _ in found) for sample in range(ROWS)]
     skipped = {1: max(0, 2 - shift)}
-    for row, log_probs, label in found:
-        gradient[row, skipped.get(row, 0) + place[row]] = rule(np.exp(log_probs), label) / lengths[row] / ROWS
-        place[row] += 1
+    for sample, log_probs, label in found:
+        gradient[sample, skipped.get(sample, 0) + place[sample]] = (
+            rule(np.exp(log_probs), label) / lengths[sample] / ROWS
+        )
+        place[sample] += 1
     return gradient
 
 
@@ -151,10 +158,10 @@ def test_weighted_ascent_with_weights_held_fixed(name, method, first, second):
     def weight(p):
         return p**first * (1 - p) ** second
 
-    expected = np.mean(by_row(found, lambda p, y: weight(np.exp(p[y])) * p[y]))
+    expected = np.mean(by_sample(found, lambda p, y: weight(np.exp(p[y])) * p[y]))
     value, losses, gradient = score(method, head, batch, logits)
     assert value == pytest.approx(expected, rel=1e-9)
-    assert losses == pytest.approx(by_row(found, lambda p, y: -p[y]))
+    assert losses == pytest.approx(by_sample(found, lambda p, y: -p[y]))
     # The gradient of log p at the logits is onehot - p, and the weight is a number.
     wanted = token_gradient(
         found, logits.shape, int(name == "gpt2"), lambda p, y: weight(p[y]) * (np.eye(len(p))[y] - p)
@@ -170,25 +177,25 @@ def test_ceu_aims_at_the_models_own_prediction_without_the_label(name):
         q = p * (np.arange(len(p)) != y)
         return q / q.sum()
 
-    expected = np.mean(by_row(found, lambda p, y: -(wanted(np.exp(p), y) * p).sum()))
+    expected = np.mean(by_sample(found, lambda p, y: -(wanted(np.exp(p), y) * p).sum()))
     value, losses, gradient = score("ceu", head, batch, logits)
     assert value == pytest.approx(expected, rel=1e-9)
-    assert losses == pytest.approx(by_row(found, lambda p, y: -p[y]))
+    assert losses == pytest.approx(by_sample(found, lambda p, y: -p[y]))
     expected = token_gradient(found, logits.shape, int(name == "gpt2"), lambda p, y: p - wanted(p, y))
     assert np.allclose(gradient, expected, rtol=1e-8, atol=1e-16)
 
 
-def test_random_labels_are_wrong_uniform_and_belong_to_the_row():
+def test_random_labels_are_wrong_uniform_and_belong_to_the_sample():
     model, _ = make("vit")
-    head, rows, classes = head_of(model), 600, 3
-    labels = torch.arange(rows) % classes
-    logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    head, samples, classes = head_of(model), 600, 3
+    labels = torch.arange(samples) % classes
+    logits = torch.randn(samples, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     probs = logits.softmax(1).numpy()
 
     def wrong(index, seed=42):
         leaf = logits[index].clone().requires_grad_()
         batch = {"labels": labels[index]}
-        scores, losses = objective("random_label", rows=rows, seed=seed).scores(
+        scores, losses = objective("random_label", samples=samples, seed=seed).scores(
             ImageClassifierOutput(logits=leaf), batch, head, index
         )
         scores.sum().backward()
@@ -198,13 +205,13 @@ def test_random_labels_are_wrong_uniform_and_belong_to_the_row():
         assert losses.numpy() == pytest.approx(-np.log(probs[index.numpy(), labels[index].numpy()]))
         return found
 
-    everything = wrong(torch.arange(rows))
+    everything = wrong(torch.arange(samples))
     assert (everything != labels.numpy()).all()
     counts = np.array([[((labels.numpy() == c) & (everything == d)).sum() for d in range(classes)] for c in range(3)])
     assert (np.abs(counts[~np.eye(3, dtype=bool)] - 100) < 30).all()  # four deviations of a fair coin
     some = torch.tensor([599, 3, 250])
     assert (wrong(some) == everything[some.numpy()]).all()
-    assert (wrong(torch.arange(rows), seed=1) != everything).any()
+    assert (wrong(torch.arange(samples), seed=1) != everything).any()
 
 
 def test_neggrad_plus_is_gradient_difference_at_95_percent(unlearn):
@@ -212,7 +219,9 @@ def test_neggrad_plus_is_gradient_difference_at_95_percent(unlearn):
     trainer.train()
     entry = next(e for e in trainer.state.log_history if "loss" in e)
     assert entry["loss"] == pytest.approx(0.95 * entry["retain_loss"] - 0.05 * entry["forget_loss"], rel=1e-5)
-    alone = METHODS["neggrad_plus"](SimpleNamespace(retain_weight=None), Setting(1, 1, text=False, target=False))
+    alone = METHODS["neggrad_plus"](
+        SimpleNamespace(retain_weight=None), RunInfo(1, 1, is_text=False, has_target=False)
+    )
     assert alone.retain_weight(0.5) == 0.95
 
 
@@ -221,8 +230,8 @@ def test_npo_compares_with_the_original_to_the_end(unlearn):
     trainer = unlearn("gpt2", method="npo", max_steps=4, learning_rate=1e-2, retain_weight=0.5)
     before = []
     with torch.no_grad():
-        for row in trainer.forget_ds.items:
-            before.append(model.eval()(**trainer.data_collator([row])).loss.item())
+        for sample in trainer.forget_ds.items:
+            before.append(model.eval()(**trainer.data_collator([sample])).loss.item())
     trainer.train()
     assert trainer.step.objective.original.numpy() == pytest.approx(np.array(before), rel=1e-5)
     first, *_, last = [e for e in trainer.state.log_history if "loss" in e]
@@ -236,13 +245,13 @@ def test_every_peer_raises_the_forget_loss(unlearn, method):
     name = "vit" if method == "random_label" else "gpt2"
     trainer = unlearn(name, method=method, max_steps=8, learning_rate=1e-2, retain_weight=0.0, stop_at_target=False)
     trainer.train()
-    assert trainer.unlearning_figures()["forget_loss"] > trainer.figures_before["forget_loss"] + 0.02
+    assert trainer.unlearning_metrics()["forget_loss"] > trainer.metrics_before["forget_loss"] + 0.02
 
 
 def test_stops_at_the_target(unlearn):
     trainer = unlearn("gpt2", method="simnpo", forget_target=4.5, learning_rate=1e-2, max_steps=200, logging_steps=200)
     trainer.train()
-    assert trainer.state.global_step < 200 and trainer.unlearning_figures()["forget_loss"] >= 4.5
+    assert trainer.state.global_step < 200 and trainer.unlearning_metrics()["forget_loss"] >= 4.5
 
 
 @pytest.mark.parametrize("method", LANGUAGE)
@@ -255,18 +264,18 @@ def test_language_methods_refuse_other_heads(unlearn, method, name, kind):
         unlearn(name, method=method)
 
 
-def test_random_labels_need_one_label_a_row(unlearn):
+def test_random_labels_need_one_label_a_sample(unlearn):
     with pytest.raises(ValueError, match=r"^method: random_label works on heads of kind single_label, got causal_lm"):
         unlearn("gpt2", method="random_label")
 
     def several(*sets):
-        for rows in sets:
-            rows.items = [{**row, "labels": torch.eye(3)[int(row["labels"])]} for row in rows.items]
+        for samples in sets:
+            samples.items = [{**sample, "labels": torch.eye(3)[int(sample["labels"])]} for sample in samples.items]
         return sets
 
-    # This head takes several labels as well as one: only the rows tell.
+    # This head takes several labels as well as one: only the samples tell.
     trainer = unlearn("vit", method="random_label", sets=several)
     before = {n: p.clone() for n, p in trainer.model.named_parameters()}
-    with pytest.raises(ValueError, match=r"^method: random_label needs one integer label a row, .* multi_label"):
+    with pytest.raises(ValueError, match=r"^method: random_label needs one integer label a sample, .* multi_label"):
         trainer.train()
     assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_trainer import Gradients
+from gradients import Gradients
 from tiny import make
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput
 
 from hf_unlearn.losses import head_of
-from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.methods import METHODS, RunInfo
 from hf_unlearn.methods.distillation import DECISION_HEADS, Distillation
 from hf_unlearn.models.adapters import add_adapter
-from hf_unlearn.models.original import Reference, untrained
+from hf_unlearn.models.original import OriginalModel, untrained
 
 ROWS = 4
 
@@ -30,19 +30,19 @@ def kl(q, p):
 
 
 def method(name, teacher=None, **settings):
-    made = METHODS[name](SimpleNamespace(retain_weight=None, seed=1, **settings), Setting(6, 10, text=True))
-    made.reference = teacher
+    made = METHODS[name](SimpleNamespace(retain_weight=None, seed=1, **settings), RunInfo(6, 10, is_text=True))
+    made.original_model = teacher
     return made
 
 
 def decisions(seed=0):
-    """A causal head; batch; logits of model and teacher; by row the (model, teacher, label) of its label tokens."""
+    """A causal head; batch; logits of model and teacher; by sample the (model, teacher, label) of its label tokens."""
     model, make_batch = make("gpt2")
     batch = make_batch(ROWS, seed=3)
     batch["labels"][1, :4] = -100
     rng = np.random.default_rng(seed)
     own, taught = (rng.normal(size=(*batch["labels"].shape, 40)) * 2 for _ in range(2))
-    rows = [
+    samples = [
         [
             (log_softmax(own[i, t - 1]), taught[i, t - 1], int(label))
             for t, label in enumerate(batch["labels"][i])
@@ -50,8 +50,8 @@ def decisions(seed=0):
         ]
         for i in range(ROWS)
     ]
-    assert len({len(row) for row in rows}) > 1
-    return head_of(model), batch, torch.tensor(own), torch.tensor(taught), rows
+    assert len({len(sample) for sample in samples}) > 1
+    return head_of(model), batch, torch.tensor(own), torch.tensor(taught), samples
 
 
 def score(objective, head, batch, logits):
@@ -63,11 +63,11 @@ def score(objective, head, batch, logits):
 
 @pytest.mark.parametrize("name", ["kl", "bad_teacher", "scrub", "undial"])
 def test_scores_in_numpy(name):
-    head, batch, own, taught, rows = decisions()
+    head, batch, own, taught, samples = decisions()
     made = method(name, lambda **_: CausalLMOutput(logits=taught))
-    made.incompetent = made.reference
-    divergence = np.array([np.mean([kl(log_softmax(q), p) for p, q, _ in row]) for row in rows])
-    loss = np.array([np.mean([-p[y] for p, _, y in row]) for row in rows])
+    made.incompetent = made.original_model
+    divergence = np.array([np.mean([kl(log_softmax(q), p) for p, q, _ in sample]) for sample in samples])
+    loss = np.array([np.mean([-p[y] for p, _, y in sample]) for sample in samples])
 
     def lowered(q, y):
         return log_softmax(q - 10 * (np.arange(40) == y))
@@ -76,7 +76,7 @@ def test_scores_in_numpy(name):
         "kl": loss,  # combined with a minus
         "bad_teacher": divergence,
         "scrub": -divergence,
-        "undial": np.array([np.mean([kl(lowered(q, y), p) for p, q, y in row]) for row in rows]),
+        "undial": np.array([np.mean([kl(lowered(q, y), p) for p, q, y in sample]) for sample in samples]),
     }[name]
     retain = {
         "kl": divergence,
@@ -93,14 +93,14 @@ def test_scores_in_numpy(name):
 
 
 def test_the_gradient_of_a_divergence_is_model_minus_teacher():
-    head, batch, own, taught, rows = decisions()
+    head, batch, own, taught, samples = decisions()
     _, _, gradient = score(Distillation(lambda **_: CausalLMOutput(logits=taught)), head, batch, own)
-    p, q, _ = rows[0][2]
-    assert gradient[0, 2] == pytest.approx((np.exp(p) - np.exp(log_softmax(q))) / len(rows[0]), abs=1e-12)
+    p, q, _ = samples[0][2]
+    assert gradient[0, 2] == pytest.approx((np.exp(p) - np.exp(log_softmax(q))) / len(samples[0]), abs=1e-12)
     assert not gradient[1, :3].any()  # no label, no gradient
 
 
-def test_a_classifier_has_one_decision_a_row():
+def test_a_classifier_has_one_decision_a_sample():
     model, make_batch = make("vit")
     rng = np.random.default_rng(0)
     own, taught = rng.normal(size=(2, ROWS, 3))
@@ -127,7 +127,7 @@ def test_the_reference_stays_what_the_model_was(adapter):
     model, make_batch = make("bert")
     original = copy.deepcopy(model).eval()
     model = (add_adapter(model) if adapter else model).eval()
-    reference, batch = Reference(model, adapter), make_batch(3)
+    reference, batch = OriginalModel(model, adapter), make_batch(3)
     weights = {n for n, p in model.named_parameters() if p.requires_grad}
     shaken(model)
     inputs = {k: v for k, v in batch.items() if k != "labels"}
@@ -143,7 +143,7 @@ def test_the_reference_stays_what_the_model_was(adapter):
 def test_beside_a_users_adapter_only_the_adapter_is_copied(caplog):
     model = add_adapter(make("bert")[0])
     with caplog.at_level(logging.INFO):
-        reference = Reference(model, added_adapter=False)
+        reference = OriginalModel(model, added_adapter=False)
     assert "frozen copy" in caplog.text
     pairs = dict(reference.model.named_parameters())
     for name, p in model.named_parameters():
@@ -172,7 +172,7 @@ def test_the_reference_of_a_run_is_the_model_before_it(unlearn, name, adapter):
     trainer = unlearn("vit", method=name, max_steps=4, learning_rate=1e-2, stop_at_target=False, **settings)
     trainer.train()
     inputs = {"pixel_values": make("vit")[1](3)["pixel_values"]}
-    assert torch.equal(trainer.method.reference(**inputs).logits, original(**inputs).logits)
+    assert torch.equal(trainer.method.original_model(**inputs).logits, original(**inputs).logits)
     assert not torch.allclose(trainer.model.eval()(**inputs).logits, original(**inputs).logits, atol=1e-3)
 
 
@@ -182,7 +182,7 @@ def _lora():
     return LoraConfig(r=4, target_modules=["q_proj", "v_proj", "fc1", "fc2"])
 
 
-def test_kl_keeps_what_the_original_says_of_retain_rows(unlearn):
+def test_kl_keeps_what_the_original_says_of_retain_samples(unlearn):
     """The gradient of the second step, from the formula on the model and the saved original."""
     kept, seen = Gradients(), []
     trainer = unlearn(
@@ -231,7 +231,7 @@ def test_scrub_takes_turns_and_ends_with_min_steps(unlearn):
 def test_every_peer_raises_the_forget_loss(unlearn, name):
     settings = {} if name == "scrub" else {"retain_weight": 0.0}
     trainer = unlearn("gpt2", method=name, max_steps=12, learning_rate=1e-2, stop_at_target=False, **settings)
-    # A model at chance has nothing to forget: first it learns the rows.
+    # A model at chance has nothing to forget: first it learns the samples.
     batch = trainer.data_collator(trainer.forget_ds.items)
     optimizer = torch.optim.AdamW(trainer.model.parameters(), 1e-2)
     for _ in range(40):
@@ -239,13 +239,13 @@ def test_every_peer_raises_the_forget_loss(unlearn, name):
         trainer.model(**batch).loss.backward()
         optimizer.step()
     trainer.train()
-    assert trainer.figures_before["forget_loss"] < 2.5
-    assert trainer.unlearning_figures()["forget_loss"] > trainer.figures_before["forget_loss"] + 0.1
+    assert trainer.metrics_before["forget_loss"] < 2.5
+    assert trainer.unlearning_metrics()["forget_loss"] > trainer.metrics_before["forget_loss"] + 0.1
 
 
 @pytest.mark.parametrize("name", ["kl", "bad_teacher", "scrub"])
 def test_heads_without_decisions_are_refused(unlearn, name):
-    assert METHODS[name].heads == DECISION_HEADS
+    assert METHODS[name].head_kinds == DECISION_HEADS
     with pytest.raises(ValueError, match=f"^method: {name} works on heads of kind single_label or .*, got ctc"):
         unlearn("wav2vec2_ctc", method=name)
 
@@ -284,6 +284,6 @@ def test_a_resumed_run_wants_the_original_model(unlearn, tmp_path):
 def test_in_mixed_precision_the_reference_rounds_as_the_model_does(unlearn):
     trainer = unlearn("vit", method="kl", bf16=True, max_steps=1)
     trainer.train()
-    batch = next(trainer.survey().batches("forget"))
-    found = trainer.head.losses(trainer.method.reference(**trainer.head.inputs(batch)), batch)
+    batch = next(trainer._calibration_pass().batches("forget"))
+    found = trainer.head.losses(trainer.method.original_model(**trainer.head.inputs(batch)), batch)
     torch.testing.assert_close(found, trainer.original_losses[: len(found)], rtol=0, atol=1e-6)

@@ -11,7 +11,7 @@ from tiny import DECODER, make
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from hf_unlearn.losses import head_of
-from hf_unlearn.methods import METHODS, Setting
+from hf_unlearn.methods import METHODS, RunInfo
 from hf_unlearn.methods.steering import layers_of
 
 
@@ -32,9 +32,9 @@ def test_distances_in_numpy(name):
     model, batch = model.double().eval(), make_batch(4)
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
     head = head_of(model)
-    made = METHODS["rmu"](SimpleNamespace(retain_weight=None, seed=5), Setting(6, 10, text=True))
+    made = METHODS["rmu"](SimpleNamespace(retain_weight=None, seed=5), RunInfo(6, 10, is_text=True))
     before = copy.deepcopy(model)
-    made.prepare(model, False)
+    made.on_init_end(model, False)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1 * p.requires_grad)
@@ -60,15 +60,15 @@ def test_three_layers_train_and_the_rest_comes_back(depth):
     model = LlamaForCausalLM(LlamaConfig(**{**DECODER, "num_hidden_layers": depth}))
     model.model.embed_tokens.weight.requires_grad_(False)
     before = {n for n, p in model.named_parameters() if p.requires_grad}
-    made = METHODS["rmu"](SimpleNamespace(retain_weight=None, seed=5), Setting(6, 10, text=True))
-    made.prepare(model, False)
+    made = METHODS["rmu"](SimpleNamespace(retain_weight=None, seed=5), RunInfo(6, 10, is_text=True))
+    made.on_init_end(model, False)
     layers = {int(n.split(".")[2]) for n, p in model.named_parameters() if p.requires_grad}
     assert made.layer == {2: 0, 8: 2, 14: 3}[depth]
     assert layers == {2: {0}, 8: {0, 1, 2}, 14: {1, 2, 3}}[depth]
     # What does not train is not kept twice.
-    pairs = zip(model.parameters(), made.reference.model.parameters(), strict=True)
+    pairs = zip(model.parameters(), made.original_model.model.parameters(), strict=True)
     assert all((p is q) == (not p.requires_grad) for p, q in pairs)
-    made.finish()
+    made.on_train_end()
     assert {n for n, p in model.named_parameters() if p.requires_grad} == before
 
 

@@ -8,11 +8,11 @@ import torch
 import transformers as tf
 from transformers import TrainerCallback
 
-from hf_unlearn import surgery
 from hf_unlearn.methods import METHODS
 from hf_unlearn.per_sample import basis
+from hf_unlearn.trainer import surgery_step as surgery
 
-SURGERY = sorted(name for name, method in METHODS.items() if method.surgery)
+SURGERY = sorted(name for name, method in METHODS.items() if method.is_gradient_surgery)
 
 
 class Keep(TrainerCallback):
@@ -80,7 +80,7 @@ def test_an_overflow_is_seen_by_the_scaler_and_the_step_left_out(unlearn, projec
 def test_chunks_of_the_retain_batch_change_nothing(unlearn, monkeypatch, peft_config):
     settings = {"dtype": torch.float64, "peft_config": peft_config, "retain_batch_size": 9}
     _, whole = run(unlearn, **settings)
-    monkeypatch.setattr(surgery, "CHUNK", 2)  # four forget rows are more: 4 + 4 + 1
+    monkeypatch.setattr(surgery, "CHUNK", 2)  # four forget samples are more: 4 + 4 + 1
     _, chunks = run(unlearn, **settings)
     for one, many in zip(whole.steps, chunks.steps, strict=True):
         scale = max(float(g.norm()) for g in one.values())
@@ -147,11 +147,11 @@ def test_the_correction_is_the_smallest_one(unlearn):
     trainer.model.load_state_dict({**trainer.model.state_dict(), **before})
     (pair,) = batches[0][0]
     loop = PerSampleGradients(trainer.model.eval(), trainer.step.per_sample.losses, "loop")
-    rows = torch.cat([loop(pair["retain"]).rows(loop.parameters)[n] for n in before], 1)
+    samples = torch.cat([loop(pair["retain"]).rows(loop.parameters)[n] for n in before], 1)
     forget = torch.cat([loop(pair["forget"]).rows(loop.parameters)[n] for n in before], 1).mean(0)
-    step = -0.1 * (0.2 * rows.mean(0) - 0.8 * forget)
-    coefficients, _ = nnls(rows.T.numpy(), step.numpy())  # the nearest point of the cone that the rows span
-    expected = step - torch.from_numpy(coefficients) @ rows
+    step = -0.1 * (0.2 * samples.mean(0) - 0.8 * forget)
+    coefficients, _ = nnls(samples.T.numpy(), step.numpy())  # the nearest point of the cone that the samples span
+    expected = step - torch.from_numpy(coefficients) @ samples
     found = torch.cat([(after[n] - before[n]).flatten() for n in before])
     assert (coefficients > 0).any() and float((found - expected).norm() / step.norm()) < 1e-6
 

@@ -1,27 +1,27 @@
-"""The methods that choose weights: masks, penalties and Fisher information by hand, by loops of single rows."""
+"""The methods that choose weights: masks, penalties and Fisher information by hand, by loops of single samples."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
+from gradients import Gradients
 from peft import LoraConfig
-from test_trainer import Gradients
 from tiny import make
 from torch import nn
 
 from hf_unlearn.methods import METHODS
-from hf_unlearn.methods.base import Survey
+from hf_unlearn.methods.base import CalibrationPass
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.fisher import loss_gradient, squared_gradients
 
 
-def single_gradients(trainer, rows, model=None):
-    """One backward pass a row, by the model's own loss."""
+def single_gradients(trainer, samples, model=None):
+    """One backward pass a sample, by the model's own loss."""
     model, found = (trainer.model if model is None else model).eval(), []
-    for row in rows:
+    for sample in samples:
         model.zero_grad()
-        model(**trainer.data_collator([row])).loss.backward()
+        model(**trainer.data_collator([sample])).loss.backward()
         found.append(
             {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
         )
@@ -30,10 +30,10 @@ def single_gradients(trainer, rows, model=None):
 
 
 @pytest.mark.parametrize("name", ["vit", "gpt2", "resnet"])
-def test_squares_are_those_of_single_rows(unlearn, name):
+def test_squares_are_those_of_single_samples(unlearn, name):
     trainer = unlearn(name, dtype=torch.float64, per_device_train_batch_size=4)
     expected = single_gradients(trainer, trainer.retain_ds.items)
-    survey = trainer.survey()
+    survey = trainer._calibration_pass()
     assert len(list(survey.batches("retain"))) == 3
     squares = squared_gradients(survey.gradients, survey.batches("retain"))
     sums = loss_gradient(survey.gradients, survey.batches("retain"))
@@ -44,12 +44,14 @@ def test_squares_are_those_of_single_rows(unlearn, name):
 
 
 def test_salun_by_hand():
-    # Four weights, two rows: gradients (1, -3, 0, 2) and (1, 2, 0, 2) add up to 2, -1, 0, 4; the median is 1.
+    # Four weights, two samples: gradients (1, -3, 0, 2) and (1, 2, 0, 2) add up to 2, -1, 0, 4; the median is 1.
     model = nn.Linear(4, 1, bias=False)
-    rows = {"x": torch.tensor([[1.0, -3.0, 0.0, 2.0], [1.0, 2.0, 0.0, 2.0]])}
+    samples = {"x": torch.tensor([[1.0, -3.0, 0.0, 2.0], [1.0, 2.0, 0.0, 2.0]])}
     gradients = PerSampleGradients(model, lambda batch: model(batch["x"])[:, 0])
     method = METHODS["salun"](None, None)
-    method.survey(Survey(gradients, lambda name: [rows] if name == "forget" else [], None, lambda t: t))
+    method.on_train_begin(
+        CalibrationPass(gradients, lambda name: [samples] if name == "forget" else [], None, lambda t: t)
+    )
     assert method.masks["weight"].tolist() == [[True, False, False, True]]
 
 
@@ -57,8 +59,8 @@ def test_salun_moves_the_salient_half_and_nothing_else(unlearn):
     settings = {"method": "salun", "max_steps": 6, "learning_rate": 1e-2, "stop_at_target": False}
     for optimizer in ({"weight_decay": 0.5}, {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 0.5}):
         trainer = unlearn("vit", **settings, **optimizer)
-        rows = trainer.forget_ds.items
-        gradient = {n: g.sum(0).abs() for n, g in single_gradients(trainer, rows).items()}
+        samples = trainer.forget_ds.items
+        gradient = {n: g.sum(0).abs() for n, g in single_gradients(trainer, samples).items()}
         median = np.median(np.concatenate([g.flatten().numpy() for g in gradient.values()]))
         before = {n: p.clone() for n, p in trainer.model.named_parameters()}
         trainer.train()
@@ -112,7 +114,7 @@ def test_l1_sparse_makes_small_weights_smaller(unlearn):
 
 def test_ssd_damps_what_the_formula_says(unlearn):
     def unlike(forget, retain, unseen):
-        forget.items = [{**row, "pixel_values": row["pixel_values"] * 10} for row in forget.items]
+        forget.items = [{**sample, "pixel_values": sample["pixel_values"] * 10} for sample in forget.items]
         return forget, retain, unseen
 
     trainer = unlearn("resnet", method="ssd", forget=1, retain=30, dtype=torch.float64, weight_decay=0.1, sets=unlike)
@@ -133,14 +135,16 @@ def test_ssd_damps_what_the_formula_says(unlearn):
     assert output.global_step == trainer.state.global_step == 0
     # Everything else is as after any run.
     assert {"forget_loss", "retain_accuracy"} <= output.metrics.keys()
-    assert trainer.figures_before["forget_loss"] != output.metrics["forget_loss"]
+    assert trainer.metrics_before["forget_loss"] != output.metrics["forget_loss"]
     assert any("final_forget_loss" in e for e in trainer.state.log_history)
 
 
-def test_ssd_needs_many_more_retain_rows(unlearn):
-    with pytest.raises(ValueError, match=r"^method: ssd damps .* where it holds 6 of 16 rows; give more retain rows"):
+def test_ssd_needs_many_more_retain_samples(unlearn):
+    with pytest.raises(
+        ValueError, match=r"^method: ssd damps .* where it holds 6 of 16 samples; give more retain samples"
+    ):
         unlearn("vit", method="ssd")
-    with pytest.raises(ValueError, match="where it holds 1 of 10 rows"):
+    with pytest.raises(ValueError, match="where it holds 1 of 10 samples"):
         unlearn("vit", method="ssd", forget=1, retain=9)
     trainer = unlearn("vit", method="ssd", forget=1, retain=10)
     with pytest.raises(ValueError, match="resume_from_checkpoint: ssd takes no steps"):
@@ -157,6 +161,6 @@ def test_an_adapter_beside_the_weights_is_refused(unlearn, name):
 
 
 @pytest.mark.parametrize("name", ["l1_sparse", "ssd"])
-def test_methods_that_raise_no_loss_want_no_unseen_rows(unlearn, name, caplog):
+def test_methods_that_raise_no_loss_want_no_unseen_samples(unlearn, name, caplog):
     unlearn(unseen=0, method=name, forget=1, retain=30)
     assert "No unseen_ds" not in caplog.text

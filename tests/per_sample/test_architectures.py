@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, Rows, make
+from tiny import ARCHITECTURES, Samples, make
 
 from hf_unlearn.methods import METHODS
 from hf_unlearn.per_sample import PerSampleGradients
@@ -27,7 +27,7 @@ def gradient_reaches(trainer):
     return reached
 
 
-# These differ from orthograd in k + 1 numbers, or from grad_diff in a row's weight, not in what they do to a model.
+# These differ from orthograd in k + 1 numbers, or from grad_diff in a sample's weight, not in what they do to a model.
 SOME = dict.fromkeys(("conegrad", "pcgrad", "gdr_gma", "ngdiff"), ("vit", "resnet", "gpt2", "whisper"))
 SOME |= dict.fromkeys(("neggrad_plus", "random_label"), ("vit", "bert"))
 SOME |= dict.fromkeys(("simnpo", "wga", "satimp", "ceu", "undial", "idk_dpo"), ("gpt2",)) | {
@@ -80,16 +80,20 @@ def test_hooks_equal_the_loop_for_lora(unlearn, name):
     engine, oracle = PerSampleGradients(model, losses, "hooks"), PerSampleGradients(model, losses, "loop")
     recording, expected = engine(batch), oracle(batch)
     assert torch.allclose(recording.losses, expected.losses, rtol=1e-5)
-    rows, expected = recording.rows(engine.parameters), expected.rows(engine.parameters)
-    assert rows.keys() == expected.keys() and any("lora_A" in n for n in rows) and any("lora_B" in n for n in rows)
+    samples, expected = recording.rows(engine.parameters), expected.rows(engine.parameters)
+    assert (
+        samples.keys() == expected.keys()
+        and any("lora_A" in n for n in samples)
+        and any("lora_B" in n for n in samples)
+    )
     scale = max(float(r.norm()) for r in expected.values())
-    for n in rows:
-        assert float((rows[n] - expected[n]).norm()) <= 1e-5 * max(float(expected[n].norm()), 1e-3 * scale), n
+    for n in samples:
+        assert float((samples[n] - expected[n]).norm()) <= 1e-5 * max(float(expected[n].norm()), 1e-3 * scale), n
     # The mean over the samples is the gradient of the batch.
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     grads = torch.autograd.grad(losses(batch).mean(), list(parameters.values()))
     for n, g in zip(parameters, grads, strict=True):
-        assert float((rows[n].mean(0) - g.flatten()).norm()) <= 1e-5 * max(float(g.norm()), 1e-3 * scale), n
+        assert float((samples[n].mean(0) - g.flatten()).norm()) <= 1e-5 * max(float(g.norm()), 1e-3 * scale), n
 
 
 def test_a_merged_model_has_forgotten_without_its_adapter(unlearn, tmp_path):
@@ -171,9 +175,9 @@ def test_every_method_works_on_a_head_or_refuses_it_by_name(unlearn, head):
         assert any(not torch.equal(p, before[n]) for n, p in after.items()), method
 
 
-def relabelled(rows, kind, classes):
-    """Rows with several labels, or with as many numbers."""
+def relabelled(samples, kind, classes):
+    """Samples with several labels, or with as many numbers."""
     generator = torch.Generator().manual_seed(0)
-    numbers = [torch.randn(classes, generator=generator) for _ in rows]
+    numbers = [torch.randn(classes, generator=generator) for _ in samples]
     labels = [(n > 0).float() if kind == "multi_label" else n for n in numbers]
-    return Rows([{**row, "labels": each} for row, each in zip(rows, labels, strict=True)])
+    return Samples([{**sample, "labels": each} for sample, each in zip(samples, labels, strict=True)])

@@ -72,12 +72,12 @@ def built(name):
 
 def by_the_loop(module, inputs, grads):
     parameters = dict(module.named_parameters())
-    rows = {name: [] for name in parameters}
+    samples = {name: [] for name in parameters}
     for x, g in zip(inputs, grads, strict=True):
         found = torch.autograd.grad(module(x[None]), list(parameters.values()), g[None])
         for name, values in zip(parameters, found, strict=True):
-            rows[name].append(values.flatten())
-    return {name: torch.stack(values) for name, values in rows.items()}
+            samples[name].append(values.flatten())
+    return {name: torch.stack(values) for name, values in samples.items()}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -86,17 +86,17 @@ def test_a_rule_equals_the_loop(name):
     grads = torch.randn_like(module(inputs))
     found, expected = rule_of(module)(module, inputs, grads), by_the_loop(module, inputs, grads)
     weights = torch.randn(K, dtype=torch.float64)
-    for attribute, rows in expected.items():
+    for attribute, samples in expected.items():
         factors, parameter = found[attribute], getattr(module, attribute)
         assert factors.samples == K and factors.numbers > 0
-        scale = float(rows.abs().max()) * (1e-6 if "rms" in name else 1e-12)  # these norms compute in float32
-        assert torch.allclose(factors.rows(0, len(parameter)), rows, atol=scale)
-        assert torch.allclose(factors.rows(1, 3), rows.view(K, len(parameter), -1)[:, 1:3].flatten(1), atol=scale)
-        assert torch.allclose(factors.combine(weights), weights @ rows, atol=K * scale)
+        scale = float(samples.abs().max()) * (1e-6 if "rms" in name else 1e-12)  # these norms compute in float32
+        assert torch.allclose(factors.rows(0, len(parameter)), samples, atol=scale)
+        assert torch.allclose(factors.rows(1, 3), samples.view(K, len(parameter), -1)[:, 1:3].flatten(1), atol=scale)
+        assert torch.allclose(factors.combine(weights), weights @ samples, atol=K * scale)
         # Two entries of the leading axis for every sample, as windows of an image.
         pairs = factors.grouped(K // 2)
         assert pairs.samples == K // 2
-        halves = rows.view(K // 2, 2, -1)
+        halves = samples.view(K // 2, 2, -1)
         assert torch.allclose(pairs.rows(0, len(parameter)), halves.sum(1), atol=2 * scale)
         assert torch.allclose(pairs.combine(weights[:2]), weights[:2] @ halves.sum(1), atol=K * scale)
 
@@ -110,10 +110,10 @@ def test_every_rule_is_tested():
 def test_inner_products_of_short_sequences_by_factors():
     module, inputs = built("linear")
     grads = torch.randn_like(module(inputs))
-    factors, rows = rule_of(module)(module, inputs, grads)["weight"], by_the_loop(module, inputs, grads)["weight"]
-    assert torch.allclose(factors.gram(), rows @ rows.T)
+    factors, samples = rule_of(module)(module, inputs, grads)["weight"], by_the_loop(module, inputs, grads)["weight"]
+    assert torch.allclose(factors.gram(), samples @ samples.T)
     gradient = torch.randn(3, 5, dtype=torch.float64)
-    assert factors.shape == (3, 5) and torch.allclose(factors.cross(gradient), rows @ gradient.flatten())
+    assert factors.shape == (3, 5) and torch.allclose(factors.cross(gradient), samples @ gradient.flatten())
 
 
 def test_half_precision_factors_give_the_parameters_type():

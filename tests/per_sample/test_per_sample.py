@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_unlearn.losses import head_of
 from hf_unlearn.models.adapters import add_adapter
-from hf_unlearn.models.eval_mode import Stillness
+from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.layers import NotCovered
 
@@ -31,7 +31,7 @@ def largest_error(model, batch, losses=None, oracle=None):
     found, expected = engine(batch), loop(batch)
     assert torch.allclose(found.losses, expected.losses, rtol=1e-4)
     found, expected = found.rows(engine.parameters), expected.rows(engine.parameters)
-    scale = max(float(rows.norm()) for rows in expected.values())
+    scale = max(float(samples.norm()) for samples in expected.values())
     assert scale > 0
     return max(float((found[n] - e).norm()) / max(float(e.norm()), 1e-3 * scale) for n, e in expected.items())
 
@@ -105,8 +105,8 @@ def test_later_batches_of_other_sizes():
     engine, loop = (PerSampleGradients(model.eval(), losses_of(model), kind) for kind in ("hooks", "loop"))
     for k in (4, 10, 1, 7):
         found, expected = (each(batch(k, seed=k)).rows(engine.parameters) for each in (engine, loop))
-        for name, rows in expected.items():
-            assert torch.allclose(found[name], rows, atol=1e-5 * max(1.0, float(rows.abs().max()))), (k, name)
+        for name, samples in expected.items():
+            assert torch.allclose(found[name], samples, atol=1e-5 * max(1.0, float(samples.abs().max()))), (k, name)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
@@ -137,10 +137,10 @@ def test_activation_checkpointing(name):
     new = hasattr(model, "activation_checkpointing_enable")
     getattr(model, f"{'activation' if new else 'gradient'}_checkpointing_enable")({"use_reentrant": False})
     model.config.use_cache = False  # as Trainer does
-    Stillness().apply(model)
+    EvalMode().apply(model)
     engine = PerSampleGradients(model, losses_of(model), "hooks")
     found = engine(batch(5, seed=2)).rows(engine.parameters)
-    assert all(torch.allclose(found[n], rows, rtol=1e-4, atol=1e-5) for n, rows in expected.items())
+    assert all(torch.allclose(found[n], samples, rtol=1e-4, atol=1e-5) for n, samples in expected.items())
 
 
 class Odd(nn.Module):
@@ -175,11 +175,11 @@ def test_shared_and_repeated_and_idle():
     torch.manual_seed(0)
     model = Odd()
     engine, batch = gradients(model)
-    rows = engine(batch).rows(engine.parameters)
+    samples = engine(batch).rows(engine.parameters)
     expected = gradients(model, "loop")[0](batch).rows(engine.parameters)
-    assert set(rows) == {"first.weight", "first.bias", "second.bias", "idle"}
-    assert all(torch.allclose(rows[n], e, atol=1e-5) for n, e in expected.items())
-    assert not rows["idle"].any() and rows["first.weight"].any()
+    assert set(samples) == {"first.weight", "first.bias", "second.bias", "idle"}
+    assert all(torch.allclose(samples[n], e, atol=1e-5) for n, e in expected.items())
+    assert not samples["idle"].any() and samples["first.weight"].any()
 
 
 def test_samples_that_are_mixed_are_seen():

@@ -13,15 +13,15 @@ from hf_unlearn.per_sample.projection import cone_coefficients, far_from_depende
 SHAPES = {"a": (2, 3), "b": (4,)}
 
 
-def recording(rows):
-    return Recording(torch.zeros(len(rows)), {"w": [Dense(rows)]})
+def recording(samples):
+    return Recording(torch.zeros(len(samples)), {"w": [Dense(samples)]})
 
 
-def project(vector, rows):
+def project(vector, samples):
     """`g - Q Q^T g`, and the rank of Q."""
-    inner, slopes = gram([recording(rows)], {"w": vector}, per_tensor=False)[""]
+    inner, slopes = gram([recording(samples)], {"w": vector}, per_tensor=False)[""]
     coefficients, rank = span_coefficients(inner, slopes)
-    return vector - combine([recording(rows)], {"w": coefficients}, {"w": vector})["w"], rank
+    return vector - combine([recording(samples)], {"w": coefficients}, {"w": vector})["w"], rank
 
 
 def test_by_hand_in_two_dimensions():
@@ -35,18 +35,18 @@ def test_by_hand_in_two_dimensions():
 
 def test_against_qr():
     torch.manual_seed(0)
-    rows, g = torch.randn(3, 10, dtype=torch.float64), torch.randn(10, dtype=torch.float64)
-    q, _ = torch.linalg.qr(rows.T)
-    left, rank = project(g, rows)
+    samples, g = torch.randn(3, 10, dtype=torch.float64), torch.randn(10, dtype=torch.float64)
+    q, _ = torch.linalg.qr(samples.T)
+    left, rank = project(g, samples)
     assert torch.allclose(left, g - q @ (q.T @ g), atol=1e-12) and rank == 3
 
 
 def test_orthogonal_to_every_row_in_float32():
     torch.manual_seed(1)
     scales = 10.0 ** torch.linspace(-6, 2, 24)[:, None]  # well-learned samples have small gradients
-    rows, g = torch.randn(24, 500) * scales, torch.randn(500)
-    left, rank = project(g, rows)
-    cosines = (rows @ left) / (rows.norm(dim=1) * left.norm())
+    samples, g = torch.randn(24, 500) * scales, torch.randn(500)
+    left, rank = project(g, samples)
+    cosines = (samples @ left) / (samples.norm(dim=1) * left.norm())
     assert rank == 24 and cosines.abs().max() < 1e-5
 
 
@@ -61,10 +61,10 @@ def test_duplicates_zeros_and_more_rows_than_dimensions():
     assert rank == 0 and torch.equal(left, g)
 
 
-def test_coefficients_weigh_the_rows():
-    rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]], dtype=torch.float64)
+def test_coefficients_weigh_the_samples():
+    samples = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]], dtype=torch.float64)
     g = torch.tensor([3.0, 8.0, 5.0], dtype=torch.float64)
-    coefficients, rank = span_coefficients(rows @ rows.T, rows @ g)
+    coefficients, rank = span_coefficients(samples @ samples.T, samples @ g)
     assert rank == 2 and torch.allclose(coefficients, torch.tensor([3.0, 4.0], dtype=torch.float64))
 
 
@@ -72,13 +72,13 @@ def test_coefficients_weigh_the_rows():
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(2, 8))
 def test_cone_is_the_nearest_step_that_climbs_along_nothing(seed, k, d):
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(k, d, generator=generator, dtype=torch.float64)
+    samples = torch.randn(k, d, generator=generator, dtype=torch.float64)
     step = torch.randn(d, generator=generator, dtype=torch.float64)
-    coefficients = cone_coefficients(rows @ rows.T, rows @ step)
-    found = step - coefficients @ rows
-    assert (coefficients >= 0).all() and (rows @ found <= 1e-7).all()
+    coefficients = cone_coefficients(samples @ samples.T, samples @ step)
+    found = step - coefficients @ samples
+    assert (coefficients >= 0).all() and (samples @ found <= 1e-7).all()
     # An independent solver of the same problem cannot come nearer.
-    constraint = {"type": "ineq", "fun": lambda x: -(rows.numpy() @ x), "jac": lambda x: -rows.numpy()}
+    constraint = {"type": "ineq", "fun": lambda x: -(samples.numpy() @ x), "jac": lambda x: -samples.numpy()}
     best = minimize(
         lambda x: ((x - step.numpy()) ** 2).sum(), found.numpy() * 0, jac=lambda x: 2 * (x - step.numpy()),
         constraints=[constraint], method="SLSQP", options={"ftol": 1e-14, "maxiter": 500},
@@ -87,8 +87,8 @@ def test_cone_is_the_nearest_step_that_climbs_along_nothing(seed, k, d):
 
 
 def test_cone_leaves_a_harmless_step_alone():
-    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double()
-    assert cone_coefficients(rows @ rows.T, rows @ torch.tensor([-1.0, 5.0]).double()).tolist() == [0.0, 0.0]
+    samples = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double()
+    assert cone_coefficients(samples @ samples.T, samples @ torch.tensor([-1.0, 5.0]).double()).tolist() == [0.0, 0.0]
     nothing = torch.zeros(2, 2).double()
     assert cone_coefficients(nothing, nothing[0]).tolist() == [0.0, 0.0]
 

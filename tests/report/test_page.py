@@ -24,29 +24,29 @@ def example_report():
     """Everything a report can hold, from synthetic numbers; the same every time."""
     generator = np.random.default_rng(0)
     names = ["forget_accuracy", "retain_accuracy", "unseen_accuracy"]
-    figures = {}
+    metrics = {}
     for model, values in {
-        "original": [0.998, 0.997, 0.942], "audited": [0.947, 0.991, 0.938], "reference": [0.941, 0.996, 0.944],
+        "original": [0.998, 0.997, 0.942], "audited": [0.947, 0.991, 0.938], "retrained": [0.941, 0.996, 0.944],
     }.items():  # fmt: skip
         own = {}
         for name, value in zip(names, values, strict=True):
             own |= {name: value, f"{name}_low": value - 0.031, f"{name}_high": min(1.0, value + 0.027)}
             own[name.replace("accuracy", "loss")] = 2.4 * (1 - value) + 0.011
         for attack in ("loss", "confidence", "margin", "entropy"):
-            area = {"original": 0.783, "audited": 0.527, "reference": 0.504}[model] + 0.02 * generator.random()
+            area = {"original": 0.783, "audited": 0.527, "retrained": 0.504}[model] + 0.02 * generator.random()
             own |= {
                 f"mia_{attack}_auc": area,
                 f"mia_{attack}_auc_low": area - 0.05,
                 f"mia_{attack}_auc_high": area + 0.05,
             }
             own[f"mia_{attack}_tpr_at_1pct_fpr"] = 0.021 + 0.004 * generator.random()
-        figures[model] = own
+        metrics[model] = own
     roc = {}
     for attack, power in {"loss": 0.8, "confidence": 0.86, "margin": 0.7, "entropy": 0.97}.items():
         fpr = np.concatenate([[0.0], np.geomspace(0.001, 1, 60)])
         roc[attack] = {"fpr": fpr.tolist(), "tpr": (fpr**power).tolist()}
     edges = np.concatenate([[0.0], np.geomspace(0.001, 12, 24)])
-    losses = {"original": (-5, -3), "audited": (-2.9, -3), "reference": (-3, -3)}
+    losses = {"original": (-5, -3), "audited": (-2.9, -3), "retrained": (-3, -3)}
     counts = {
         model: {
             name: np.histogram(generator.lognormal(mean, 1.4, 400).clip(0, 12), edges)[0].tolist()
@@ -61,16 +61,16 @@ def example_report():
             "forget_loss": [2.4 * float(np.exp(-speed * step)) for step in steps],
             "forget_accuracy": [0.9 - 0.8 * float(np.exp(-speed * step)) for step in steps],
         }
-        for model, speed in {"audited": 0.2, "reference": 0.17}.items()
+        for model, speed in {"audited": 0.2, "retrained": 0.17}.items()
     }
     breakdown = [
         {
             "group": group,
             "set": name,
-            "rows": 40 + 3 * i,
+            "samples": 40 + 3 * i,
             "original": 0.99,
             "audited": 0.9 - 0.06 * i,
-            "reference": 0.93,
+            "retrained": 0.93,
         }
         for i, group in enumerate(["digit 0", "digit 1", "speaker Ængström", EVIL])
         for name in ("forget", "unseen")
@@ -81,21 +81,21 @@ def example_report():
     ]
     return AuditReport(
         metrics={
-            **figures["audited"], "gap": 0.64, "gap_low": 0.21, "gap_high": 1.37,
+            **metrics["audited"], "gap": 0.64, "gap_low": 0.21, "gap_high": 1.37,
             "relearn_loss_advantage": 0.137, "probe_forget_accuracy": 0.93,
         },
         verdict={
             "level": "consistent",
-            "sentence": "The attacks tell forgotten rows from unseen ones no better than on the reference model.",
+            "sentence": "The attacks tell forgotten samples from unseen ones no better than on the retrained model.",
         },
-        figures=figures,
+        metrics_by_model=metrics,
         roc=roc,
         histograms={"edges": edges.tolist(), "counts": counts},
         relearning=relearning,
         breakdown=breakdown,
         training=training,
         notes=["RMIA was left out: it needs shadow models.", f"A note with {EVIL} and an [/italic] in it."],
-        about={"rows": {"forget": 400, "retain": 3000, "unseen": 400}, "seed": 0, "device": "cpu",
+        about={"samples": {"forget": 400, "retain": 3000, "unseen": 400}, "seed": 0, "device": "cpu",
                "versions": {"hf_unlearn": "0.1.0", "torch": "2.13.0"}, "remark": EVIL},
     )  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_texts_of_a_report_are_never_html(tmp_path):
 
 
 def test_every_section_is_there_and_charts_are_named(page):
-    assert all(f'<section aria-labelledby="{name}">' in page for name in ("glance", "figures", *SECTIONS))
+    assert all(f'<section aria-labelledby="{name}">' in page for name in ("glance", "metrics", *SECTIONS))
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     named = re.findall(r'<svg [^>]*role="img" aria-labelledby="(\S+) (\S+)"', page)
@@ -137,19 +137,21 @@ def test_every_section_is_there_and_charts_are_named(page):
 
 def test_sections_without_data_are_left_out(tmp_path):
     full = example_report()
-    small = AuditReport(metrics={"forget_loss": 2.5}, verdict=full.verdict, figures={"audited": {"forget_loss": 2.5}})
+    small = AuditReport(
+        metrics={"forget_loss": 2.5}, verdict=full.verdict, metrics_by_model={"audited": {"forget_loss": 2.5}}
+    )
     text = small.to_html(tmp_path / "small.html").read_text()
-    assert "2.50" in text and 'aria-labelledby="figures"' in text and "<svg" not in text
+    assert "2.50" in text and 'aria-labelledby="metrics"' in text and "<svg" not in text
     assert not any(f'aria-labelledby="{name}"' in text for name in ("glance", *SECTIONS))
 
 
 def test_every_figure_and_interval_is_on_the_page(page):
-    for figures in (*example_report().figures.values(), example_report().metrics):
-        for name, value in figures.items():
+    for metrics in (*example_report().metrics_by_model.values(), example_report().metrics):
+        for name, value in metrics.items():
             if not name.endswith(("_low", "_high")):
                 assert f"<td>{show(value, name)}<" in page, name
-            if f"{name}_low" in figures:
-                ends = [show(figures[f"{name}_{end}"], name).removesuffix(" %") for end in ("low", "high")]
+            if f"{name}_low" in metrics:
+                ends = [show(metrics[f"{name}_{end}"], name).removesuffix(" %") for end in ("low", "high")]
                 assert f"<small>{ends[0]} – {ends[1]}</small>" in page, name  # noqa: RUF001
 
 
@@ -178,7 +180,7 @@ def test_the_terminal_shows_verdict_and_intervals(width):
     print_report(report, console)
     text = console.export_text()
     assert text.startswith("hidden: It [bold]came[/bold] back.\n")
-    for part in ("original", "audited", "reference", "94.7 (91.6 - 97.4) %", "0.6 (0.2 - 1.4)", "confidence"):
+    for part in ("original", "audited", "retrained", "94.7 (91.6 - 97.4) %", "0.6 (0.2 - 1.4)", "confidence"):
         assert part in text
 
 

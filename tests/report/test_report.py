@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from hf_unlearn.report.plots import loss_curves
-from hf_unlearn.report.tables import print_comparison, print_figures, show
+from hf_unlearn.report.tables import print_comparison, print_metrics, show
 
 
 def test_figures_as_text():
@@ -24,7 +24,7 @@ def test_tables_hold_every_figure(width):
     console = Console(width=width, record=True, file=io.StringIO())
     models = {"original": {"forget_accuracy": 1.0}, "∇τ": {"forget_accuracy": 0.88, "gap": 0.54}}
     print_comparison({"class 3": models}, {"forget": "forget_accuracy", "gap": "gap"}, "caption", console)
-    print_figures({"before": {"forget_loss": 0.1}, "after": {"forget_loss": 2.5}}, "run", console)
+    print_metrics({"before": {"forget_loss": 0.1}, "after": {"forget_loss": 2.5}}, "run", console)
     text = console.export_text()
     for part in ("class 3", "100.0", "88.0", "0.5", "caption", "forget loss", "0.10", "2.50"):
         assert part in text

@@ -24,7 +24,7 @@ def settings(tmp_path, **values):
         ({"forget_target": "median"}, "forget_target: unknown value 'median'"),
         ({"forget_target": []}, "forget_target: an empty sample"),
         ({"forget_target": [[1.0, 2.0], [1.0]]}, "forget_target: expected a name, a number, losses or loss profiles"),
-        ({"forget_target": [[1.0, 2.0]]}, r"forget_target: .* profiles \[rows, 8\], got \[1, 2\]"),
+        ({"forget_target": [[1.0, 2.0]]}, r"forget_target: .* profiles \[samples, 8\], got \[1, 2\]"),
         ({"hinge": "cubic"}, "hinge: unknown value"),
         ({"request": "person"}, "request: unknown value"),
         ({"projection_scope": "layer"}, "projection_scope: unknown value"),
@@ -56,14 +56,14 @@ def test_sets_are_checked_by_content(unlearn):
         retain.items[3] = {k: v.clone() for k, v in forget.items[1].items()}
         return forget, retain, unseen
 
-    with pytest.raises(ValueError, match="row 1 of forget_ds is row 3 of retain_ds"):
+    with pytest.raises(ValueError, match="sample 1 of forget_ds is sample 3 of retain_ds"):
         unlearn(sets=same)
 
     def seen(forget, retain, unseen):
         unseen.items[0] = retain.items[2]
         return forget, retain, unseen
 
-    with pytest.raises(ValueError, match=r"^unseen_ds and retain_ds share 1 rows"):
+    with pytest.raises(ValueError, match=r"^unseen_ds and retain_ds share 1 samples"):
         unlearn(sets=seen)
 
     def empty(forget, retain, unseen):
@@ -102,7 +102,7 @@ def test_without_unseen_data_a_fixed_budget_and_one_warning(unlearn, caplog):
     trainer = unlearn(unseen=0, max_steps=-1)
     assert caplog.text.count("No unseen_ds") == 1
     assert trainer.args.max_steps == 30 and trainer.method.retain_weight(0.5) == 0.9
-    assert any(type(callback).__name__ == "TargetStopping" for callback in trainer.callback_handler.callbacks)
+    assert any(type(callback).__name__ == "TargetStoppingCallback" for callback in trainer.callback_handler.callbacks)
     trainer.train()
     assert trainer.state.global_step <= 30
 
@@ -169,12 +169,14 @@ def test_one_row_of_a_forgotten_class_among_thousands_that_are_kept(unlearn, sto
         found = [some(1, 2), [*some(0, 2500), *some(1, 1)], some(2, 2)]
         if stored == "lists":
             return found
-        found = [Dataset.from_list([{k: v.tolist() for k, v in row.items()} for row in rows]) for rows in found]
-        for rows in found if stored == "transform" else ():
-            rows.set_transform(lambda rows: {"pixel_values": rows["pixel_values"]})
+        found = [
+            Dataset.from_list([{k: v.tolist() for k, v in sample.items()} for sample in samples]) for samples in found
+        ]
+        for samples in found if stored == "transform" else ():
+            samples.set_transform(lambda samples: {"pixel_values": samples["pixel_values"]})
         return found
 
-    with pytest.raises(ValueError, match=r"^request: .*retain_ds still holds rows of the forgotten classes \[1\]"):
+    with pytest.raises(ValueError, match=r"^request: .*retain_ds still holds samples of the forgotten classes \[1\]"):
         unlearn(request="class", sets=sets)
 
 
@@ -191,11 +193,11 @@ def test_a_refused_model_is_left_as_it_was(unlearn):
     assert [n for n, _ in model.named_parameters()] == names
 
 
-def test_masked_class_needs_one_label_a_row(unlearn):
+def test_masked_class_needs_one_label_a_sample(unlearn):
     def several(forget, retain, unseen):
-        for rows in (forget, retain, unseen):
-            rows.items = [{**row, "labels": torch.tensor([1.0, 0.0, 1.0])} for row in rows.items]
+        for samples in (forget, retain, unseen):
+            samples.items = [{**sample, "labels": torch.tensor([1.0, 0.0, 1.0])} for sample in samples.items]
         return forget, retain, unseen
 
-    with pytest.raises(ValueError, match="needs one integer label a row"):
+    with pytest.raises(ValueError, match="needs one integer label a sample"):
         unlearn("bert", sets=several, request="class").train()

@@ -36,7 +36,7 @@ PROMISED = {
     "llama": CLAIMS | MODEL | {"generation_config.json", "tokenizer.json", "tokenizer_config.json"},
     "whisper": CLAIMS | MODEL | {"generation_config.json", "preprocessor_config.json"},
 }
-# Below eight rows there is no membership inference, which takes longer than all the rest.
+# Below eight samples there is no membership inference, which takes longer than all the rest.
 ROWS = {"vit": 12, "bert": 7, "llama": 7, "whisper": 7}
 METHODS = {"vit": "orthograd", "bert": "nabla_tau", "llama": "orthograd", "whisper": "grad_diff"}
 SAID = [f"Person {i} of Elm Street {i} said {word}" for i, word in enumerate(["yes", "no", "never"])]
@@ -60,23 +60,26 @@ def processor(name):
 
 
 def sets(name, forget=None, retain=20):
-    """Rows with what should not get out: texts, paths and names of people. As many unseen rows as forget rows."""
+    """Samples with what should not get out: texts, paths and names of people. As many unseen samples as forget samples."""
     forget = unseen = forget or ROWS[name]
-    rows = tiny.rows(tiny.make(name)[1](forget + retain + unseen, seed=1))
-    rows = [{key: value.tolist() if torch.is_tensor(value) else value for key, value in row.items()} for row in rows]
+    samples = tiny.samples(tiny.make(name)[1](forget + retain + unseen, seed=1))
+    samples = [
+        {key: value.tolist() if torch.is_tensor(value) else value for key, value in sample.items()}
+        for sample in samples
+    ]
     hidden = [
         {"text": SAID[i % 3], "path": f"/archive/elm-street/{i}.wav", "person": PEOPLE[i % 3]}
-        for i in range(len(rows))
+        for i in range(len(samples))
     ]
-    data = datasets.Dataset.from_list([row | more for row, more in zip(rows, hidden, strict=True)])
+    data = datasets.Dataset.from_list([sample | more for sample, more in zip(samples, hidden, strict=True)])
     return [
         data.select(range(*ends))
         for ends in ((0, forget), (forget, forget + retain), (forget + retain, forget + retain + unseen))
     ]
 
 
-def build(name, folder, rows=7, model=None, **settings):
-    forget, retain, unseen = sets(name, rows)
+def build(name, folder, samples=7, model=None, **settings):
+    forget, retain, unseen = sets(name, samples)
     defaults = {
         "max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4, "method": METHODS[name],
         "report_to": "none", "disable_tqdm": True, "use_cpu": True, "hub_token": TOKEN,
@@ -97,12 +100,12 @@ def runs(hub, tmp_path_factory):
         trainer.train()
         forget, retain, unseen = sets(name)
         report = audit(
-            trainer.model, forget=forget, retain=retain, unseen=unseen, group_column="person", resamples=20,
+            trainer.model, forget_ds=forget, retain_ds=retain, unseen_ds=unseen, group_column="person", resamples=20,
             training=trainer.state.log_history,
         )  # fmt: skip
         assert {entry["group"] for entry in report.breakdown} == set(PEOPLE)
         commit = trainer.push_to_hub(
-            f"me/{name}", audit=report, forget_request="All rows of\nrequest 7.", request_id="7"
+            f"me/{name}", audit=report, forget_request="All samples of\nrequest 7.", request_id="7"
         )
         trainer.audit_report = report
         found[name] = trainer, commit
@@ -131,13 +134,13 @@ def test_nothing_of_the_forget_set_leaves_the_machine(runs, hub):
     assert b"safetensors" in sent and b"request 7." in sent  # the search can find something
     secrets = [*SAID, *PEOPLE, "elm-street", TOKEN, str(runs["vit"][0].args.output_dir)]
     for name in PROMISED:
-        for row in sets(name)[0].select(range(4)):
-            ids = row.get("input_ids") or row.get("labels")
+        for sample in sets(name)[0].select(range(4)):
+            ids = sample.get("input_ids") or sample.get("labels")
             if isinstance(ids, list):
                 secrets += [str(ids), json.dumps(ids, separators=(",", ":")), bytes(torch.tensor(ids).numpy())]
             for column in ("pixel_values", "input_features"):
-                if column in row:
-                    values = torch.tensor(row[column]).flatten()[:8]
+                if column in sample:
+                    values = torch.tensor(sample[column]).flatten()[:8]
                     secrets += [str(values.tolist())[1:-1], bytes(values.numpy())]
     for secret in secrets:
         assert (secret.encode() if isinstance(secret, str) else secret) not in sent, secret
@@ -194,9 +197,9 @@ def test_card_carries_the_audit_and_the_request(runs, hub):
     assert results.keys() == {name for name in report.metrics if not name.endswith(("_low", "_high"))}
     assert results["forget_accuracy"].metric_value == pytest.approx(report.metrics["forget_accuracy"], abs=1e-6)
     assert results["forget_accuracy"].dataset_name == "Forget set"
-    assert results["mia_loss_auc"].dataset_name == "Forget set against unseen set"
+    assert results["mia_loss_auc"].dataset_name == "Forget set against unseen dataset"
     for text in (
-        report.verdict["sentence"], "> All rows of\n> request 7.", "12 rows (single rows), with 20 rows to be kept",
+        report.verdict["sentence"], "> All samples of\n> request 7.", "12 samples (single samples), with 20 samples to be kept",
         "| `method` | orthograd |", "Shamsian et al. 2025, arXiv 2503.02312", "no proof of deletion",
         f"torch {torch.__version__}",
     ):  # fmt: skip
@@ -208,12 +211,12 @@ def test_published_audit_numbers_people_and_keeps_labels(runs, hub):
         page = hub.repos["me/whisper"].files()[path].decode()
         assert "group 1" in page and not any(name in page for name in PEOPLE)
     entries = [
-        {"group": group, "set": where, "rows": rows, "audited": 0.5}
-        for group, where, rows in (("cat", "forget", 3), ("Ada Winter", "forget", 2), ("Ada Winter", "unseen", 9))
+        {"group": group, "set": where, "samples": samples, "audited": 0.5}
+        for group, where, samples in (("cat", "forget", 3), ("Ada Winter", "forget", 2), ("Ada Winter", "unseen", 9))
     ]
     report = AuditReport({}, {"level": "unclear", "sentence": ""}, {}, breakdown=entries)
     shown = published(report, {0: "cat"}).breakdown
-    assert [(each["group"], each["rows"]) for each in shown] == [("cat", 3), ("group 2", 2), ("group 2", 9)]
+    assert [(each["group"], each["samples"]) for each in shown] == [("cat", 3), ("group 2", 2), ("group 2", 9)]
     assert report.breakdown[1]["group"] == "Ada Winter"  # the user's own report stays
 
 
@@ -242,22 +245,22 @@ def test_record_proves_rows_and_weights(runs, hub, name):
     assert found.matches, found
     assert str(found) == (
         "weights: those that the record says were left after unlearning; "
-        f"rows: all {ROWS[name]} given are among the {ROWS[name]} that the record says were forgotten"
+        f"samples: all {ROWS[name]} given are among the {ROWS[name]} that the record says were forgotten"
     )
-    assert verify(record, rows=forget.select([3]).select_columns(record["request"]["columns"][::-1])).matches
+    assert verify(record, samples=forget.select([3]).select_columns(record["request"]["columns"][::-1])).matches
     plain = [
-        {key: torch.tensor(value) for key, value in row.items() if key not in ("text", "path", "person")}
-        for row in forget
+        {key: torch.tensor(value) for key, value in sample.items() if key not in ("text", "path", "person")}
+        for sample in forget
     ]
-    assert verify(record, rows=plain).matches
-    before, others = verify(record, tiny.make(name)[0]), verify(record, rows=retain)
+    assert verify(record, samples=plain).matches
+    before, others = verify(record, tiny.make(name)[0]), verify(record, samples=retain)
     assert not before.matches and str(before) == "weights: those from BEFORE unlearning"
-    assert not others.matches and str(others).startswith("rows: 0 of 20 given")
-    assert (record["request"]["id"], record["request"]["rows"]) == ("7", ROWS[name])
+    assert not others.matches and str(others).startswith("samples: 0 of 20 given")
+    assert (record["request"]["id"], record["request"]["samples"]) == ("7", ROWS[name])
     assert record["method"]["name"] == METHODS[name]
     assert record["settings"]["steps"] == 2 and record["audit"]["level"]
-    with pytest.raises(ValueError, match=r"^rows: have no column"):
-        verify(record, rows=forget.remove_columns("labels"))
+    with pytest.raises(ValueError, match=r"^samples: have no column"):
+        verify(record, samples=forget.remove_columns("labels"))
 
 
 # ---- where it goes ---------------------------------------------------------------------------------------------
@@ -404,8 +407,8 @@ def test_audit_is_the_last_one_or_made_or_left_out_with_a_word(hub, tmp_path, ca
     saved = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     assert saved.keys() == files.keys() - {".gitattributes"}
     assert saved["model.safetensors"] == files["model.safetensors"]
-    report.about["forget_rows"] = 5
-    with pytest.raises(ValueError, match=r"^audit: is about 5 forget rows, the trainer has 12"):
+    report.about["forget_samples"] = 5
+    with pytest.raises(ValueError, match=r"^audit: is about 5 forget samples, the trainer has 12"):
         vit.push_to_hub("me/audited", audit=report)
 
 

@@ -5,22 +5,14 @@ import math
 
 import pytest
 import torch
-from tiny import make, rows
+from gradients import Gradients
+from tiny import make, samples
 from transformers import TrainerCallback
 
-from hf_unlearn import UnlearningArguments, UnlearningTrainer, stopping
+from hf_unlearn import UnlearningArguments, UnlearningTrainer
 from hf_unlearn.methods import METHODS
+from hf_unlearn.trainer import callbacks as stopping
 from hf_unlearn.trainer.surgery_step import SurgeryStep
-
-
-class Gradients(TrainerCallback):
-    """Keeps the gradient that the optimizer gets at every step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
 def gradients(unlearn, batch, accumulation, **settings):
@@ -69,7 +61,7 @@ CASES = [
 ]
 
 
-# No weight can matter ten times more to the forget rows than to all rows where they are over a tenth of them.
+# No weight can matter ten times more to the forget samples than to all samples where they are over a tenth of them.
 SETS = {"ssd": {"forget": 1, "retain": 30}}
 
 
@@ -77,8 +69,8 @@ SETS = {"ssd": {"forget": 1, "retain": 30}}
 def test_accumulation_changes_nothing(unlearn, method, settings):
     def one_class(forget, retain, unseen):
         if settings.get("request") == "class":
-            forget.items = [{**row, "labels": torch.tensor(0)} for row in forget.items]
-            retain.items = [{**row, "labels": torch.tensor(1)} for row in retain.items]
+            forget.items = [{**sample, "labels": torch.tensor(0)} for sample in forget.items]
+            retain.items = [{**sample, "labels": torch.tensor(1)} for sample in retain.items]
         return forget, retain, unseen
 
     found = {
@@ -107,14 +99,14 @@ def test_orthograd_gets_the_gradient_of_the_paper(unlearn):
     model, data = seen[1].eval(), trainer.train_dataset
     pairs = [data[p] for p in range(4, 8)]
 
-    def gradient(row):
+    def gradient(sample):
         model.zero_grad()
-        batch = trainer.data_collator([row])
+        batch = trainer.data_collator([sample])
         model(**batch).loss.backward()
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
     forget = [gradient(pair.forget) for pair in pairs]
-    retain = [gradient(row) for pair in pairs for row in pair.retain]
+    retain = [gradient(sample) for pair in pairs for sample in pair.retain]
     ascend = {n: -torch.stack([g[n] for g in forget]).mean(0) for n in forget[0]}
     basis = {n: torch.stack([g[n].flatten() for g in retain]) for n in ascend}
     matrix = torch.cat(list(basis.values()), 1).T
@@ -132,7 +124,7 @@ def test_orthograd_gets_the_gradient_of_the_paper(unlearn):
 def test_the_same_run_twice_is_bitwise_equal(unlearn, method):
     states = []
     for folder in ("one", "two"):
-        name = "gpt2" if "causal_lm" in METHODS[method].heads else "vit"
+        name = "gpt2" if "causal_lm" in METHODS[method].head_kinds else "vit"
         trainer = unlearn(name, method=method, max_steps=3, folder=folder, **SETS.get(method, {}))
         trainer.train()
         states.append(trainer.model.state_dict())
@@ -162,7 +154,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bitwise(unlearn, name, met
             if state.global_step == 4:
                 control.should_training_stop = True
 
-    # 10 retain rows, batches of 4: the interruption comes in the second epoch.
+    # 10 retain samples, batches of 4: the interruption comes in the second epoch.
     common = {"method": method, "max_steps": 7, "save_strategy": "steps", "save_steps": 4, **settings}
     whole = unlearn(name, folder="whole", **common)
     whole.train()
@@ -172,7 +164,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bitwise(unlearn, name, met
     assert resumed.state.global_step == 7
     one, two = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(one[n], two[n]) for n in one)
-    assert resumed.figures_before == whole.figures_before
+    assert resumed.metrics_before == whole.metrics_before
 
 
 def test_best_model_is_loaded_right(unlearn):
@@ -199,7 +191,7 @@ def test_logs_say_what_happens(unlearn):
         "effective_rank",
     } <= entry.keys()
     assert entry["retain_weight"] == 0.5 and 0 < entry["surviving_share"] <= 1 and entry["effective_rank"] == 4
-    assert entry["target"] == pytest.approx(trainer.figures_before["unseen_loss"], rel=1e-6)
+    assert entry["target"] == pytest.approx(trainer.metrics_before["unseen_loss"], rel=1e-6)
     distance = trainer.target.combine(torch.zeros(4)).item()
     assert math.isfinite(distance)
 
@@ -230,10 +222,10 @@ def test_the_number_of_steps_follows_the_data(unlearn):
     def steps(name="vit", **settings):
         return unlearn(name, retain=40, max_steps=-1, **settings).args.max_steps
 
-    assert steps(per_device_train_batch_size=1) == 80  # two passes over 40 rows
+    assert steps(per_device_train_batch_size=1) == 80  # two passes over 40 samples
     assert steps(per_device_train_batch_size=1, method="finetune") == 160
     assert steps("gpt2", per_device_train_batch_size=1, method="npo") == 80
-    assert steps(per_device_train_batch_size=1, forget=20) == 160  # eight passes over 20 rows
+    assert steps(per_device_train_batch_size=1, forget=20) == 160  # eight passes over 20 samples
     assert steps(per_device_train_batch_size=1, retain_batch_size=2, gradient_accumulation_steps=2) == 50
     assert steps(per_device_train_batch_size=1, forget=130) == 240
 
@@ -266,7 +258,7 @@ def test_retain_batch_size(unlearn):
 
 
 def test_default_batches_fit_model_and_data(unlearn, tmp_path):
-    """A step takes no more rows than a set has, of many tokens fewer; what the user says, at any time, stands."""
+    """A step takes no more samples than a set has, of many tokens fewer; what the user says, at any time, stands."""
 
     def batches(name="vit", forget=80, retain=40, batch=None, **settings):
         trainer = unlearn(name, forget=forget, retain=retain, per_device_train_batch_size=batch, **settings)
@@ -283,17 +275,17 @@ def test_default_batches_fit_model_and_data(unlearn, tmp_path):
     def settled(args, forget, retain):
         data = unlearn(forget=forget, retain=retain)
         found = UnlearningTrainer(data.model, data.forget_ds, data.retain_ds, args, unseen_ds=data.unseen_ds).args
-        return found, (found.per_device_train_batch_size, found.retain_rows)
+        return found, (found.per_device_train_batch_size, found.retain_samples)
 
     args = UnlearningArguments(str(tmp_path), report_to="none", use_cpu=True)
     used, sizes = settled(args, 20, 40)
-    assert sizes == (20, 40) and (args.per_device_train_batch_size, args.retain_rows) == (64, 64)
+    assert sizes == (20, 40) and (args.per_device_train_batch_size, args.retain_samples) == (64, 64)
     assert settled(used, 30, 50)[1] == (30, 50)
     assert settled(args.set_dataloader(train_batch_size=8), 20, 40)[1] == (8, 8)
 
 
 def test_a_survey_goes_through_each_set_in_batches_of_its_own(unlearn):
-    survey = unlearn(forget=3, retain=20, per_device_train_batch_size=3, retain_batch_size=10).survey()
+    survey = unlearn(forget=3, retain=20, per_device_train_batch_size=3, retain_batch_size=10)._calibration_pass()
     sizes = {name: [len(batch["labels"]) for batch in survey.batches(name)] for name in ("forget", "retain")}
     assert sizes == {"forget": [3], "retain": [10, 10]}
 
@@ -309,7 +301,7 @@ def test_stops_at_the_target_and_at_the_guard(unlearn, caplog):
     trainer = unlearn(method="grad_diff", forget_target=2.5, learning_rate=1e-2, max_steps=200, logging_steps=200)
     trainer.train()
     assert trainer.state.global_step < 200 and trainer.state.global_step % 5 == 0
-    assert trainer.unlearning_figures()["forget_loss"] >= 2.5
+    assert trainer.unlearning_metrics()["forget_loss"] >= 2.5
     trainer = unlearn(method="grad_ascent", forget_target=1e9, learning_rate=1e-2, max_steps=200, logging_steps=200)
     trainer.train()
     assert trainer.state.global_step < 200 and "retain loss has risen" in caplog.text
@@ -354,7 +346,7 @@ def test_activation_checkpointing_changes_nothing(unlearn):
 
 def test_evaluate_has_the_figures_and_the_users_own(unlearn):
     model, batch = make("vit")
-    flat = rows(batch(5, seed=9))
+    flat = samples(batch(5, seed=9))
     trainer = unlearn(
         model=model, forget=12, retain=12, unseen=12, eval_dataset={"extra": flat},
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
@@ -411,8 +403,8 @@ def test_word_error_rates_by_generation(unlearn):
     )  # fmt: skip
     found = trainer.evaluate()
     references, predictions = [], []
-    for row in trainer.forget_ds.items:
-        batch = trainer.data_collator([row])
+    for sample in trainer.forget_ds.items:
+        batch = trainer.data_collator([sample])
         tokens = trainer.model.generate(input_features=batch["input_features"], max_length=8, num_beams=1)
         labels = [i for i in batch["labels"][0].tolist() if i != -100]
         references.append(tokenizer.decode(labels, skip_special_tokens=True))
@@ -442,7 +434,7 @@ def test_the_guard_compares_a_sample_with_itself(unlearn, monkeypatch):
     monkeypatch.setattr(stopping, "RETAIN_GUARD", 1e-4)
     settings = {"method": "grad_diff", "learning_rate": 1e-12, "forget_target": 1e9, "max_steps": 6}
     for count in (1, 2, 3):
-        monkeypatch.setattr(stopping, "CHECK_ROWS", count)
+        monkeypatch.setattr(stopping, "CHECK_SAMPLES", count)
         trainer = unlearn(**settings, save_steps=5, save_strategy="steps", folder=str(count))
         trainer.train()
         assert trainer.state.global_step == 6
@@ -452,11 +444,13 @@ def test_the_guard_compares_a_sample_with_itself(unlearn, monkeypatch):
 
 
 def test_fewer_rows_of_many_tokens_are_checked(unlearn, monkeypatch):
-    monkeypatch.setattr(stopping, "CHECK_ROWS", 3)
-    monkeypatch.setattr(stopping, "CHECK_ROWS_OF_TOKENS", 2)
+    monkeypatch.setattr(stopping, "CHECK_SAMPLES", 3)
+    monkeypatch.setattr(stopping, "CHECK_SAMPLES_OF_TOKENS", 2)
     for name, count in (("bert", 3), ("llama", 2)):
         trainer = unlearn(name, method="grad_diff")
-        watching = next(c for c in trainer.callback_handler.callbacks if isinstance(c, stopping.TargetStopping))
+        watching = next(
+            c for c in trainer.callback_handler.callbacks if isinstance(c, stopping.TargetStoppingCallback)
+        )
         assert len(watching.forget) == len(watching.retain) == count
 
 
@@ -466,5 +460,5 @@ UNUSED = {"vit": set(), "dinov2": {"dinov2.embeddings.mask_token"}, "wav2vec2": 
 
 @pytest.mark.parametrize("name", UNUSED)
 def test_parameters_without_use_are_found(unlearn, name):
-    assert unlearn(name).unused_parameters() == UNUSED[name]
-    assert unlearn(name, method="orthograd").unused_parameters() == set()  # adapters are where the layers are
+    assert unlearn(name)._unused_parameters() == UNUSED[name]
+    assert unlearn(name, method="orthograd")._unused_parameters() == set()  # adapters are where the layers are
