@@ -20,7 +20,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics
-from hf_unlearn.auditing.statistics import SampleStatistics, collect
+from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.data.collator import readable_collator
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.splitting import request_of
@@ -47,7 +47,7 @@ def statistics_of(
         description: of the progress bar.
         cache_dir: where signals are kept, by a fingerprint of model, samples and settings: losses and scores, no sample.
             A collator that cannot be hashed is refused.
-        **wanted: `scores`, `log_probs`, `tokenizer`, as in `collect`.
+        **wanted: `scores`, `log_probs`, `tokenizer`, as in `collect_statistics`.
     """
     accelerator = Accelerator()
     kept = None
@@ -65,7 +65,7 @@ def statistics_of(
         if loaded[0] is not None:
             return SampleStatistics(**loaded[0])
     with evaluating(model.to(accelerator.device)):
-        found = collect(
+        found = collect_statistics(
             model,
             dataset,
             head=head_of(model),

@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from hf_unlearn.auditing.recovery import plain_copy
-from hf_unlearn.auditing.statistics import collect
+from hf_unlearn.auditing.statistics import collect_statistics
 from hf_unlearn.data.collator import readable_collator
 from hf_unlearn.data.splitting import subsample
 from hf_unlearn.losses import head_of, label_problem
@@ -206,7 +206,7 @@ def _curve(
     found: Curve = {"steps": [], "forget_loss": [], "forget_accuracy": []}
 
     def measure(step: int) -> None:
-        signals = collect(
+        signals = collect_statistics(
             student, measured, head=head, collator=collator, accelerator=accelerator, batch_size=batch_size
         )
         found["steps"].append(step)

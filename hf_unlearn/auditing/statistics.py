@@ -56,7 +56,7 @@ class SampleStatistics:
 
 
 @torch.no_grad()
-def collect(
+def collect_statistics(
     model: Any,
     dataset: Any,
     *,

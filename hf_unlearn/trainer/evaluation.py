@@ -15,7 +15,7 @@ from transformers.training_args import ParallelMode
 
 from hf_unlearn.auditing.audit import audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics, transcribe, word_error_rate
-from hf_unlearn.auditing.statistics import SampleStatistics, collect
+from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.data.splitting import subsample
 from hf_unlearn.losses import Head
 from hf_unlearn.methods import CalibrationPass
@@ -42,7 +42,7 @@ class EvaluationMixin(Seq2SeqTrainer):
 
     def _collect_statistics(self, dataset: Any, description: str = "Measuring") -> SampleStatistics:
         """Per-sample signals of the model as it is now on a dataset of flat samples."""
-        return collect(
+        return collect_statistics(
             self._runner,
             self._readable(dataset),
             head=self.head,

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_unlearn.auditing import sample_scores as scores_module
 from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.sample_scores import sample_scores
-from hf_unlearn.auditing.statistics import collect
+from hf_unlearn.auditing.statistics import collect_statistics
 from hf_unlearn.data.collator import default_collator
 from hf_unlearn.losses import head_of
 
@@ -197,7 +197,7 @@ def test_the_batch_size_changes_nothing(name, tokenizer):
     samples, found = dataset(name), []
     for size in (1, 2, 4, 9):
         found.append(
-            collect(
+            collect_statistics(
                 model, samples, head=head_of(model), collator=default_collator(model), accelerator=Accelerator(cpu=True),
                 batch_size=size, scores=True, log_probs=True, tokenizer=tokenizer,
             )
