@@ -1,0 +1,114 @@
+"""The method catalogue: every entry of `METHODS`, from the class itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from hf_unlearn.methods import METHODS, Method
+
+HEADS = {
+    "image, audio, text classification": ("single_label",),
+    "multi-label, regression": ("multi_label", "regression"),
+    "token classification, question answering": ("token", "question_answering"),
+    "causal and seq2seq language models, Whisper": ("causal_lm", "seq2seq_lm"),
+    "masked language models": ("masked_lm",),
+    "CTC": ("ctc",),
+    "your own `per_sample_loss`": ("custom",),
+}
+FLAGS = {
+    "is_gradient_surgery": "combines gradients (gradient surgery)",
+    "converges_at_target": "converges at its target by itself",
+    "raises_forget_loss": "raises the forget loss",
+    "lora_by_default": "trains a LoRA adapter by default",
+    "needs_original_model": "compares with the original model",
+    "needs_full_weights": "needs all weights: no added adapter, no sharded weights",
+    "needs_alternative_ds": "needs `alternative_ds`",
+}
+
+
+def heads() -> str:
+    """Methods by the kinds of head that they work on; those that work on the same ones share a line."""
+    groups: dict[tuple[bool, ...], list[str]] = {}
+    for name, method in METHODS.items():
+        works = tuple(not method.head_kinds or set(kinds) <= set(method.head_kinds) for kinds in HEADS.values())
+        groups.setdefault(works, []).append(f"[`{name}`](#{anchor(name)})")
+    lines = [f"| method | {' | '.join(HEADS)} |", "|---" * (len(HEADS) + 1) + "|"]
+    for works, names in sorted(groups.items(), key=lambda group: -sum(group[0])):
+        lines.append(f"| {', '.join(names)} | {' | '.join('yes' if each else '-' for each in works)} |")
+    return "\n".join(lines)
+
+
+def anchor(name: str) -> str:
+    """The id of a method's section."""
+    return f"method-{name.replace('_', '-')}"
+
+
+def methods() -> str:
+    """All methods, as Markdown."""
+    return "\n\n".join(section(method) for method in METHODS.values())
+
+
+def section(method: type[Method]) -> str:
+    """One method."""
+    facts = {
+        "name": f'`UnlearningArguments(method="{method.name}")`',
+        "paper": method.paper if method.paper != "-" else "none",
+        "heads": ", ".join(f"`{kind}`" for kind in method.head_kinds) or "all",
+        "properties": "; ".join(properties(method)) or "none",
+        "defaults": defaults(method),
+        "class": f"{{py:obj}}`{method.__module__}.{method.__qualname__}`",
+    }
+    parts = [
+        f"({anchor(method.name)})=\n### {method.title}",
+        inspect.getdoc(method) or "",
+        "\n".join(f"- **{name}**: {text}" for name, text in facts.items()),
+        hyperparameters(method),
+        bibtex(method),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def properties(method: type[Method]) -> list[str]:
+    """What the method's flags say, in words."""
+    said = [text for flag, text in FLAGS.items() if getattr(method, flag)]
+    if not method.is_iterative:
+        return [*said, "takes no optimizer steps"]
+    return said if method.converges_at_target or method.is_gradient_surgery else [*said, "is stopped at the target"]
+
+
+def defaults(method: type[Method]) -> str:
+    """Learning rate, retain weight and length of a run, where nothing is given."""
+    if not method.is_iterative:
+        return "none"
+    return (
+        f"learning rate {method.learning_rate:g} for all weights of a model of up to a million, retain weight "
+        f"{method.default_retain_weight:.4g}, {method.passes} passes over the larger dataset and at least "
+        f"{method.min_steps} steps"
+    )
+
+
+def hyperparameters(method: type[Method]) -> str:
+    """The method's own settings, `method_kwargs`, as a table."""
+    settings: Any = getattr(method, "hyperparameters", None)
+    if settings is None or not dataclasses.fields(settings):
+        return ""
+    lines = ["| `method_kwargs` | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(settings):
+        lines.append(f"| `{field.name}` | `{field.default}` | {field.metadata.get('help', '')} |")
+    return "\n".join(lines)
+
+
+def bibtex(method: type[Method]) -> str:
+    """The paper's entry.
+
+    Raises:
+        ValueError: the method names a paper and has no entry.
+    """
+    entry = inspect.cleandoc(getattr(method, "bibtex", ""))
+    if not entry:
+        if method.paper != "-" and hasattr(Method, "bibtex"):
+            raise ValueError(f"{method.__name__}.bibtex: is missing; give the entry of {method.paper}")
+        return ""
+    return f":::{{dropdown}} BibTeX\n```bibtex\n{entry}\n```\n:::"

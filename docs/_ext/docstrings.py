@@ -1,0 +1,141 @@
+"""Docstrings for Sphinx: the package writes Markdown with Google's sections, autodoc reads reStructuredText."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+NAME = re.compile(r"hf_unlearn(\.\w+)+|[A-Z][A-Za-z]+(\.\w+)*")
+ITEM = re.compile(r"\s*([-*]|\d+\.) ")
+SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields|Examples?|Notes?):$")
+LINK = re.compile(r"\[([^\]]+)\]\((\S+?)\)")
+# Emphasis, and the names of *args and **kwargs, stay; any other star is one.
+STAR = re.compile(r"(\*{1,2}\w[^*\n]*\*{1,2}|^ *\*{1,2}\w+:)|\*", re.MULTILINE)
+# A constructor with as many settings is unreadable; its class shows them by group.
+LONGEST_SIGNATURE = 40
+
+
+def indent_of(line: str) -> int:
+    """Number of leading spaces."""
+    return len(line) - len(line.lstrip())
+
+
+def inline(text: str) -> str:
+    """Code and links of a paragraph; names of the package and of classes become references where there is a target."""
+
+    def code(match: re.Match[str]) -> str:
+        content = " ".join(match[1].split())
+        return f":py:obj:`{content}`" if NAME.fullmatch(content) else f"``{content}``"
+
+    text = LINK.sub(r"`\1 <\2>`__", text) if LINK.search(text) else text
+    parts = re.split(r"(`[^`]+`__|(?<!`)`(?!`)[^`]+`(?!`))", text)
+    return "".join(
+        re.sub(r"`([^`]+)`", code, part) if part.startswith("`") and not part.endswith("__") else _escape(part)
+        for part in parts
+    )
+
+
+def _escape(text: str) -> str:
+    """Marks that mean something to reStructuredText alone: |substitutions|, references_, and a * without its pair."""
+    text = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", text.replace("|", r"\|"))
+    return STAR.sub(lambda match: match[1] or r"\*", text)
+
+
+def table(lines: list[str]) -> Iterator[str]:
+    """A Markdown table as a list-table."""
+    space = " " * indent_of(lines[0])
+    yield from ("", f"{space}.. list-table::", f"{space}   :header-rows: 1", "")
+    for line in (lines[0], *lines[2:]):
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+        for number, cell in enumerate(cells):
+            yield f"{space}   {'* -' if number == 0 else '  -'} {inline(cell)}"
+    yield ""
+
+
+def convert(lines: list[str]) -> list[str]:
+    """A docstring, line by line."""
+    result: list[str] = []
+    paragraph: list[str] = []
+
+    def flush() -> None:
+        if paragraph:
+            result.extend(inline("\n".join(paragraph)).split("\n"))
+            paragraph.clear()
+
+    number, in_section = 0, False
+    while number < len(lines):
+        line = lines[number]
+        bare, before = line.strip(), lines[number - 1].strip() if number else ""
+        if SECTION.match(bare):
+            in_section = True
+        if bare.startswith("```"):
+            flush()
+            end = next(n for n in range(number + 1, len(lines)) if lines[n].strip() == "```")
+            space = " " * indent_of(line)
+            result += ["", f"{space}.. code-block:: {bare[3:] or 'text'}", ""]
+            result += [f"   {code}" for code in lines[number + 1 : end]] + [""]
+            number = end
+        elif bare.startswith("|") and set(lines[number + 1].strip()) <= set("|-: "):
+            flush()
+            end = next((n for n in range(number, len(lines)) if not lines[n].strip().startswith("|")), len(lines))
+            result += table(lines[number:end])
+            number = end - 1
+        elif bare.startswith(">>>"):
+            flush()
+            end = next((n for n in range(number, len(lines)) if not lines[n].strip()), len(lines))
+            result += lines[number:end]
+            number = end - 1
+        elif bare.startswith("> "):
+            flush()
+            result.append(f"**{bare[2:]}**")
+            in_section = False
+        elif not in_section and not before and indent_of(line) >= 4:  # Markdown's code by indentation
+            flush()
+            ends = (n for n in range(number, len(lines)) if lines[n].strip() and indent_of(lines[n]) < 4)
+            end = next(ends, len(lines))
+            result += [".. code-block:: python", "", *lines[number:end], ""]
+            number = end - 1
+        else:
+            starts = ITEM.match(line) and before and not before.endswith(":")
+            # A list needs an empty line before it; an item that goes on with another does not.
+            if starts and not any(map(ITEM.match, paragraph)):
+                flush()
+                result.append("")
+            if not bare:
+                flush()
+                result.append("")
+            else:
+                paragraph.append(line)
+        number += 1
+    flush()
+    return result
+
+
+def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Convert in place, before napoleon reads the sections."""
+    lines[:] = convert(lines)
+
+
+def signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, text: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    """Nothing but dots for a constructor that nobody could read."""
+    return ("(...)", None) if text and text.count("=") > LONGEST_SIGNATURE else None
+
+
+def missing(app: Any, env: Any, node: Any, content: Any) -> None:
+    """Warn of a name of the package that leads nowhere; all others are plain code."""
+    if node.get("reftype") == "obj" and node.get("reftarget", "").startswith("hf_unlearn."):
+        logger.warning("there is no %s to refer to", node["reftarget"], location=node)
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Connect to autodoc."""
+    app.connect("autodoc-process-docstring", process, priority=400)
+    app.connect("autodoc-process-signature", signature)
+    app.connect("missing-reference", missing)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
