@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from hf_unlearn.data.validation import refuse_kept
+from hf_unlearn.data.validation import check_disjoint_classes
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.functional import divergences
 from hf_unlearn.losses.head import SEVERAL
@@ -255,7 +255,7 @@ def make_target(kind: str, setting: Any, hinge: str, signals: Mapping[str, Any])
         if signals["forget"].labels is None:
             raise ValueError('forget_target: "masked_class" needs one integer label a sample, but labels hold several')
         classes = sorted(set(signals["forget"].labels.tolist()))
-        refuse_kept(set(classes), set(signals["retain"].labels.tolist()))
+        check_disjoint_classes(set(classes), set(signals["retain"].labels.tolist()))
         return MaskedClassTarget(signals["forget"].log_probs, classes, signals["retain"].log_probs)
     if kind == "mean":
         return MeanTarget(setting if isinstance(setting, float) else float(signals["unseen"].losses.mean()), hinge)

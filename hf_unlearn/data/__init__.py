@@ -1,1 +1,1 @@
-"""Datasets: splitting, pairing, collating, reading, preparing, hashing."""
+"""Datasets: loading, preprocessing, splitting, pairing, collating, hashing, validation."""

@@ -1,4 +1,4 @@
-"""The default collator: samples that are ready for the model become one padded batch."""
+"""The default data collator: preprocessed samples become one padded batch."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import find_labels
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
 
-def default_collator(model: Any, processing_class: Any = None) -> Collator:
+def default_collator(model: PreTrainedModel | PeftModel, processing_class: Any = None) -> Collator:
     """A collator that pads every ragged column along its first axis, for text, images, audio and Whisper features.
 
     Columns of equal shape are stacked. Ragged ones are padded at the end: `input_ids` with the pad id of
     `processing_class` or of the model's configuration, anything named `labels` with -100, `attention_mask` and the
-    rest with 0. Padded `input_ids` get an attention mask when the samples bring none; padded `input_values` get one when
-    the model's feature encoder uses layer normalisation (those with group normalisation were trained without).
-    Samples of a causal language model that bring no labels are their own labels, but for padding. `label` and
+    rest with 0. Padded `input_ids` get an attention mask when the samples have none; padded `input_values` get one
+    when the model's feature encoder uses layer normalisation (those with group normalisation were trained without).
+    Samples of a causal language model without labels get their tokens as labels, except for padding. `label` and
     `label_ids` become `labels`.
 
     Args:
-        model: the model, for its configuration and its class (a `PeftModel` too).
+        model: the model, for its configuration and its class.
         processing_class: tokenizer, feature extractor or processor; only its pad id is read.
 
     Examples:
@@ -35,27 +37,27 @@ def default_collator(model: Any, processing_class: Any = None) -> Collator:
         >>> batch["input_ids"].tolist(), batch["labels"].tolist()
         ([[5, 6, 7], [8, 0, 0]], [[5, 6, 7], [8, -100, -100]])
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base_model(model)
     config = base.config
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     candidates = [getattr(source, "pad_token_id", None) for source in (tokenizer, config)]
     pad_id = next((value for value in candidates if value is not None), 0)
-    own_labels = type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    predicts_input = type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     masks_audio = getattr(config, "feat_extract_norm", None) == "layer"
 
     def collate(samples: list) -> dict[str, Any]:
         samples = [
             {("labels" if k in ("label", "label_ids") else k): v for k, v in sample.items()} for sample in samples
         ]
-        if own_labels and "labels" not in samples[0]:
-            samples = [{**sample, "labels": _own_labels(sample)} for sample in samples]
+        if predicts_input and "labels" not in samples[0]:
+            samples = [{**sample, "labels": _causal_labels(sample)} for sample in samples]
         batch: dict[str, Any] = {}
         for name in samples[0]:
             values = [_tensor(sample[name]) for sample in samples]
             fill = pad_id if name == "input_ids" else -100 if "labels" in name else 0
             batch[name], lengths = _stack(values, fill)
-            wants_mask = name == "input_ids" or (name == "input_values" and masks_audio)
-            if lengths is not None and wants_mask and "attention_mask" not in samples[0]:
+            needs_mask = name == "input_ids" or (name == "input_values" and masks_audio)
+            if lengths is not None and needs_mask and "attention_mask" not in samples[0]:
                 positions = torch.arange(batch[name].shape[1])
                 batch["attention_mask"] = (positions[None] < lengths[:, None]).long()
         return batch
@@ -63,20 +65,24 @@ def default_collator(model: Any, processing_class: Any = None) -> Collator:
     return collate
 
 
-def readable_collator(model: Any, processing_class: Any = None) -> Collator:
-    """`default_collator` on the columns that the model reads; others (a speaker, an author) are left out."""
+def readable_collator(model: PreTrainedModel | PeftModel, processing_class: Any = None) -> Collator:
+    """`default_collator` on the columns that the model reads; others (a speaker, an author) are dropped."""
     collate, names = default_collator(model, processing_class), set(columns_read(model))
     return lambda samples: collate([{k: v for k, v in sample.items() if k in names} for sample in samples])
 
 
-def columns_read(model: Any) -> list[str]:
+def columns_read(model: PreTrainedModel | PeftModel) -> list[str]:
     """The columns of a dataset that the model's forward pass takes, and those that hold its labels."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base_model(model)
     return [*inspect.signature(base.forward).parameters, "label", "label_ids", *find_labels(type(base))]
 
 
-def _own_labels(sample: Mapping[str, Any]) -> torch.Tensor:
-    """Its tokens; -100 where its attention mask says that they are padding."""
+def _base_model(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _causal_labels(sample: Mapping[str, Any]) -> torch.Tensor:
+    """The sample's tokens, with -100 where its attention mask marks padding."""
     tokens = _tensor(sample["input_ids"])
     return tokens.masked_fill(_tensor(sample["attention_mask"]) == 0, -100) if "attention_mask" in sample else tokens
 

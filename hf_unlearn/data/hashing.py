@@ -1,4 +1,4 @@
-"""Content hashes of samples and weights: they can be compared, and shown later to have been there, without being kept."""
+"""Content hashes of samples and weights, to compare and verify them without storing them."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ import torch
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
+from hf_unlearn.data.splitting import MapDataset
+
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 def sample_hashes(
-    dataset: Any, columns: Sequence[str] | None = None, description: str = "Hashing samples"
+    dataset: MapDataset, columns: Sequence[str] | None = None, description: str = "Hashing samples"
 ) -> list[bytes]:
-    """A 16-byte content hash of every sample, so that samples can be compared without being kept.
+    """A 16-byte content hash of every sample.
 
-    Equal samples have equal hashes in every process, whatever the order of their columns, and whether Arrow, tensors or
-    plain lists hold them.
+    Equal samples have equal hashes in every process, independent of the order of their columns and of the container
+    (Arrow, tensors or plain lists).
 
     Args:
         dataset: a `datasets.Dataset` or any map-style dataset of dicts.
-        columns: the columns that count; all when left out.
+        columns: the columns to hash; default: all.
         description: text of the progress bar, shown when hashing takes more than a second.
     """
-    bar = tqdm(total=len(dataset), desc=description, delay=1.0, leave=False)
-    hashes = []
-    with bar:
-        for sample in _raw_samples(dataset, columns):
-            hashes.append(hashlib.blake2b(sample, digest_size=16).digest())
-            bar.update()
-    return hashes
+    contents = tqdm(
+        _contents(dataset, columns),
+        total=len(dataset),  # type: ignore[arg-type]
+        desc=description,
+        delay=1.0,
+        leave=False,
+    )
+    return [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
 
 
-def compared_columns(dataset: Any, columns: Sequence[str] | None) -> list[str]:
-    """The columns on which samples are compared: those of `columns` that the dataset has, or all of its own, sorted.
+def compared_columns(dataset: MapDataset, columns: Sequence[str] | None) -> list[str]:
+    """The sorted columns on which samples are compared: those of `columns` that the dataset has; if none, all of them.
 
-    A dataset with a transform makes the model's columns as it is read; it is compared on what it stores.
+    A dataset with a transform makes the model's columns when it is read; it is compared on its stored columns.
     """
     if isinstance(dataset, datasets.Dataset):
         names = dataset.column_names
@@ -52,15 +55,15 @@ def compared_columns(dataset: Any, columns: Sequence[str] | None) -> list[str]:
     return sorted(set(names) & set(columns or ()) or names)
 
 
-def _raw_samples(dataset: Any, columns: Sequence[str] | None) -> Iterator[bytes]:
-    """The content of every sample; equal for equal values, whatever holds them and in whatever process."""
+def _contents(dataset: Any, columns: Sequence[str] | None) -> Iterator[bytes]:
+    """The content of every sample; equal values give equal bytes in any container and any process."""
     if isinstance(dataset, datasets.Dataset):
         names = sorted(columns or dataset.column_names)
         # As Arrow stores it: no image or sound is decoded.
         for table in dataset.with_format("arrow").select_columns(names).iter(1000):
             for batch in table.combine_chunks().to_batches():
                 for i in range(batch.num_rows):
-                    yield _joined([(name, _cell(batch.column(name).slice(i, 1))) for name in names])
+                    yield _joined([(name, _arrow_bytes(batch.column(name).slice(i, 1))) for name in names])
         return
     for i in range(len(dataset)):
         sample = dataset[i]
@@ -71,7 +74,7 @@ def _joined(parts: Sequence[tuple[str, bytes]]) -> bytes:
     return b"".join(f"{name!r} {len(value)} ".encode() + value for name, value in parts)
 
 
-def _cell(array: pa.Array) -> bytes:
+def _arrow_bytes(array: pa.Array) -> bytes:
     """`_bytes` of the one value of an Arrow array; numbers never become Python objects."""
     shape, inner = [], array.storage if isinstance(array, pa.ExtensionArray) else array
     while any(check(inner.type) for check in LISTS):
@@ -82,7 +85,7 @@ def _cell(array: pa.Array) -> bytes:
         inner = inner.flatten()
     if inner.null_count or not (pa.types.is_integer(inner.type) or pa.types.is_floating(inner.type)):
         return _bytes(array.to_pylist()[0])
-    return _numbers(inner.to_numpy(zero_copy_only=False).reshape(shape))
+    return _array_bytes(inner.to_numpy(zero_copy_only=False).reshape(shape))
 
 
 def _bytes(value: Any) -> bytes:
@@ -95,10 +98,10 @@ def _bytes(value: Any) -> bytes:
     if isinstance(value, (list, tuple)):
         numbers = _array(value)
         if numbers is None:
-            return _joined([(str(i), _bytes(each)) for i, each in enumerate(value)])
-        return _numbers(numbers)
+            return _joined([(str(i), _bytes(element)) for i, element in enumerate(value)])
+        return _array_bytes(numbers)
     array = np.asarray(value)
-    return _numbers(array) if array.dtype.kind in "biuf" else pickle.dumps(value)
+    return _array_bytes(array) if array.dtype.kind in "biuf" else pickle.dumps(value)
 
 
 def _array(values: Sequence) -> np.ndarray | None:
@@ -115,27 +118,27 @@ def _array(values: Sequence) -> np.ndarray | None:
     return array if array.dtype.kind in "biuf" else None
 
 
-def _numbers(array: np.ndarray) -> bytes:
-    """Shape and values; float32 and float64, int32 and int64 that are equal have equal bytes."""
+def _array_bytes(array: np.ndarray) -> bytes:
+    """Shape and values; equal numbers have equal bytes in float32 and float64, and in int32 and int64."""
     kind = "" if not array.size else "<f8" if array.dtype.kind == "f" else "<i8"
     return f"{kind} {array.shape} ".encode() + (array.astype(kind).tobytes() if kind else b"")
 
 
 def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and contents of tensors, whatever their order and device.
+    """SHA-256 of the names, dtypes, shapes and contents of tensors, independent of their order and device.
 
     Args:
         state: a state dict.
 
     Examples:
-        >>> one = {"a": torch.zeros(2), "b": torch.ones(3)}
-        >>> weights_hash(one) == weights_hash(dict(reversed(one.items()))), weights_hash(one)[:8]
+        >>> state = {"a": torch.zeros(2), "b": torch.ones(3)}
+        >>> weights_hash(state) == weights_hash(dict(reversed(state.items()))), weights_hash(state)[:8]
         (True, '8d2e2980')
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in tqdm(sorted(state), desc="Hashing weights", delay=1.0, leave=False):
         tensor = state[name].detach()
         tensor = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Samples as they stand on the Hub or on disk, and which of them to forget, said in one line of text."""
+"""Loading samples from the Hub or disk, and parsing a forget request written as one line of text."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ GRAMMAR = "COLUMN=VALUE,..., COLUMN=FIRST..LAST, 10%, fraction=0.1, samples=FIRS
 
 
 def load_samples(dataset: str, split: str | None = None) -> Dataset:
-    """The samples of one split of a dataset. Sound stays undecoded.
+    """The samples of one split of a dataset. Audio is not decoded.
 
     Args:
-        dataset: name on the Hub (`name` or `name@revision`), a local folder (data files, or what `save_to_disk`
-            wrote), or one file (.parquet, .json, .jsonl, .csv).
-        split: `split` or `configuration:split`; a part of one (`train[:1000]`) on the Hub and of data files. Default:
-            `train`, or the only one.
+        dataset: name on the Hub (`name` or `name@revision`), a local folder (data files, or the output of
+            `save_to_disk`), or one file (.parquet, .json, .jsonl, .csv).
+        split: `split` or `configuration:split`; for the Hub and data files also a slice of one (`train[:1000]`).
+            Default: `train`, or the only split.
 
     Raises:
-        ValueError: no such dataset, no such split (the message has those found), or a file of another kind.
+        ValueError: no such dataset, no such split (the message lists the splits), or an unsupported file type.
 
     Examples:
         >>> import tempfile
@@ -36,27 +36,27 @@ def load_samples(dataset: str, split: str | None = None) -> Dataset:
         ...     load_samples(folder)["text"][:]
         ['a', 'b']
     """
-    config, _, part = (split or "").rpartition(":") if "[" not in (split or "") else _cut(split or "")
+    config, _, part = (split or "").rpartition(":") if "[" not in (split or "") else _partition(split or "")
     if os.path.isfile(dataset):
-        samples = _of_file(dataset, config, part or "train")
+        samples = _load_file(dataset, config, part or "train")
     elif _is_saved(dataset):
-        samples = _of_saved(dataset, config, part)
+        samples = _load_saved(dataset, config, part)
     else:
-        samples = _of_builder(dataset, config or None, part)
+        samples = _load_builder(dataset, config or None, part)
     for name, feature in samples.features.items():
         if isinstance(feature, Audio) and feature.decode:
             samples = samples.cast_column(name, Audio(decode=False))
     return samples
 
 
-def _cut(split: str) -> tuple[str, str, str]:
-    """`configuration`, `:` and the rest of a split with a part in brackets, which has colons of its own."""
+def _partition(split: str) -> tuple[str, str, str]:
+    """`configuration`, `:` and the rest of a split with a slice in brackets, which may contain colons itself."""
     name, bracket, part = split.partition("[")
     config, colon, name = name.rpartition(":")
     return config, colon, name + bracket + part
 
 
-def _of_file(path: str, config: str, split: str) -> Dataset:
+def _load_file(path: str, config: str, split: str) -> Dataset:
     kind = FILES.get(os.path.splitext(path)[1].lower())
     if kind is None:
         raise ValueError(f"dataset: {path!r} is no data file; use one of {', '.join(FILES)}, or a folder")
@@ -69,40 +69,40 @@ def _is_saved(folder: str) -> bool:
     return any(os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json"))
 
 
-def _of_saved(folder: str, config: str, split: str) -> Dataset:
-    found = load_from_disk(folder)
-    parts = found if isinstance(found, DatasetDict) else {split or "train": found}
+def _load_saved(folder: str, config: str, split: str) -> Dataset:
+    loaded = load_from_disk(folder)
+    splits = loaded if isinstance(loaded, DatasetDict) else {split or "train": loaded}
     if config:
         raise ValueError(f"split: {config!r} is not in {folder!r}, which was saved without configurations")
-    return parts[_split_of(folder, split, list(parts))]
+    return splits[_resolve_split(folder, split, list(splits))]
 
 
-def _of_builder(dataset: str, config: str | None, split: str) -> Dataset:
-    local = os.path.isdir(dataset)
-    name, _, revision = (dataset, "", "") if local else dataset.partition("@")
+def _load_builder(dataset: str, config: str | None, split: str) -> Dataset:
+    is_local = os.path.isdir(dataset)
+    name, _, revision = (dataset, "", "") if is_local else dataset.partition("@")
     try:
         splits = datasets.get_dataset_split_names(name, config, revision=revision or None)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise ValueError(
-            f"dataset: {dataset!r} is no file or folder here, and not found on the Hub ({_line(error)})"
+            f"dataset: {dataset!r} is no file or folder here, and not found on the Hub ({_first_line(error)})"
         ) from error
     except ValueError as error:
-        raise ValueError(f"dataset: {dataset!r} does not load: {_line(error)}") from error
-    chosen = _split_of(dataset, split, splits)
-    return load_dataset(name, config, split=chosen, revision=revision or None)
+        raise ValueError(f"dataset: {dataset!r} does not load: {_first_line(error)}") from error
+    resolved = _resolve_split(dataset, split, splits)
+    return load_dataset(name, config, split=resolved, revision=revision or None)
 
 
-def _split_of(dataset: str, split: str, found: list[str]) -> str:
-    """The split that was asked for, a part of one included; without one `train`, or the only one."""
-    if not split and ("train" in found or len(found) == 1):
-        return "train" if "train" in found else found[0]
-    if not split or re.sub(r"\[.*", "", split) not in found:
-        asked = f"{split!r} is not in {dataset!r}" if split else f"say which one of {dataset!r}"
-        raise ValueError(f"split: {asked}, which has {found}")
+def _resolve_split(dataset: str, split: str, available: list[str]) -> str:
+    """`split`, which may have a slice; if empty, `train` or the only one."""
+    if not split and ("train" in available or len(available) == 1):
+        return "train" if "train" in available else available[0]
+    if not split or re.sub(r"\[.*", "", split) not in available:
+        problem = f"{split!r} is not in {dataset!r}" if split else f"say which one of {dataset!r}"
+        raise ValueError(f"split: {problem}, which has {available}")
     return split
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
 
 
@@ -110,26 +110,26 @@ def _line(error: Exception) -> str:
 
 
 def parse_forget(text: str, samples: Dataset) -> dict[str, Any]:
-    """What to forget, as keywords of `hf_unlearn.split_forget_retain`.
+    """Parse a forget request into keyword arguments of `hf_unlearn.split_forget_retain`.
 
     | text | the forget dataset |
     |---|---|
     | `label=3`, `label=Sandal` | a class, by number or by name |
-    | `speaker=1272,1284` | the samples whose column holds one of the values |
-    | `author_id=190..199` | the same for all whole numbers from 190 to 199 |
+    | `speaker=1272,1284` | the samples whose column has one of these values |
+    | `author_id=190..199` | the same for all integers from 190 to 199 |
     | `10%`, `fraction=0.1` | a random share |
     | `samples=3800..3999` | samples by their numbers, from 0 |
-    | `indices=FILE` | the sample numbers in a text file, from 0, parted by white space or commas |
+    | `indices=FILE` | the sample numbers in a text file, from 0, separated by white space or commas |
 
-    `fraction`, `samples` and `indices` are never columns. A name of a class goes before its number, and may have commas
-    in it.
+    `fraction`, `samples` and `indices` are never columns. A value that is the name of a class is not read as a class
+    number; the name may contain commas.
 
     Args:
         text: the request.
-        samples: the samples that it is about, ready for the model; class numbers are theirs.
+        samples: the preprocessed samples that the request selects from; class numbers refer to their label column.
 
     Raises:
-        ValueError: not of this form, an unknown column, class or file, or a value that the column cannot hold.
+        ValueError: not of this form, an unknown column, class or file, or a value of another type than the column's.
 
     Examples:
         >>> samples = Dataset.from_dict({"label": [0, 1, 1]}).cast_column("label", ClassLabel(names=["Bag", "Sandal"]))
@@ -138,33 +138,34 @@ def parse_forget(text: str, samples: Dataset) -> dict[str, Any]:
     """
     text = text.strip()
     if re.fullmatch(r"[\d.]+\s*%", text):
-        return {"fraction": _fraction(text.rstrip("% "), text, 100)}
+        return {"fraction": _parse_fraction(text.rstrip("% "), text, 100)}
     column, sign, value = (part.strip() for part in text.partition("="))
     if not (column and sign and value):
         raise ValueError(f"forget: {text!r} is no forget request; use {GRAMMAR}")
     if column == "fraction":
-        return {"fraction": _fraction(value, text)}
+        return {"fraction": _parse_fraction(value, text)}
     if column == "indices":
-        return {"indices": _indices(value)}
+        return {"indices": _read_indices(value)}
     if column == "samples":
-        return {"indices": [_value(column, each, "int64") for each in _listed(value)]}
+        return {"indices": [_parse_value(column, number, "int64") for number in _parse_list(value)]}
     if column not in samples.column_names:
         raise ValueError(f"forget: there is no column {column!r}, only {samples.column_names}; use {GRAMMAR}")
     feature = samples.features[column]
     if isinstance(feature, ClassLabel):
-        whole = value in feature.names
-        return {"column": column, "values": [_class(v, feature) for v in ([value] if whole else _listed(value))]}
-    return {"column": column, "values": [_value(column, v, getattr(feature, "dtype", "")) for v in _listed(value)]}
+        names = [value] if value in feature.names else _parse_list(value)
+        return {"column": column, "values": [_parse_class(name, feature) for name in names]}
+    dtype = getattr(feature, "dtype", "")
+    return {"column": column, "values": [_parse_value(column, part, dtype) for part in _parse_list(value)]}
 
 
-def _fraction(value: str, text: str, whole: int = 1) -> float:
+def _parse_fraction(value: str, text: str, whole: int = 1) -> float:
     try:
         return float(value) / whole
     except ValueError as error:
         raise ValueError(f"forget: {text!r} names no share; use 10% or fraction=0.1") from error
 
 
-def _indices(path: str) -> list[int]:
+def _read_indices(path: str) -> list[int]:
     try:
         with open(path) as file:
             return [int(word) for word in file.read().replace(",", " ").split()]
@@ -173,21 +174,21 @@ def _indices(path: str) -> list[int]:
             f"forget: {path!r} does not open ({error.strerror}); give a file of sample numbers"
         ) from error
     except ValueError as error:
-        raise ValueError(f"forget: {path!r} holds something else than sample numbers: {_line(error)}") from error
+        raise ValueError(f"forget: {path!r} holds something else than sample numbers: {_first_line(error)}") from error
 
 
-def _listed(value: str) -> list[str]:
-    """The single values of a list, ranges written out."""
-    found: list[str] = []
+def _parse_list(value: str) -> list[str]:
+    """The values of a comma-separated list, with ranges written out."""
+    values: list[str] = []
     for part in (part.strip() for part in value.split(",")):
         ends = re.fullmatch(r"(-?\d+)\s*\.\.\s*(-?\d+)", part)
-        found += map(str, range(int(ends[1]), int(ends[2]) + 1)) if ends else [part]
-    if not found:
+        values += map(str, range(int(ends[1]), int(ends[2]) + 1)) if ends else [part]
+    if not values:
         raise ValueError(f"forget: the range {value!r} is empty; give FIRST..LAST with FIRST <= LAST")
-    return found
+    return values
 
 
-def _class(value: str, feature: ClassLabel) -> int:
+def _parse_class(value: str, feature: ClassLabel) -> int:
     if value in feature.names:
         return feature.names.index(value)
     if value.isdigit() and int(value) < len(feature.names):
@@ -196,8 +197,8 @@ def _class(value: str, feature: ClassLabel) -> int:
     raise ValueError(f"forget: there is no class {value!r}; the classes are {names}")
 
 
-def _value(column: str, value: str, dtype: str) -> Any:
-    """A value of the type that the column has."""
+def _parse_value(column: str, value: str, dtype: str) -> Any:
+    """The value in the type of its column."""
     try:
         if dtype in ("string", "large_string"):
             return value

@@ -1,30 +1,32 @@
-"""Splitting a training dataset into what is forgotten and what is kept, and the kind of request."""
+"""Splitting a training dataset into forget and retain datasets, and the kind of forget request."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import datasets
 import numpy as np
 import torch
 
-REQUESTS = ("samples", "class", "group")
-SMALL = 2**30  # bytes of Arrow; tokens take several times as much as lists
+MapDataset: TypeAlias = datasets.Dataset | torch.utils.data.Dataset | Sequence[Any]
+RequestKind: TypeAlias = Literal["samples", "class", "group"]
+REQUESTS: tuple[RequestKind, ...] = get_args(RequestKind)
+MAX_BYTES_IN_MEMORY = 2**30  # of Arrow; tokens take several times as much as lists
 _MARK = re.compile(r"\[hf_unlearn request=(\w+)\]")
 
 
 class RequestSubset(torch.utils.data.Subset):
-    """A subset of a map-style dataset that remembers which kind of forget request made it."""
+    """A subset of a map-style dataset that stores the kind of forget request it was made for."""
 
-    def __init__(self, dataset: Any, indices: Sequence[int], request: str):
+    def __init__(self, dataset: Any, indices: Sequence[int], request: RequestKind):
         super().__init__(dataset, indices)
         self.request = request
 
 
 def split_forget_retain(
-    dataset: Any,
+    dataset: MapDataset,
     *,
     column: str | None = None,
     values: Sequence[Any] | None = None,
@@ -32,12 +34,12 @@ def split_forget_retain(
     stratify_by: str | None = None,
     indices: Sequence[int] | None = None,
     where: Callable[[dict], bool] | None = None,
-    request: str | None = None,
+    request: RequestKind | None = None,
     seed: int = 42,
 ) -> tuple[Any, Any]:
-    """Split a training dataset into what must be forgotten and what must stay.
+    """Split a training dataset into the forget dataset and the retain dataset.
 
-    Exactly one of `column` (with `values`), `fraction`, `indices` and `where` says what is forgotten.
+    Exactly one of `column` (with `values`), `fraction`, `indices` and `where` selects the samples to forget.
 
     Args:
         dataset: a `datasets.Dataset`, or any map-style dataset (`__len__`, `__getitem__` giving dicts).
@@ -48,66 +50,65 @@ def split_forget_retain(
         indices: sample numbers to forget.
         where: a predicate on a sample; True means forget.
         request: `"samples"`, `"class"` or `"group"`. Left out, `column` makes a `"class"` when it is a label column
-            (named `label` or `labels`, or of type `datasets.ClassLabel`) and a `"group"` otherwise; all else is
-            `"samples"`.
+            (named `label` or `labels`, or of type `datasets.ClassLabel`) and a `"group"` otherwise; everything else
+            is `"samples"`.
         seed: seed of `fraction`'s draw.
 
     Returns:
-        `(forget, retain)`, of the type that came in for a `datasets.Dataset`, and `torch.utils.data.Subset`s
-        otherwise. Both carry the kind of request, which `hf_unlearn.UnlearningTrainer` reads; it survives `map`,
-        `select` and `shuffle`.
+        `(forget_ds, retain_ds)`: two `datasets.Dataset`s where `dataset` is one, `torch.utils.data.Subset`s otherwise.
+        Both carry the kind of request, which `hf_unlearn.UnlearningTrainer` reads; it survives `map`, `select` and
+        `shuffle`.
 
     Raises:
-        ValueError: when not exactly one way of choosing is given, a column, value or index does not exist, or when a
-            side would be empty.
+        ValueError: not exactly one way of selecting is given, a column, value or index does not exist, or one of the
+            two datasets would be empty.
 
     Examples:
         >>> samples = datasets.Dataset.from_dict({"x": [0.1, 0.2, 0.3, 0.4], "label": [0, 1, 2, 1]})
-        >>> forget, retain = split_forget_retain(samples, column="label", values=[1])
-        >>> len(forget), len(retain), request_of(forget)
+        >>> forget_ds, retain_ds = split_forget_retain(samples, column="label", values=[1])
+        >>> len(forget_ds), len(retain_ds), request_of(forget_ds)
         (2, 2, 'class')
     """
-    ways = {"column": column, "fraction": fraction, "indices": indices, "where": where}
-    given = [name for name, value in ways.items() if value is not None]
+    selectors = {"column": column, "fraction": fraction, "indices": indices, "where": where}
+    given = [name for name, value in selectors.items() if value is not None]
     if len(given) != 1:
         raise ValueError(
             f"split_forget_retain: give exactly one of column, fraction, indices and where, got {given or 'none'}"
         )
     if request is not None and request not in REQUESTS:
         raise ValueError(f"request: expected one of {REQUESTS}, got {request!r}")
-    size = len(dataset)
     if column is not None:
-        chosen = _with_values(dataset, column, values)
+        forget_indices = _indices_of_values(dataset, column, values)
     elif fraction is not None:
-        chosen = _draw(dataset, fraction, stratify_by, seed)
-    elif indices is not None:
-        chosen = _within(indices, size)
+        forget_indices = _draw(dataset, fraction, stratify_by, seed)
     else:
-        assert where is not None
-        chosen = [i for i in range(size) if where(dataset[i])]
-    if not chosen or len(chosen) == size:
-        side = "forget" if not chosen else "retain"
+        forget_indices = _selected(dataset, indices, where)
+    return _split(dataset, forget_indices, request or _request_of_column(dataset, column))
+
+
+def _split(dataset: Any, forget_indices: list[int], request: RequestKind) -> tuple[Any, Any]:
+    size = len(dataset)
+    if not forget_indices or len(forget_indices) == size:
+        name = "retain" if forget_indices else "forget"
         raise ValueError(
-            f"split_forget_retain: the {side} dataset would be empty ({len(chosen)} of {size} samples chosen)"
+            f"split_forget_retain: the {name} dataset would be empty ({len(forget_indices)} of {size} samples chosen)"
         )
-
-    request = request or (_request_of_column(dataset, column) if column is not None else "samples")
-    kept = np.setdiff1d(np.arange(size), chosen).tolist()
+    retain_indices = np.setdiff1d(np.arange(size), forget_indices).tolist()
     if isinstance(dataset, datasets.Dataset):
-        return _mark(dataset.select(chosen), request), _mark(dataset.select(kept), request)
-    return RequestSubset(dataset, chosen, request), RequestSubset(dataset, kept, request)
+        return _mark(dataset.select(forget_indices), request), _mark(dataset.select(retain_indices), request)
+    return RequestSubset(dataset, forget_indices, request), RequestSubset(dataset, retain_indices, request)
 
 
-def request_of(dataset: Any) -> str | None:
-    """The kind of request (`"samples"`, `"class"`, `"group"`) that `split_forget_retain` left on a dataset, or None."""
+def request_of(dataset: Any) -> RequestKind | None:
+    """The kind of request (`"samples"`, `"class"`, `"group"`) that `split_forget_retain` stored, or None."""
     if isinstance(dataset, datasets.Dataset):
-        marks = _MARK.findall(dataset.info.description or "")
+        marks: list[Any] = _MARK.findall(dataset.info.description or "")
         return marks[-1] if marks else None
     return getattr(dataset, "request", None)
 
 
-def _mark(dataset: datasets.Dataset, request: str) -> datasets.Dataset:
-    # An attribute would be lost at the first `map`; the dataset's info travels along.
+def _mark(dataset: datasets.Dataset, request: RequestKind) -> datasets.Dataset:
+    # An attribute would be lost at the first `map`; `map` copies the dataset's info.
     dataset.info.description = f"{_MARK.sub('', dataset.info.description or '')}[hf_unlearn request={request}]"
     return dataset
 
@@ -132,31 +133,40 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, (torch.Tensor, np.generic)) else value
 
 
-def _some(values: list, most: int = 8) -> str:
-    return ", ".join(repr(v) for v in values[:most]) + (f", ... ({len(values)} values)" if len(values) > most else "")
+def _abbreviated(values: list, limit: int = 8) -> str:
+    rest = f", ... ({len(values)} values)" if len(values) > limit else ""
+    return ", ".join(repr(value) for value in values[:limit]) + rest
 
 
-def _request_of_column(dataset: Any, column: str) -> str:
-    typed = isinstance(dataset, datasets.Dataset) and isinstance(dataset.features[column], datasets.ClassLabel)
-    return "class" if typed or column in ("label", "labels") else "group"
+def _request_of_column(dataset: Any, column: str | None) -> RequestKind:
+    if column is None:
+        return "samples"
+    is_typed = isinstance(dataset, datasets.Dataset) and isinstance(dataset.features[column], datasets.ClassLabel)
+    return "class" if is_typed or column in ("label", "labels") else "group"
 
 
-def _with_values(dataset: Any, column: str, values: Sequence[Any] | None) -> list[int]:
+def _indices_of_values(dataset: Any, column: str, values: Sequence[Any] | None) -> list[int]:
     if not values:
         raise ValueError(f"values: say which values of column {column!r} to forget")
-    found = column_of(dataset, column)
-    there = set(found)
-    if missing := [value for value in values if value not in there]:
-        raise ValueError(f"values: column {column!r} has no {missing}; it has {_some(sorted(there, key=str))}")
-    wanted = set(values)
-    return [i for i, value in enumerate(found) if value in wanted]
+    column_values = column_of(dataset, column)
+    distinct = set(column_values)
+    if missing := [value for value in values if value not in distinct]:
+        present = _abbreviated(sorted(distinct, key=str))
+        raise ValueError(f"values: column {column!r} has no {missing}; it has {present}")
+    forget_values = set(values)
+    return [i for i, value in enumerate(column_values) if value in forget_values]
 
 
-def _within(indices: Sequence[int], size: int) -> list[int]:
-    chosen = sorted({int(i) for i in indices})
-    if chosen and not (chosen[0] >= 0 and chosen[-1] < size):
-        raise ValueError(f"indices: must lie in [0, {size}), got {chosen[0]} to {chosen[-1]}")
-    return chosen
+def _selected(dataset: Any, indices: Sequence[int] | None, where: Callable[[dict], bool] | None) -> list[int]:
+    """The valid sample numbers among `indices`, sorted, or those of the samples for which `where` is True."""
+    size = len(dataset)
+    if indices is None:
+        assert where is not None
+        return [i for i in range(size) if where(dataset[i])]
+    numbers = sorted({int(i) for i in indices})
+    if numbers and not (numbers[0] >= 0 and numbers[-1] < size):
+        raise ValueError(f"indices: must lie in [0, {size}), got {numbers[0]} to {numbers[-1]}")
+    return numbers
 
 
 def _draw(dataset: Any, fraction: float, stratify_by: str | None, seed: int) -> list[int]:
@@ -171,26 +181,26 @@ def _draw(dataset: Any, fraction: float, stratify_by: str | None, seed: int) -> 
 
 
 def in_memory(dataset: Any) -> Any:
-    """The samples of a dataset as a list, its kind of request kept; a dataset of more than `SMALL` bytes as it is.
+    """The samples of a dataset as a list with its kind of request; a large dataset is returned as it is.
 
-    For data so small that reading samples from Arrow takes longer than the model does.
+    For data so small that reading samples from Arrow takes longer than the model does: up to `MAX_BYTES_IN_MEMORY`.
     """
-    if isinstance(dataset, datasets.Dataset) and _bytes(dataset) > SMALL:
+    if isinstance(dataset, datasets.Dataset) and _bytes(dataset) > MAX_BYTES_IN_MEMORY:
         return dataset
     samples = list(dataset)
     return RequestSubset(samples, range(len(samples)), request_of(dataset) or "samples")
 
 
 def _bytes(dataset: datasets.Dataset) -> float:
-    """Those of its samples, as large as the samples of its table are on average."""
+    """Estimated bytes of its samples: their number times the mean size of a sample of the table behind them."""
     return dataset.data.nbytes * len(dataset) / max(1, dataset.data.num_rows)
 
 
 def subsample(dataset: Any, count: int, seed: int = 0) -> Any:
-    """At most `count` samples of a dataset, the same ones for the same seed; the dataset itself when it is no larger."""
+    """At most `count` samples of a dataset, drawn with `seed`; the dataset itself when it is no larger."""
     if len(dataset) <= count:
         return dataset
-    chosen = sorted(np.random.default_rng(seed).choice(len(dataset), count, replace=False).tolist())
-    return (
-        dataset.select(chosen) if isinstance(dataset, datasets.Dataset) else torch.utils.data.Subset(dataset, chosen)
-    )
+    indices = sorted(np.random.default_rng(seed).choice(len(dataset), count, replace=False).tolist())
+    if isinstance(dataset, datasets.Dataset):
+        return dataset.select(indices)
+    return torch.utils.data.Subset(dataset, indices)

@@ -1,4 +1,4 @@
-"""Bad input, refused by name in one line before any step is taken."""
+"""Checks of the datasets before training: invalid input raises a one-line error that names the argument."""
 
 from __future__ import annotations
 
@@ -8,85 +8,92 @@ from typing import Any
 import numpy as np
 
 from hf_unlearn.data.hashing import compared_columns, sample_hashes
-from hf_unlearn.data.splitting import column_of
+from hf_unlearn.data.splitting import MapDataset, column_of
 
 
 def check_datasets(
-    forget_ds: Any, retain_ds: Any, unseen_ds: Any = None, columns: Sequence[str] | None = None
+    forget_ds: MapDataset,
+    retain_ds: MapDataset,
+    unseen_ds: MapDataset | None = None,
+    columns: Sequence[str] | None = None,
 ) -> None:
-    """Refuse sets that are empty, of different columns, or that share samples (compared by content).
+    """Refuse datasets that are empty, have different columns or share samples (compared by content).
 
     Args:
         forget_ds: the forget dataset.
         retain_ds: the retain dataset.
         unseen_ds: data never trained on, or None.
-        columns: columns that the model reads; samples are compared on those of them that the sets have, or on all
-            (see `compared_columns`).
+        columns: columns that the model reads; samples are compared on those of them that the datasets have, or on
+            all columns (see `compared_columns`).
 
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
     """
-    named = {"forget_ds": forget_ds, "retain_ds": retain_ds} | ({} if unseen_ds is None else {"unseen_ds": unseen_ds})
-    for name, dataset in named.items():
+    datasets_by_name: dict[str, Any] = {"forget_ds": forget_ds, "retain_ds": retain_ds}
+    if unseen_ds is not None:
+        datasets_by_name["unseen_ds"] = unseen_ds
+    for name, dataset in datasets_by_name.items():
         if len(dataset) == 0:
             raise ValueError(f"{name}: is empty; give at least one sample")
-    columns_of = {name: set(_columns(dataset)) for name, dataset in named.items()}
-    for name, its_columns in columns_of.items():
-        if its_columns != columns_of["forget_ds"]:
+    columns_by_name = {name: sorted(set(_columns(dataset))) for name, dataset in datasets_by_name.items()}
+    for name, names in columns_by_name.items():
+        if names != columns_by_name["forget_ds"]:
             raise ValueError(
-                f"{name}: its columns {sorted(its_columns)} are not those of forget_ds {sorted(columns_of['forget_ds'])}; "
+                f"{name}: its columns {names} are not those of forget_ds {columns_by_name['forget_ds']}; "
                 "prepare the datasets in the same way"
             )
-    read = compared_columns(forget_ds, columns)
-    hashes = {name: sample_hashes(dataset, read, f"Comparing {name}") for name, dataset in named.items()}
+    compared = compared_columns(forget_ds, columns)
+    hashes = {
+        name: sample_hashes(dataset, compared, f"Comparing {name}") for name, dataset in datasets_by_name.items()
+    }
     _refuse_shared(
         hashes, "forget_ds", "retain_ds", "a sample cannot be forgotten and kept; take it out of one of them"
     )
     if unseen_ds is not None:
-        why = "unseen samples must never have been trained on; take them out of unseen_ds"
-        _refuse_shared(hashes, "unseen_ds", "forget_ds", why)
-        _refuse_shared(hashes, "unseen_ds", "retain_ds", why)
+        advice = "unseen samples must never have been trained on; take them out of unseen_ds"
+        _refuse_shared(hashes, "unseen_ds", "forget_ds", advice)
+        _refuse_shared(hashes, "unseen_ds", "retain_ds", advice)
 
 
-def check_classes(forget: Any, retain: Any) -> None:
-    """Refuse a retain dataset in which a sample of a forgotten class is left: all of its samples are looked at.
+def check_classes(forget_ds: Any, retain_ds: Any) -> None:
+    """Refuse a retain dataset that still has a sample of a forgotten class: all of its samples are checked.
 
-    Sets that store no label, as a collator or a transform makes it, are looked at where the target is made of them.
-
-    Raises:
-        ValueError: one line that names the argument, what was found and what to do.
-    """
-    for name in {"label", "labels", "label_ids"} & set(_columns(forget)):
-        if np.ndim(forget[0].get(name, 0)) == 0:
-            refuse_kept(set(column_of(forget, name)), set(column_of(retain, name)))
-
-
-def refuse_kept(forgotten: set, kept: set) -> None:
-    """Refuse classes that are forgotten and kept.
+    Where a collator or a transform makes the labels, they are checked when the target is made.
 
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
     """
-    if both := sorted(forgotten & kept):
+    for name in {"label", "labels", "label_ids"} & set(_columns(forget_ds)):
+        if np.ndim(forget_ds[0].get(name, 0)) == 0:
+            check_disjoint_classes(set(column_of(forget_ds, name)), set(column_of(retain_ds, name)))
+
+
+def check_disjoint_classes(forget_classes: set, retain_classes: set) -> None:
+    """Refuse classes that are both in the forget and in the retain dataset.
+
+    Raises:
+        ValueError: one line that names the argument, what was found and what to do.
+    """
+    if both := sorted(forget_classes & retain_classes):
         raise ValueError(
             f'request: "class", but retain_ds still holds samples of the forgotten classes {both}; take them out, or '
             'use request="samples"'
         )
 
 
-def check_alternatives(method: str, needed: bool, forget: Any, alternative: Any) -> None:
-    """Refuse alternative answers that are missing, not asked for, or do not go with the forget dataset sample by sample.
+def check_alternatives(method: str, needed: bool, forget_ds: Any, alternative_ds: Any) -> None:
+    """Refuse alternative answers that are missing, unused, or do not match the forget dataset sample by sample.
 
     Args:
         method: its name, for the errors.
         needed: whether it uses alternatives.
-        forget: the forget dataset.
-        alternative: the same samples with other answers, or None.
+        forget_ds: the forget dataset.
+        alternative_ds: the same samples with other answers, or None.
 
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
     """
-    if alternative is None:
+    if alternative_ds is None:
         if needed:
             raise ValueError(
                 f"alternative_ds: is missing; {method} needs, for every sample of forget_ds, the same sample with the "
@@ -95,14 +102,15 @@ def check_alternatives(method: str, needed: bool, forget: Any, alternative: Any)
         return
     if not needed:
         raise ValueError(f'alternative_ds: {method} does not use it; leave it out, or set method="idk_dpo"')
-    if len(alternative) != len(forget):
+    if len(alternative_ds) != len(forget_ds):
         raise ValueError(
-            f"alternative_ds: has {len(alternative)} samples for {len(forget)} of forget_ds; give one for each, in order"
+            f"alternative_ds: has {len(alternative_ds)} samples for {len(forget_ds)} of forget_ds; give one for each, "
+            "in order"
         )
-    if set(_columns(alternative)) != set(_columns(forget)):
+    if set(_columns(alternative_ds)) != set(_columns(forget_ds)):
         raise ValueError(
-            f"alternative_ds: its columns {sorted(_columns(alternative))} are not those of forget_ds "
-            f"{sorted(_columns(forget))}; prepare both in the same way"
+            f"alternative_ds: its columns {sorted(_columns(alternative_ds))} are not those of forget_ds "
+            f"{sorted(_columns(forget_ds))}; prepare both in the same way"
         )
 
 
@@ -111,10 +119,11 @@ def _columns(dataset: Any) -> list[str]:
 
 
 def _refuse_shared(hashes: dict[str, list[bytes]], one: str, other: str, advice: str) -> None:
-    places = {value: i for i, value in enumerate(hashes[other])}
-    shared = [(i, places[value]) for i, value in enumerate(hashes[one]) if value in places]
+    numbers = {content: i for i, content in enumerate(hashes[other])}
+    shared = [(i, numbers[content]) for i, content in enumerate(hashes[one]) if content in numbers]
     if shared:
+        first, same = shared[0]
         raise ValueError(
-            f"{one} and {other} share {len(shared)} samples (sample {shared[0][0]} of {one} is sample {shared[0][1]} of "
-            f"{other}): {advice}"
+            f"{one} and {other} share {len(shared)} samples (sample {first} of {one} is sample {same} of {other}): "
+            f"{advice}"
         )

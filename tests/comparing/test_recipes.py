@@ -142,7 +142,7 @@ def on_stand_ins(path, tmp_path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_of_the_hub_runs_on_stand_ins(path, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_unlearn.data.splitting.SMALL", 2 * 10**5)  # images, as those at full size, stay on disk
+    monkeypatch.setattr("hf_unlearn.data.splitting.MAX_BYTES_IN_MEMORY", 2 * 10**5)  # images, as those at full size, stay on disk
     settings = on_stand_ins(path, tmp_path)
     # Every method on every head stands below and in test_architectures.py.
     methods = settings["methods"]

@@ -1,4 +1,4 @@
-"""Samples read from disk, made ready for every head, and chosen by a line of text."""
+"""Loading from disk, preprocessing for every head, and forget requests written as text."""
 
 import json
 import logging
@@ -31,24 +31,24 @@ def losses(model, ready, processor):
     batch = readable_collator(model, processor)(list(ready))
     head = head_of(model.eval())
     with torch.no_grad():
-        found = head.losses(model(**head.inputs(batch)), batch)
-    assert found.shape == (len(ready),) and found.isfinite().all()
+        sample_losses = head.losses(model(**head.inputs(batch)), batch)
+    assert sample_losses.shape == (len(ready),) and sample_losses.isfinite().all()
     return batch
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------
+# ---- loading ---------------------------------------------------------------------------------------------------
 
-ROWS = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 1]})
+SAMPLES = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 1]})
 
 
 def test_one_file_of_any_kind(tmp_path):
-    ROWS.to_parquet(tmp_path / "samples.parquet")
-    ROWS.to_csv(tmp_path / "samples.csv")
-    ROWS.to_json(tmp_path / "samples.jsonl")
-    (tmp_path / "samples.json").write_text(json.dumps(ROWS.to_list()))
+    SAMPLES.to_parquet(tmp_path / "samples.parquet")
+    SAMPLES.to_csv(tmp_path / "samples.csv")
+    SAMPLES.to_json(tmp_path / "samples.jsonl")
+    (tmp_path / "samples.json").write_text(json.dumps(SAMPLES.to_list()))
     for name in ("samples.parquet", "samples.csv", "samples.jsonl", "samples.json"):
         for split in (None, "train"):
-            assert load_samples(str(tmp_path / name), split).to_dict() == ROWS.to_dict()
+            assert load_samples(str(tmp_path / name), split).to_dict() == SAMPLES.to_dict()
     assert load_samples(str(tmp_path / "samples.csv"), "train[1:]")["text"][:] == ["b", "c"]
     with pytest.raises(ValueError, match=r"^split: test is not in '.*samples.csv'; one file has the split 'train'$"):
         load_samples(str(tmp_path / "samples.csv"), "test")
@@ -58,8 +58,8 @@ def test_one_file_of_any_kind(tmp_path):
 
 
 def test_a_folder_of_data_files(tmp_path):
-    ROWS.to_parquet(tmp_path / "train.parquet")
-    ROWS.select([2]).to_parquet(tmp_path / "test.parquet")
+    SAMPLES.to_parquet(tmp_path / "train.parquet")
+    SAMPLES.select([2]).to_parquet(tmp_path / "test.parquet")
     assert load_samples(str(tmp_path))["text"][:] == ["a", "b", "c"]
     assert load_samples(str(tmp_path), "test")["text"][:] == ["c"]
     assert load_samples(str(tmp_path), "train[:2]")["text"][:] == ["a", "b"]
@@ -68,8 +68,8 @@ def test_a_folder_of_data_files(tmp_path):
 
 
 def test_configurations_of_a_folder(tmp_path):
-    ROWS.to_parquet(tmp_path / "one.parquet")
-    ROWS.select([2]).to_parquet(tmp_path / "two.parquet")
+    SAMPLES.to_parquet(tmp_path / "one.parquet")
+    SAMPLES.select([2]).to_parquet(tmp_path / "two.parquet")
     configs = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("one", "two"))
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     assert load_samples(str(tmp_path), "two:train")["text"][:] == ["c"]
@@ -79,8 +79,8 @@ def test_configurations_of_a_folder(tmp_path):
 
 
 def test_a_folder_that_was_saved(tmp_path):
-    ROWS.save_to_disk(tmp_path / "samples")
-    DatasetDict(dev=ROWS, test=ROWS.select([2])).save_to_disk(tmp_path / "splits")
+    SAMPLES.save_to_disk(tmp_path / "samples")
+    DatasetDict(dev=SAMPLES, test=SAMPLES.select([2])).save_to_disk(tmp_path / "splits")
     assert load_samples(str(tmp_path / "samples"))["text"][:] == ["a", "b", "c"]
     assert load_samples(str(tmp_path / "splits"), "test")["text"][:] == ["c"]
     with pytest.raises(ValueError, match=r"^split: say which one of '.*', which has \['dev', 'test'\]$"):
@@ -94,7 +94,7 @@ def test_no_such_dataset(tmp_path):
         load_samples("no/such")
 
 
-def test_sound_stays_undecoded(tmp_path):
+def test_audio_is_not_decoded(tmp_path):
     raw("whisper").to_parquet(tmp_path / "samples.parquet")
     samples = load_samples(str(tmp_path / "samples.parquet"))
     assert samples.features["audio"].decode is False
@@ -102,7 +102,7 @@ def test_sound_stays_undecoded(tmp_path):
     assert len(waveform(samples[0]["audio"], 2 * tiny_data.RATE)) == 400
 
 
-# ---- preparing -------------------------------------------------------------------------------------------------
+# ---- preprocessing -------------------------------------------------------------------------------------------------
 
 
 def test_images():
@@ -133,7 +133,7 @@ def test_grey_images_by_path(tmp_path):
     losses(model, ready, processor)
 
 
-def test_sound():
+def test_audio():
     model, processor = tiny_data.audio_classification()
     ready = prepare(raw("audio_classification"), model, processor)
     assert sorted(ready.column_names) == ["input_values", "label"]
@@ -199,8 +199,8 @@ def test_labels():
 def test_several_labels_a_sample():
     model, tokenizer = tiny_data.HUB["text_classification"][0]()
     model.config.problem_type = "multi_label_classification"
-    kinds = datasets.List(ClassLabel(names=["a", "b", "c"]))
-    samples = tiny_data.table(text=["one", "two", "ann"], labels=([[0, 2], [], [1]], kinds))
+    labels = datasets.List(ClassLabel(names=["a", "b", "c"]))
+    samples = tiny_data.table(text=["one", "two", "ann"], labels=([[0, 2], [], [1]], labels))
     ready = prepare(samples, model, tokenizer)
     assert ready["label"][:] == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     losses(model, ready, tokenizer)
@@ -213,7 +213,7 @@ def test_class_names_that_are_not_the_models(caplog):
     samples = Dataset.from_dict({"text": ["who"], "label": [1]}).cast_column("label", ClassLabel(names=["x", "y"]))
     with caplog.at_level(logging.WARNING, logger="hf_unlearn.data.preprocessing"):
         assert prepare(samples, model, tokenizer)["label"][:] == [1]
-    assert "(x, y, ...) are not called as the model's (ant, bird, cat, ...)" in caplog.text
+    assert "(x, y, ...) are not those of the model (ant, bird, cat, ...)" in caplog.text
 
 
 def test_questions_and_answers():
@@ -272,10 +272,12 @@ def test_whisper():
     assert ready[0]["input_features"].shape == (8, 40)
     labels = ready.with_format(None)["labels"]
     assert not any(BOS in sample for sample in labels) and all(sample[-1] == EOS for sample in labels)
-    heard = processor.tokenizer.batch_decode(labels[:], skip_special_tokens=True)
-    assert [text.strip() for text in heard] == [text.lower() for text in raw("whisper")["text"]]
+    transcripts = processor.tokenizer.batch_decode(labels[:], skip_special_tokens=True)
+    assert [text.strip() for text in transcripts] == [text.lower() for text in raw("whisper")["text"]]
     losses(model, ready, processor)
-    with pytest.raises(ValueError, match=r"^processor: a WhisperFeatureExtractor cannot both hear and write"):
+    with pytest.raises(
+        ValueError, match=r"^processor: a WhisperFeatureExtractor has no feature extractor or no tokenizer"
+    ):
         prepare(raw("whisper"), model, processor.feature_extractor)
 
 
@@ -290,8 +292,8 @@ def test_ctc_writes_in_its_own_letters(letters):
     processor = tf.Wav2Vec2Processor(extractor, tokenizer)
     samples = raw("whisper", 2).remove_columns("text").add_column("sentence", ["One", "TWO"])
     ready = prepare(samples, model, processor)
-    written = ["".join(tokenizer.convert_ids_to_tokens(sample)) for sample in ready.with_format(None)["labels"]]
-    assert written == (["ONE", "TWO"] if letters.isupper() else ["one", "two"])
+    transcripts = ["".join(tokenizer.convert_ids_to_tokens(sample)) for sample in ready.with_format(None)["labels"]]
+    assert transcripts == (["ONE", "TWO"] if letters.isupper() else ["one", "two"])
     batch = readable_collator(model, processor)(list(ready))
     assert batch["input_values"].shape == (2, 456)
 
@@ -308,26 +310,26 @@ def test_other_column_names_and_files(tmp_path):
     assert torch.equal(ready[1]["input_features"], prepare(raw("whisper", 2), model, processor)[1]["input_features"])
 
 
-def test_rows_are_kept_on_disk_and_found_again(tmp_path):
+def test_preprocessed_samples_are_cached_on_disk(tmp_path):
     raw("vit").to_parquet(tmp_path / "samples.parquet")
-    found = []
+    prepared = []
     for _ in range(2):
         model, processor = tiny_data.vit()
-        found.append(prepare(load_samples(str(tmp_path / "samples.parquet")), model, processor))
-    assert found[0].cache_files and found[0].cache_files == found[1].cache_files
+        prepared.append(prepare(load_samples(str(tmp_path / "samples.parquet")), model, processor))
+    assert prepared[0].cache_files and prepared[0].cache_files == prepared[1].cache_files
     _, processor = tiny_data.vit()
     processor.image_mean = [0.1] * 3  # another processor, other samples
     other = prepare(load_samples(str(tmp_path / "samples.parquet")), model, processor)
-    assert other.cache_files != found[0].cache_files
-    assert not torch.equal(other[0]["pixel_values"], found[0][0]["pixel_values"])
+    assert other.cache_files != prepared[0].cache_files
+    assert not torch.equal(other[0]["pixel_values"], prepared[0][0]["pixel_values"])
 
 
-def test_what_cannot_be_prepared():
+def test_refuses_what_it_cannot_preprocess():
     model, processor = tiny_data.vit()
     samples = raw("vit")
     for settings, message in (
         ((samples, model, None), "^processor: is missing, and the samples hold no pixel_values"),
-        ((samples.select([]), model, processor), "^samples: are none"),
+        ((samples.select([]), model, processor), "^samples: the dataset is empty"),
         ((samples.remove_columns("image"), model, processor), r"^columns: none of \['label'\] is known as image; say"),
         (
             (samples.remove_columns("labels"), model, processor),
@@ -335,13 +337,13 @@ def test_what_cannot_be_prepared():
         ),
         (
             (samples, make("bert_lm")[0], processor),
-            "^samples: cannot be prepared for BertForMaskedLM; bring samples that hold",
+            "^samples: cannot be prepared for BertForMaskedLM; give samples that have",
         ),
     ):
         with pytest.raises(ValueError, match=message):
             prepare(*settings)
     for columns, message in (
-        ({"picture": "image"}, r"^columns: \['picture'\] is nothing that is looked for; use"),
+        ({"picture": "image"}, r"^columns: \['picture'\] is no role of a column; use"),
         ({"image": "picture"}, "^columns: there is no column 'picture' for image, only"),
         ({"label": "shape"}, "^columns: label is 'shape', but there is another column 'label'"),
     ):
@@ -384,10 +386,10 @@ TYPED = Dataset.from_dict(
     ],
 )
 def test_forget_by_column(text, column, values):
-    found = parse_forget(text, TYPED)
-    assert found == {"column": column, "values": values}
+    selection = parse_forget(text, TYPED)
+    assert selection == {"column": column, "values": values}
     if len(values) < 4:
-        assert set(split_forget_retain(TYPED, **found)[0][column]) == set(values)
+        assert set(split_forget_retain(TYPED, **selection)[0][column]) == set(values)
 
 
 def test_forget_a_share_or_samples(tmp_path):
@@ -418,13 +420,13 @@ def test_forget_a_share_or_samples(tmp_path):
         ("speaker=__import__('os')", "^forget: column 'speaker' holds values of type int64"),
     ],
 )
-def test_forget_requests_that_are_none(text, message):
+def test_invalid_forget_requests(text, message):
     with pytest.raises(ValueError, match=message) as caught:
         parse_forget(text, TYPED)
     assert "\n" not in str(caught.value)
 
 
-def test_forget_indices_that_are_none(tmp_path):
+def test_invalid_forget_indices(tmp_path):
     path = tmp_path / "samples.txt"
     path.write_text("one two")
     with pytest.raises(ValueError, match="holds something else than sample numbers"):
