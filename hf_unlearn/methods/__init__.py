@@ -1,7 +1,7 @@
 """The methods, one small class each; `METHODS` maps a name to its class."""
 
 from hf_unlearn.methods.ascent import Finetune, GradAscent, GradDiff, NegGradPlus
-from hf_unlearn.methods.base import CalibrationPass, Method, RunInfo
+from hf_unlearn.methods.base import CalibrationPass, Method, MethodSettings, RunInfo
 from hf_unlearn.methods.distillation import KL, BadTeacher, Scrub, Undial
 from hf_unlearn.methods.nabla_tau import NablaTau
 from hf_unlearn.methods.orthograd import ConeGrad, OrthoGrad
@@ -22,4 +22,4 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
-__all__ = ["FORGETTING_LOSSES", "METHODS", "CalibrationPass", "Method", "RunInfo", "SurgeryMethod"]
+__all__ = ["FORGETTING_LOSSES", "METHODS", "CalibrationPass", "Method", "MethodSettings", "RunInfo", "SurgeryMethod"]

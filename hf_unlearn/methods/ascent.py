@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
+from typing_extensions import override
 
+from hf_unlearn.methods import bibliography
 from hf_unlearn.methods.base import Method
 from hf_unlearn.targets import Ascent, ForgetTarget, Objective
 
@@ -18,6 +20,7 @@ class Finetune(Method):
     raises_forget_loss = False
     learning_rate = 1e-3
 
+    @override
     def retain_weight(self, progress: float, step: int = 0) -> float:
         """1: the forget dataset is not used."""
         return 1.0
@@ -29,12 +32,15 @@ class GradAscent(Method):
     name = "grad_ascent"
     title = "gradient ascent"
     paper = "Golatkar et al. 2020, arXiv 1911.04933"
+    bibtex = bibliography.GOLATKAR_2020
     learning_rate = 3e-5
 
-    def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
+    @override
+    def objective(self, target: ForgetTarget, original: Tensor | None) -> Objective:
         """Minus the forget loss; the target only says when to stop."""
         return Ascent()
 
+    @override
     def retain_weight(self, progress: float, step: int = 0) -> float:
         """0: the retain dataset is not used."""
         return 0.0
@@ -49,10 +55,12 @@ class GradDiff(Method):
     name = "grad_diff"
     title = "gradient difference"
     paper = "Liu et al. 2022, arXiv 2203.12817"
+    bibtex = bibliography.LIU_2022
     learning_rate = 3e-5
     default_retain_weight = 0.9
 
-    def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
+    @override
+    def objective(self, target: ForgetTarget, original: Tensor | None) -> Objective:
         """Minus the forget loss; the target only says when to stop."""
         return Ascent()
 
@@ -60,10 +68,11 @@ class GradDiff(Method):
 class NegGradPlus(GradDiff):
     """Descend `beta L_r - (1 - beta) L_f`, beta the retain weight, 0.95 (Kurmanji et al. 2023, arXiv 2302.09880).
 
-    Gradient difference with the paper's weight; for large sets the paper has 0.9999.
+    Gradient difference with the paper's weight; for large datasets the paper has 0.9999.
     """
 
     name = "neggrad_plus"
     title = "NegGrad+"
     paper = "Kurmanji et al. 2023, arXiv 2302.09880"
+    bibtex = bibliography.KURMANJI_2023
     default_retain_weight = 0.95

@@ -1,26 +1,60 @@
-"""What a method is: a small class that says which losses are descended and with what weights, or combines gradients."""
+"""The base of all methods: which losses are descended and with what weights, or how gradients are combined."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hf_unlearn.methods.hyperparameters import NoHyperparameters, make_hyperparameters
 from hf_unlearn.models.original import OriginalModel
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.loop import Batch
 from hf_unlearn.targets import ForgetTarget, Objective
 
 if TYPE_CHECKING:
-    from hf_unlearn.trainer.arguments import UnlearningArguments
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+Parameters: TypeAlias = Mapping[str, nn.Parameter]
+
+
+class MethodSettings(Protocol):
+    """The settings that methods read; `UnlearningArguments` has them among its own."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything that a method draws."""
+
+    @property
+    def retain_weight(self) -> float | None:
+        """Weight of the retain loss in [0, 1]; None for the method's default."""
+
+    @property
+    def forget_target(self) -> object:
+        """Name of the forgetting target, a number, or a sample of losses."""
+
+    @property
+    def forgetting_loss(self) -> str:
+        """Of gradient surgery: a name in `FORGETTING_LOSSES`."""
+
+    @property
+    def projection(self) -> str:
+        """Of OrthoGrad: `"gradient"` or `"update"`."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a method may derive its defaults from: sizes of the two sets, and whether the model reads text."""
+    """What a method may derive its defaults from.
+
+    Attributes:
+        forget_samples: size of the forget dataset.
+        retain_samples: size of the retain dataset.
+        is_text: whether the model reads text.
+        has_target: whether the run has a forgetting target.
+    """
 
     forget_samples: int
     retain_samples: int
@@ -35,14 +69,14 @@ class CalibrationPass:
     Attributes:
         gradients: per-sample gradients of the model's losses.
         batches: this process's share of the samples of `"forget"` or `"retain"`, in batches.
-        losses: of every sample of `"forget"`, `"retain"` or `"alternative"`, in the order of the set, on the CPU.
+        losses: of every sample of `"forget"`, `"retain"` or `"alternative"`, in the order of the dataset, on the CPU.
         sum_over_processes: sums a tensor over processes.
     """
 
     gradients: PerSampleGradients
-    batches: Callable[[str], Iterable[Batch]]
-    losses: Callable[[str], torch.Tensor]
-    sum_over_processes: Callable[[torch.Tensor], torch.Tensor]
+    batches: Callable[[Literal["forget", "retain"]], Iterable[Batch]]
+    losses: Callable[[Literal["forget", "retain", "alternative"]], Tensor]
+    sum_over_processes: Callable[[Tensor], Tensor]
 
 
 # Ascent without a target does not end by itself: at equal weights, thirty steps cost a small ViT a third of its retain
@@ -54,32 +88,54 @@ class Method:
     """Base of all methods.
 
     A step descends the loss `retain_weight * retain_objective + (1 - retain_weight) * objective`, of which the first
-    is the mean retain loss unless the method says otherwise.
-    A subclass says what differs; see `methods/ascent.py` for the smallest ones.
+    is the mean retain loss unless the method overrides it. A subclass overrides what differs; see `methods/ascent.py`
+    for the smallest ones.
+
+    The trainer calls these hooks, which are named like those of `TrainerCallback`:
+
+    - `on_init_end`: the trainer has been built, and neither a step been taken nor a checkpoint been loaded;
+    - `on_train_begin`: before the first step, with a calibration pass; not in a resumed run;
+    - `remeasures_target`: at the beginning of a step, whether the target is measured again;
+    - `on_pre_optimizer_step`: after the backward pass, before gradients are clipped;
+    - `on_optimizer_step`: after the optimizer's step;
+    - `on_train_end`: after the last step;
+    - `state_dict`, `load_state_dict`: when a checkpoint is saved, and in a resumed run in place of `on_train_begin`.
+
+    Args:
+        settings: of the run.
+        info: sizes and kind of the data.
+        hyperparameters: an instance of the method's own dataclass; default: made of `settings.method_kwargs`.
 
     Attributes:
         name: the name in `METHODS` and in `UnlearningArguments(method=)`.
-        title: how tables and cards call it.
+        title: the name in tables and cards.
         paper: author, year and identifier.
-        bounded: whether the forgetting loss ends by itself; the others are stopped at the target.
-        ascends: whether the forget loss is raised, rather than left to fade.
-        steps: whether there are optimizer steps; otherwise `survey` is all that happens.
-        surgery: whether the method combines gradients (`combine`) rather than descending a loss.
-        adapters: whether `peft_config="auto"` adds an adapter.
-        alternatives: whether the trainer needs an `alternative_ds`.
-        compares: whether the original model is asked at every step; see `OriginalModel`.
-        whole: whether the method needs every weight and its gradient in hand: no adapter that the trainer adds, no
-            sharded weights.
-        heads: the kinds of head (`Head.kind`) that it works on; empty for all.
+        bibtex: the paper's entry; empty where there is no paper.
+        hyperparameters: the dataclass of the method's hyper-parameters (`UnlearningArguments(method_kwargs=)`).
+        converges_at_target: whether the forgetting loss ends at its minimum; the other methods are stopped at the
+            target.
+        raises_forget_loss: whether the forget loss is raised, rather than left to fade.
+        is_iterative: whether there are optimizer steps; otherwise `on_train_begin` is all that happens.
+        is_gradient_surgery: whether the method combines gradients (`combine`) rather than descending a loss.
+        lora_by_default: whether `peft_config="auto"` adds an adapter.
+        needs_alternative_ds: whether the trainer needs an `alternative_ds`.
+        needs_original_model: whether the original model is called at every step; see `OriginalModel`.
+        needs_full_weights: whether the method needs every weight and its whole gradient: no adapter that the trainer
+            adds, no sharded weights.
+        head_kinds: the kinds of head (`Head.kind`) that are supported; empty for all.
         learning_rate: default for all weights of a small model; see `UnlearningArguments`.
-        passes, min_steps: default number of steps: passes over the larger set, and no fewer than; see
+        passes, min_steps: default number of steps: passes over the larger dataset, and no fewer than; see
             `hf_unlearn.trainer.defaults`.
         default_retain_weight: where no `retain_weight` is given; at least 0.9 where there is no target.
+        hp: the hyper-parameters of this instance.
+        original_model: the frozen original, after `on_init_end`, of methods that need it.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     paper: ClassVar[str]
+    bibtex: ClassVar[str] = ""
+    hyperparameters: ClassVar[type] = NoHyperparameters
     converges_at_target: ClassVar[bool] = False
     raises_forget_loss: ClassVar[bool] = True
     is_iterative: ClassVar[bool] = True
@@ -93,10 +149,30 @@ class Method:
     passes: ClassVar[int] = 4
     min_steps: ClassVar[int] = 100
     default_retain_weight: ClassVar[float] = 0.5
+    hp: Any  # an instance of `hyperparameters`; subclasses declare which
 
-    def __init__(self, args: UnlearningArguments, info: RunInfo):
-        self.args, self.info = args, info
+    def __init__(self, settings: MethodSettings, info: RunInfo, hyperparameters: object | None = None):
+        self.settings, self.info = settings, info
+        if hyperparameters is None:
+            hyperparameters = self.check_hyperparameters(getattr(settings, "method_kwargs", None) or {})
+        self.hp = hyperparameters
         self.original_model: OriginalModel | None = None
+
+    @classmethod
+    def check_hyperparameters(cls, method_kwargs: Mapping[str, Any]) -> Any:
+        """Refuse hyper-parameters that the method does not have, or values that they cannot take.
+
+        Args:
+            method_kwargs: hyper-parameter to value.
+
+        Returns:
+            An instance of `hyperparameters`.
+
+        Raises:
+            ValueError: an unknown name, or a value that is not finite or out of range; one line.
+            TypeError: a value that is no number; one line.
+        """
+        return make_hyperparameters(cls.hyperparameters, cls.name, method_kwargs)
 
     @classmethod
     def check_head(cls, kind: str) -> None:
@@ -112,8 +188,8 @@ class Method:
             )
 
     @classmethod
-    def check_model(cls, model: Any) -> None:
-        """Refuse a model that the method cannot find its way in.
+    def check_model(cls, model: PreTrainedModel | PeftModel) -> None:
+        """Refuse a model whose architecture the method does not support.
 
         Raises:
             ValueError: one line that names the method and the model.
@@ -138,12 +214,12 @@ class Method:
         if sharded and (cls.needs_full_weights or (cls.needs_original_model and not adapter)):
             what = "changes the weights itself" if cls.needs_full_weights else "needs a frozen copy of the model"
             raise ValueError(
-                f"method: {cls.name} {what}, which is not available of weights spread over processes (FSDP, DeepSpeed); "
-                f"use DDP{'' if cls.needs_full_weights else ', or give a peft_config'}"
+                f"method: {cls.name} {what}, which is not supported for weights spread over processes (FSDP, "
+                f"DeepSpeed); use DDP{'' if cls.needs_full_weights else ', or give a peft_config'}"
             )
 
     def on_init_end(self, model: nn.Module, added_adapter: bool) -> None:
-        """Take what is needed of the original model, before a step is taken or a checkpoint is loaded.
+        """Keep what is needed of the original model, before a step is taken or a checkpoint is loaded.
 
         Args:
             model: the original, unwrapped.
@@ -152,47 +228,14 @@ class Method:
         if self.needs_original_model:
             self.original_model = OriginalModel(model, added_adapter)
 
-    def on_train_end(self) -> None:
-        """Undo what `prepare` did to the model, after the run."""
-
     def on_train_begin(self, calibration: CalibrationPass) -> None:
-        """Measure what is needed, before the first step; not in a resumed run, which has `state`."""
+        """Measure what is needed, before the first step; not in a resumed run, which has `state_dict`."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs of the method: tensors, numbers and containers of them."""
-        return {}
+    def on_train_end(self) -> None:
+        """Undo what `on_init_end` did to the model."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take `state` back."""
-
-    def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
-        """What is descended on the forget dataset.
-
-        Args:
-            target: what the trainer found for the request.
-            original: losses [samples of the forget dataset] under the original model.
-        """
-        return target
-
-    def retain_objective(self) -> Objective:
-        """What is descended on the retain dataset: a mean over samples; the mean loss unless overridden."""
-        return Objective()
-
-    def retain_weight(self, progress: float, step: int = 0) -> float:
-        """Weight of the retain loss in [0, 1]; `progress` in [0, 1] is the share of steps done, `step` how many."""
-        if self.args.retain_weight is not None:
-            return self.args.retain_weight
-        least = 0.0 if self.info.has_target else RETAIN_WEIGHT_WITHOUT_TARGET
-        return max(self.default_retain_weight, least)
-
-    def remeasures_target(self, step: int, max_steps: int, forget_per_step: int) -> bool:
-        """Whether a target from unseen data is measured again before step `step`, counted from 0, of `max_steps`."""
-        return False
-
-    def on_pre_optimizer_step(
-        self, parameters: Mapping[str, nn.Parameter], progress: float, scale: float
-    ) -> dict[str, float]:
-        """Change `grad` of the parameters, when it is whole and before it is clipped.
+    def on_pre_optimizer_step(self, parameters: Parameters, progress: float, scale: float) -> dict[str, float]:
+        """Change `grad` of the parameters, after the backward pass of the whole step and before clipping.
 
         Args:
             parameters: name to trainable parameter.
@@ -204,8 +247,50 @@ class Method:
         """
         return {}
 
-    def on_optimizer_step(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def on_optimizer_step(self, parameters: Parameters) -> None:
         """Change the parameters after the optimizer's step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of the method: tensors, numbers and containers of them."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+    def objective(self, target: ForgetTarget, original: Tensor | None) -> Objective:
+        """What is descended on the forget dataset.
+
+        Args:
+            target: the forgetting target of the request.
+            original: losses [samples of the forget dataset] under the original model.
+        """
+        return target
+
+    def retain_objective(self) -> Objective:
+        """What is descended on the retain dataset: a mean over samples; the mean loss unless overridden."""
+        return Objective()
+
+    def retain_weight(self, progress: float, step: int = 0) -> float:
+        """Weight of the retain loss in [0, 1].
+
+        Args:
+            progress: share of steps done, in [0, 1].
+            step: number of steps done.
+        """
+        if self.settings.retain_weight is not None:
+            return self.settings.retain_weight
+        minimum = 0.0 if self.info.has_target else RETAIN_WEIGHT_WITHOUT_TARGET
+        return max(self.default_retain_weight, minimum)
+
+    def remeasures_target(self, step: int, max_steps: int, forget_per_step: int) -> bool:
+        """Whether a target from unseen data is measured again before a step.
+
+        Args:
+            step: its number, from 0.
+            max_steps: number of steps of the run.
+            forget_per_step: forget samples of a step.
+        """
+        return False
 
 
 class SequenceMethod(Method):

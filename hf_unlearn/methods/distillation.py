@@ -1,16 +1,21 @@
-"""Forgetting by what a teacher predicts: the original model, one that knows nothing, or the original corrected."""
+"""Forgetting by what a teacher predicts: the original model, an untrained one, or the original corrected."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from typing_extensions import override
 
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.functional import IGNORED, at_least_float32, divergences, labelled_mean, token_losses
+from hf_unlearn.losses.head import Batch
+from hf_unlearn.methods import bibliography
 from hf_unlearn.methods.base import Method, SequenceMethod
+from hf_unlearn.methods.hyperparameters import hyperparameter
 from hf_unlearn.models.original import untrained
 from hf_unlearn.targets import Ascent, ForgetTarget, Objective
 
@@ -37,21 +42,20 @@ class Distillation(Objective):
         assert teacher is not None
         self.teacher, self.divergence, self.loss, self.lowered = teacher, divergence, loss, lowered
 
-    def scores(
-        self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the class says."""
-        logits, labels = head.decisions(outputs, batch)
+    @override
+    def scores(self, outputs: Any, batch: Batch, head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
+        logits, labels = head.decisions(outputs, batch)  # shape: [n, decisions, classes], [n, decisions]
         with torch.no_grad():
-            taught, _ = head.decisions(self.teacher(**head.inputs(batch)), batch)
-            taught = at_least_float32(taught)
-            labels = labels.to(taught.device)
+            teacher_logits, _ = head.decisions(self.teacher(**head.inputs(batch)), batch)
+            teacher_logits = at_least_float32(teacher_logits)
+            labels = labels.to(teacher_logits.device)
             labelled = labels != IGNORED
             if self.lowered:
-                own = labels.where(labelled, 0)[..., None]
-                taught = taught.scatter_add(-1, own, torch.full_like(own, -self.lowered, dtype=taught.dtype))
-            wanted = taught.log_softmax(-1)
-        scores = self.divergence * labelled_mean(divergences(wanted, logits) * labelled, labels)
+                classes = labels.where(labelled, 0)[..., None]
+                change = torch.full_like(classes, -self.lowered, dtype=teacher_logits.dtype)
+                teacher_logits = teacher_logits.scatter_add(-1, classes, change)
+            teacher_log_probs = teacher_logits.log_softmax(-1)
+        scores = self.divergence * labelled_mean(divergences(teacher_log_probs, logits) * labelled, labels)
         if self.loss:
             losses = head.losses(outputs, batch)
             scores = scores + self.loss * losses
@@ -64,8 +68,8 @@ class KL(Method):
     """Descend `-L_f` and `KL(ref || model)` on the retain samples (Maini et al. 2024, TOFU, arXiv 2401.06121).
 
     The paper (KL minimization) has equal weights; here the retain weight is 0.9. The divergence is the mean over
-    a sample's decisions: of a language model, its label tokens. It keeps what the original says of retain samples, right or
-    wrong. The ascent never ends, so training stops at the target.
+    a sample's decisions: of a language model, its label tokens. It keeps the original's predictions on retain samples,
+    right or wrong. The ascent never ends, so training stops at the target.
     """
 
     name = "kl"
@@ -73,13 +77,16 @@ class KL(Method):
     default_retain_weight = 0.9
     title = "KL minimization"
     paper = "Maini et al. 2024, arXiv 2401.06121"
+    bibtex = bibliography.MAINI_2024
     head_kinds = DECISION_HEADS
     needs_original_model = True
 
-    def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
+    @override
+    def objective(self, target: ForgetTarget, original: Tensor | None) -> Objective:
         """Minus the forget loss; the target only says when to stop."""
         return Ascent()
 
+    @override
     def retain_objective(self) -> Objective:
         """The divergence from the original."""
         return Distillation(self.original_model)
@@ -98,30 +105,47 @@ class BadTeacher(Method):
     learning_rate = 1e-4
     title = "bad teacher"
     paper = "Chundawat et al. 2023, arXiv 2205.08096"
+    bibtex = bibliography.CHUNDAWAT_2023
     head_kinds = DECISION_HEADS
     needs_original_model = True
 
     @classmethod
+    @override
     def check_weights(cls, *, adapter: bool, sharded: bool) -> None:
         """Sharded weights are refused with an adapter, too."""
         if sharded:
             raise ValueError(
-                f"method: {cls.name} needs a second, untrained model, which weights spread over processes (FSDP, "
-                "DeepSpeed) leave no room for; use DDP"
+                f"method: {cls.name} needs a second, untrained model, which is not supported beside weights spread "
+                "over processes (FSDP, DeepSpeed); use DDP"
             )
 
+    @override
     def on_init_end(self, model: nn.Module, added_adapter: bool) -> None:
         """Keep the original, and make the incompetent teacher."""
         super().on_init_end(model, added_adapter)
-        self.incompetent = untrained(model, self.args.seed)
+        self.incompetent = untrained(model, self.settings.seed)
 
-    def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
+    @override
+    def objective(self, target: ForgetTarget, original: Tensor | None) -> Objective:
         """The divergence from the incompetent teacher; the target only says when to stop."""
         return Distillation(self.incompetent)
 
+    @override
     def retain_objective(self) -> Objective:
         """The divergence from the original."""
         return Distillation(self.original_model)
+
+
+@dataclass(frozen=True)
+class ScrubHyperparameters:
+    """Of `Scrub`."""
+
+    alpha: float = hyperparameter(0.001, "alpha, weight of the divergence on retain samples", at_least=0)
+    gamma: float = hyperparameter(0.99, "gamma, weight of the retain loss", at_least=0)
+    max_step_share: float = hyperparameter(
+        2 / 3, "share of the run after which min steps alone follow (the paper's number of max steps)",
+        at_least=0, at_most=1,
+    )  # fmt: skip
 
 
 class Scrub(Method):
@@ -129,11 +153,11 @@ class Scrub(Method):
 
     Kurmanji et al. 2023, arXiv 2302.09880, alg. 1; alpha 0.001, gamma 0.99 as in their code. Three differences:
 
-    - The turns are single steps, where the paper has passes over the sets. The first is a min step, as at the original
-      itself the divergence has no gradient: the paper's first moves only by what dropout and BatchNorm do.
+    - The turns are single steps, where the paper has passes over the datasets. The first is a min step, as at the
+      original itself the divergence has no gradient: the paper's first moves only by what dropout and BatchNorm do.
     - Max steps end after two thirds of the run, as in the paper min steps alone follow at the end.
-    - The paper's rewind (SCRUB+R) takes the checkpoint whose forget error is nearest to that of unseen samples. Stopping
-      at the target, which is checked every few steps, stands for it.
+    - The paper's rewind (SCRUB+R) takes the checkpoint whose forget error is nearest to that of unseen samples. It
+      is replaced by stopping at the target, which is checked every few steps.
 
     `retain_weight` has no effect.
     """
@@ -142,40 +166,53 @@ class Scrub(Method):
     learning_rate = 3e-5
     title = "SCRUB"
     paper = "Kurmanji et al. 2023, arXiv 2302.09880"
+    bibtex = bibliography.KURMANJI_2023
     head_kinds = DECISION_HEADS
     needs_original_model = True
-    ALPHA: ClassVar[float] = 0.001
-    GAMMA: ClassVar[float] = 0.99
-    MAX_STEPS: ClassVar[float] = 2 / 3
+    hyperparameters = ScrubHyperparameters
+    hp: ScrubHyperparameters
 
-    def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
+    @override
+    def objective(self, target: ForgetTarget, original: Tensor | None) -> Objective:
         """Minus the divergence from the original; the target only says when to stop."""
         return Distillation(self.original_model, divergence=-1.0)
 
+    @override
     def retain_objective(self) -> Objective:
         """The divergence from the original, and the loss."""
-        return Distillation(self.original_model, divergence=self.ALPHA, loss=self.GAMMA)
+        return Distillation(self.original_model, divergence=self.hp.alpha, loss=self.hp.gamma)
 
+    @override
     def retain_weight(self, progress: float, step: int = 0) -> float:
         """0 at a max step, 1 at a min step."""
-        return float(step % 2 == 0 or progress >= self.MAX_STEPS)
+        return float(step % 2 == 0 or progress >= self.hp.max_step_share)
+
+
+@dataclass(frozen=True)
+class UndialHyperparameters:
+    """Of `Undial`."""
+
+    beta: float = hyperparameter(10.0, "beta, how far the logit of the label token is lowered", above=0)
 
 
 class Undial(SequenceMethod):
     """Descend `KL(q || model)` on forget samples, and `L_r` (Dong et al. 2024, arXiv 2402.10052), beta 10.
 
-    q: the original's prediction with the logit of the label token lowered by beta, so that what the original would say
-    instead is learned: self-distillation with adjusted logits. The paper writes the cross-entropy to q, whose gradient
-    is the same, and uses no retain samples (`retain_weight=0`). The loss ends by itself, but where it ends beta says, not
-    the target: training stops there.
+    q: the original's prediction with the logit of the label token lowered by beta, so that the original's next best
+    answers are learned: self-distillation with adjusted logits. The paper writes the cross-entropy to q, whose
+    gradient is the same, and uses no retain samples (`retain_weight=0`). The loss has a minimum, but where it lies
+    depends on beta, not on the target: training stops at the target.
     """
 
     name = "undial"
     title = "UNDIAL"
     paper = "Dong et al. 2024, arXiv 2402.10052"
+    bibtex = bibliography.DONG_2024
     needs_original_model = True
-    BETA: ClassVar[float] = 10.0
+    hyperparameters = UndialHyperparameters
+    hp: UndialHyperparameters
 
-    def objective(self, target: ForgetTarget, original: torch.Tensor | None) -> Objective:
+    @override
+    def objective(self, target: ForgetTarget, original: Tensor | None) -> Objective:
         """The divergence from the original's adjusted prediction; the target only says when to stop."""
-        return Distillation(self.original_model, lowered=self.BETA)
+        return Distillation(self.original_model, lowered=self.hp.beta)

@@ -1,0 +1,99 @@
+"""Hyper-parameters of methods: a frozen dataclass a method, checked by name, type and range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class NoHyperparameters:
+    """For methods without hyper-parameters of their own."""
+
+
+def hyperparameter(
+    default: float,
+    help: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """One field of a method's hyper-parameters; an integer default makes it an integer.
+
+    Args:
+        default: its value where `method_kwargs` does not give one.
+        help: its meaning, with the paper's symbol, in one line.
+        above: values must be greater than this.
+        at_least: values must be this or greater.
+        at_most: values must be this or smaller.
+    """
+    bounds = {"above": above, "at_least": at_least, "at_most": at_most}
+    return field(default=default, metadata={"help": help, **bounds})
+
+
+def make_hyperparameters(cls: type[T], method: str, method_kwargs: Mapping[str, Any]) -> T:
+    """The hyper-parameters of a method: defaults, and what `method_kwargs` says.
+
+    Args:
+        cls: a dataclass of `hyperparameter` fields.
+        method: its name, for messages.
+        method_kwargs: hyper-parameter to value.
+
+    Raises:
+        ValueError: an unknown name, or a value that is not finite or out of range.
+        TypeError: `method_kwargs` is no mapping, or a value no number.
+
+    Examples:
+        >>> @dataclass(frozen=True)
+        ... class NPOHyperparameters:
+        ...     beta: float = hyperparameter(0.1, "beta, inverse temperature", above=0)
+        >>> make_hyperparameters(NPOHyperparameters, "npo", {"beta": 1})
+        NPOHyperparameters(beta=1.0)
+        >>> make_hyperparameters(NPOHyperparameters, "npo", {"betta": 1})
+        Traceback (most recent call last):
+        ValueError: method_kwargs: npo has no 'betta'; it has beta (did you mean 'beta'?)
+    """
+    if not isinstance(method_kwargs, Mapping):
+        raise TypeError(f"method_kwargs: found {type(method_kwargs).__name__}; give a dict of hyper-parameters")
+    fields_by_name: dict[Any, Field[Any]] = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    values = {}
+    for name, value in method_kwargs.items():
+        if name not in fields_by_name:
+            close = get_close_matches(str(name), fields_by_name, n=1)
+            names = ", ".join(fields_by_name) or "no hyper-parameters"
+            suggestion = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"method_kwargs: {method} has no {name!r}; it has {names}{suggestion}")
+        values[name] = _checked(f"method_kwargs: {name} of {method}", value, fields_by_name[name])
+    return cls(**values)
+
+
+def _checked(what: str, value: Any, hyperparameter: Field[Any]) -> float:
+    """The value as a number of the default's type.
+
+    Args:
+        what: how a message begins.
+        value: as the user gave it.
+        hyperparameter: the field that it is for.
+    """
+    assert hyperparameter.default is not MISSING
+    integer = isinstance(hyperparameter.default, int)
+    if isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
+        kind = "an integer" if integer else "a number"
+        raise TypeError(f"{what} must be {kind}, got {value!r} ({type(value).__name__})")
+    if not math.isfinite(value):
+        raise ValueError(f"{what} must be finite, got {value}")
+    above, at_least, at_most = (hyperparameter.metadata.get(bound) for bound in ("above", "at_least", "at_most"))
+    if above is not None and not value > above:
+        raise ValueError(f"{what} must be greater than {above:g}, got {value}")
+    if at_least is not None and not value >= at_least:
+        raise ValueError(f"{what} must be at least {at_least:g}, got {value}")
+    if at_most is not None and not value <= at_most:
+        raise ValueError(f"{what} must be at most {at_most:g}, got {value}")
+    return int(value) if integer else float(value)  # type: ignore[call-overload]
