@@ -30,6 +30,7 @@ extensions = [
 ]
 exclude_patterns = ["site", "_ext"]
 source_suffix = {".md": "markdown"}
+smartquotes = False
 
 # ---- Markdown ----
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -37,7 +38,9 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
 # ---- docstrings ----
-autodoc_inherit_docstrings = False  # what a subclass does not describe, its base class does, on its own page
+autodoc_inherit_docstrings = (
+    False  # what a subclass does not describe, its base class does, on its own page
+)
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
@@ -54,6 +57,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "hf_unlearn"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

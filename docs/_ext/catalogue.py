@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from typing import Any
 
 from hf_unlearn.methods import METHODS, Method
 
 HEADS = {
-    "image, audio, text classification": ("single_label",),
+    "classification": ("single_label",),
     "multi-label, regression": ("multi_label", "regression"),
-    "token classification, question answering": ("token", "question_answering"),
-    "causal and seq2seq language models, Whisper": ("causal_lm", "seq2seq_lm"),
+    "tokens, question answering": ("token", "question_answering"),
+    "language models": ("causal_lm", "seq2seq_lm"),
     "masked language models": ("masked_lm",),
     "CTC": ("ctc",),
-    "your own `per_sample_loss`": ("custom",),
+    "own loss": ("custom",),
 }
+ARXIV = re.compile(r"arXiv (\d+\.\d+)")
 FLAGS = {
     "is_gradient_surgery": "combines gradients (gradient surgery)",
     "converges_at_target": "converges at its target by itself",
@@ -32,11 +34,16 @@ def heads() -> str:
     """Methods by the kinds of head that they work on; those that work on the same ones share a line."""
     groups: dict[tuple[bool, ...], list[str]] = {}
     for name, method in METHODS.items():
-        works = tuple(not method.head_kinds or set(kinds) <= set(method.head_kinds) for kinds in HEADS.values())
+        works = tuple(
+            not method.head_kinds or set(kinds) <= set(method.head_kinds)
+            for kinds in HEADS.values()
+        )
         groups.setdefault(works, []).append(f"[`{name}`](#{anchor(name)})")
     lines = [f"| method | {' | '.join(HEADS)} |", "|---" * (len(HEADS) + 1) + "|"]
     for works, names in sorted(groups.items(), key=lambda group: -sum(group[0])):
-        lines.append(f"| {', '.join(names)} | {' | '.join('yes' if each else '-' for each in works)} |")
+        lines.append(
+            f"| {', '.join(names)} | {' | '.join('yes' if each else '-' for each in works)} |"
+        )
     return "\n".join(lines)
 
 
@@ -54,7 +61,7 @@ def section(method: type[Method]) -> str:
     """One method."""
     facts = {
         "name": f'`UnlearningArguments(method="{method.name}")`',
-        "paper": method.paper if method.paper != "-" else "none",
+        "paper": linked(method.paper),
         "heads": ", ".join(f"`{kind}`" for kind in method.head_kinds) or "all",
         "properties": "; ".join(properties(method)) or "none",
         "defaults": defaults(method),
@@ -70,12 +77,25 @@ def section(method: type[Method]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def linked(paper: str) -> str:
+    """A paper, with a link to it on arXiv."""
+    return (
+        ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
+        if paper != "-"
+        else "none"
+    )
+
+
 def properties(method: type[Method]) -> list[str]:
     """What the method's flags say, in words."""
     said = [text for flag, text in FLAGS.items() if getattr(method, flag)]
     if not method.is_iterative:
         return [*said, "takes no optimizer steps"]
-    return said if method.converges_at_target or method.is_gradient_surgery else [*said, "is stopped at the target"]
+    return (
+        said
+        if method.converges_at_target or method.is_gradient_surgery
+        else [*said, "is stopped at the target"]
+    )
 
 
 def defaults(method: type[Method]) -> str:
@@ -96,7 +116,9 @@ def hyperparameters(method: type[Method]) -> str:
         return ""
     lines = ["| `method_kwargs` | default | meaning |", "|---|---|---|"]
     for field in dataclasses.fields(settings):
-        lines.append(f"| `{field.name}` | `{field.default}` | {field.metadata.get('help', '')} |")
+        lines.append(
+            f"| `{field.name}` | `{field.default}` | {field.metadata.get('help', '')} |"
+        )
     return "\n".join(lines)
 
 
@@ -109,6 +131,8 @@ def bibtex(method: type[Method]) -> str:
     entry = inspect.cleandoc(getattr(method, "bibtex", ""))
     if not entry:
         if method.paper != "-" and hasattr(Method, "bibtex"):
-            raise ValueError(f"{method.__name__}.bibtex: is missing; give the entry of {method.paper}")
+            raise ValueError(
+                f"{method.__name__}.bibtex: is missing; give the entry of {method.paper}"
+            )
         return ""
     return f":::{{dropdown}} BibTeX\n```bibtex\n{entry}\n```\n:::"

@@ -34,7 +34,9 @@ def inline(text: str) -> str:
     text = LINK.sub(r"`\1 <\2>`__", text) if LINK.search(text) else text
     parts = re.split(r"(`[^`]+`__|(?<!`)`(?!`)[^`]+`(?!`))", text)
     return "".join(
-        re.sub(r"`([^`]+)`", code, part) if part.startswith("`") and not part.endswith("__") else _escape(part)
+        re.sub(r"`([^`]+)`", code, part)
+        if part.startswith("`") and not part.endswith("__")
+        else _escape(part)
         for part in parts
     )
 
@@ -50,7 +52,9 @@ def table(lines: list[str]) -> Iterator[str]:
     space = " " * indent_of(lines[0])
     yield from ("", f"{space}.. list-table::", f"{space}   :header-rows: 1", "")
     for line in (lines[0], *lines[2:]):
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+        cells = [
+            cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))
+        ]
         for number, cell in enumerate(cells):
             yield f"{space}   {'* -' if number == 0 else '  -'} {inline(cell)}"
     yield ""
@@ -74,28 +78,46 @@ def convert(lines: list[str]) -> list[str]:
             in_section = True
         if bare.startswith("```"):
             flush()
-            end = next(n for n in range(number + 1, len(lines)) if lines[n].strip() == "```")
+            end = next(
+                n for n in range(number + 1, len(lines)) if lines[n].strip() == "```"
+            )
             space = " " * indent_of(line)
             result += ["", f"{space}.. code-block:: {bare[3:] or 'text'}", ""]
             result += [f"   {code}" for code in lines[number + 1 : end]] + [""]
             number = end
         elif bare.startswith("|") and set(lines[number + 1].strip()) <= set("|-: "):
             flush()
-            end = next((n for n in range(number, len(lines)) if not lines[n].strip().startswith("|")), len(lines))
+            end = next(
+                (
+                    n
+                    for n in range(number, len(lines))
+                    if not lines[n].strip().startswith("|")
+                ),
+                len(lines),
+            )
             result += table(lines[number:end])
             number = end - 1
         elif bare.startswith(">>>"):
             flush()
-            end = next((n for n in range(number, len(lines)) if not lines[n].strip()), len(lines))
+            end = next(
+                (n for n in range(number, len(lines)) if not lines[n].strip()),
+                len(lines),
+            )
             result += lines[number:end]
             number = end - 1
         elif bare.startswith("> "):
             flush()
             result.append(f"**{bare[2:]}**")
             in_section = False
-        elif not in_section and not before and indent_of(line) >= 4:  # Markdown's code by indentation
+        elif (
+            not in_section and not before and indent_of(line) >= 4
+        ):  # Markdown's code by indentation
             flush()
-            ends = (n for n in range(number, len(lines)) if lines[n].strip() and indent_of(lines[n]) < 4)
+            ends = (
+                n
+                for n in range(number, len(lines))
+                if lines[n].strip() and indent_of(lines[n]) < 4
+            )
             end = next(ends, len(lines))
             result += [".. code-block:: python", "", *lines[number:end], ""]
             number = end - 1
@@ -115,13 +137,21 @@ def convert(lines: list[str]) -> list[str]:
     return result
 
 
-def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def process(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """Convert in place, before napoleon reads the sections."""
     lines[:] = convert(lines)
 
 
 def signature(
-    app: Any, what: str, name: str, obj: Any, options: Any, text: str | None, returns: str | None
+    app: Any,
+    what: str,
+    name: str,
+    obj: Any,
+    options: Any,
+    text: str | None,
+    returns: str | None,
 ) -> tuple[str, str | None] | None:
     """Nothing but dots for a constructor that nobody could read."""
     return ("(...)", None) if text and text.count("=") > LONGEST_SIGNATURE else None
@@ -129,7 +159,9 @@ def signature(
 
 def missing(app: Any, env: Any, node: Any, content: Any) -> None:
     """Warn of a name of the package that leads nowhere; all others are plain code."""
-    if node.get("reftype") == "obj" and node.get("reftarget", "").startswith("hf_unlearn."):
+    if node.get("reftype") == "obj" and node.get("reftarget", "").startswith(
+        "hf_unlearn."
+    ):
         logger.warning("there is no %s to refer to", node["reftarget"], location=node)
 
 

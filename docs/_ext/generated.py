@@ -32,7 +32,11 @@ def read(app: Any, page: str, source: list[str]) -> None:
 
 def stale(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:
     """Pages to read again although they have not changed: what is generated in them may have."""
-    return [page for page in env.found_docs if MARK.search(Path(env.doc2path(page)).read_text(encoding="utf-8"))]
+    return [
+        page
+        for page in env.found_docs
+        if MARK.search(Path(env.doc2path(page)).read_text(encoding="utf-8"))
+    ]
 
 
 def setup(app: Any) -> dict[str, Any]:

@@ -12,7 +12,11 @@ def fenced(text: str) -> str:
     """The docstring of an example as Markdown: its indented lines are what one types."""
     lines: list[str] = []
     for line in text.strip().splitlines():
-        lines += ["", "```bash", line.strip(), "```", ""] if line.startswith("    ") else [line]
+        lines += (
+            ["", "```bash", line.strip(), "```", ""]
+            if line.startswith("    ")
+            else [line]
+        )
     return "\n".join(lines)
 
 
@@ -28,12 +32,23 @@ def tutorial(name: str) -> str:
     title, _, usage = (ast.get_docstring(tree) or "").partition("\n")
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     first = functions[0].lineno - 1 if functions else len(lines)
-    parts = [f"# {title.rstrip('.')}", "## Run it", fenced(usage) if usage.strip() else ""]
+    parts = [
+        f"# {title.rstrip('.')}",
+        "## Run it",
+        fenced(usage) if usage.strip() else "",
+    ]
     parts.append("" if functions else fenced(f"    python examples/{name}.py"))
     parts += ["## The code", code("\n".join(lines[tree.body[0].end_lineno : first]))]
     for node in functions:
         said = node.body[0]
-        source = lines[node.lineno - 1 : said.lineno - 1] + lines[said.end_lineno : node.end_lineno]
-        parts += [f"### `{node.name}`", ast.get_docstring(node) or "", code("\n".join(source))]
+        source = (
+            lines[node.lineno - 1 : said.lineno - 1]
+            + lines[said.end_lineno : node.end_lineno]
+        )
+        parts += [
+            f"### `{node.name}`",
+            ast.get_docstring(node) or "",
+            code("\n".join(source)),
+        ]
     parts.append(f"All of it is in `examples/{name}.py`.")
     return "\n\n".join(part for part in parts if part)

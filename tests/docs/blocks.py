@@ -47,7 +47,8 @@ def run(text: str, name: str, namespace: dict) -> None:
 
 def commands(text: str) -> list[list[str]]:
     """The command lines of a page's shell blocks, in words; settings of the environment are left out."""
-    lines = [line for language, content in blocks(text) if language in SHELL for line in content.splitlines()]
+    scripts = [content.replace("\\\n", " ") for language, content in blocks(text) if language in SHELL]
+    lines = [line for script in scripts for line in script.splitlines()]
     found = [shlex.split(line, comments=True) for line in lines]
     return [[word for word in words if not re.match(r"[A-Z_]+=", word)] for words in found if words]
 
