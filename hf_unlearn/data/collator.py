@@ -37,7 +37,7 @@ def default_collator(model: PreTrainedModel | PeftModel, processing_class: Any =
         >>> batch["input_ids"].tolist(), batch["labels"].tolist()
         ([[5, 6, 7], [8, 0, 0]], [[5, 6, 7], [8, -100, -100]])
     """
-    base = _base_model(model)
+    base = inner_model(model)
     config = base.config
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     candidates = [getattr(source, "pad_token_id", None) for source in (tokenizer, config)]
@@ -73,11 +73,12 @@ def readable_collator(model: PreTrainedModel | PeftModel, processing_class: Any 
 
 def columns_read(model: PreTrainedModel | PeftModel) -> list[str]:
     """The columns of a dataset that the model's forward pass takes, and those that hold its labels."""
-    base = _base_model(model)
+    base = inner_model(model)
     return [*inspect.signature(base.forward).parameters, "label", "label_ids", *find_labels(type(base))]
 
 
-def _base_model(model: Any) -> Any:
+def inner_model(model: Any) -> Any:
+    """The model inside the wrapper of its adapters, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

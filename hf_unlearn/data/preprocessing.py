@@ -12,6 +12,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from hf_unlearn.data.collator import inner_model
 from hf_unlearn.data.columns import ROLES, Columns
 from hf_unlearn.losses import head_of
 
@@ -64,7 +65,7 @@ def prepare(
     Raises:
         ValueError: a column is missing, the model has no class of that name, or its head is not supported.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inner_model(model)
     main = base.main_input_name
     if main in samples.column_names:
         return samples

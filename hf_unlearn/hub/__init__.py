@@ -1,1 +1,1 @@
-"""What goes to the Hub: the upload, the unlearning record, the model card."""
+"""The Hub: uploading a model, its unlearning record and its model card."""

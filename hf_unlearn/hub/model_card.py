@@ -20,28 +20,28 @@ from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.report.tables import metric_names, metrics_by_model, show_interval
 
 REQUESTS = {"samples": "single samples", "class": "a whole class", "group": "a group"}
-# What the model-index calls the sets; the first word of a metric says which one it was measured on.
-SETS = {"forget": "Forget set", "retain": "Retain set", "unseen": "Unseen set"}
-MEASURED_TOGETHER = "Forget set against unseen dataset"
+# Names in the model-index; the first word of a metric says on which dataset it was measured.
+DATASET_NAMES = {"forget": "Forget dataset", "retain": "Retain dataset", "unseen": "Unseen dataset"}
+FORGET_AGAINST_UNSEEN = "Forget against unseen dataset"
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says.
+    """The contents of a model card.
 
     Attributes:
-        name: the model's.
-        kind: `"merged"`, `"adapter"` (one that the user trained, and that held the data) or `"adapter_alone"` (ours:
-            its base model holds the data; the card makes no claim).
+        name: name of the model.
+        kind: `"merged"`, `"adapter"` (one that the user trained on the data) or `"adapter_alone"` (added by the
+            trainer: its base model still holds the data; the card makes no claim).
         architecture: class of the model.
-        base: Hub name of the model that came in; None where it is a local one.
+        base: Hub name of the model before unlearning; None for a local one.
         base_revision: its commit.
         method: `name`, `title` and `paper`.
-        settings: from `hf_unlearn.hub.record.settings_of`.
+        settings: as plain values: no path, no token.
         request: `"samples"`, `"class"` or `"group"`.
-        counts: samples of `forget`, `retain` and, where there is one, `unseen`.
-        forget_request: the request in the user's own words, published as given.
-        report: the audit, already fit for publication.
+        counts: number of samples of `forget`, `retain` and, if given, `unseen`.
+        forget_request: the request in the user's own words, published unchanged.
+        report: the audit, without names of groups (see `hf_unlearn.hub.upload.anonymise_groups`).
         metadata: further fields of `huggingface_hub.ModelCardData`: `language`, `license`, `tags`, `datasets`, ...
     """
 
@@ -60,14 +60,14 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """The card as Markdown, with the Hub's metadata on top; the audit stands there as `model-index`."""
+    """The card as Markdown, with the Hub's metadata on top, which holds the audit as `model-index`."""
     environment = Environment(
         loader=PackageLoader("hf_unlearn.hub"), autoescape=False, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     models = {} if facts.report is None else metrics_by_model(facts.report)
     papers = [] if facts.method["paper"] == "-" else [f"{facts.method['title']}: {facts.method['paper']}"]
-    page = environment.get_template("card.md").render(
+    markdown = environment.get_template("card.md").render(
         vars(facts)
         | {
             "metadata": _metadata(facts).to_yaml(),
@@ -82,25 +82,25 @@ def model_card(facts: CardFacts) -> str:
             "REQUESTS": REQUESTS,
         }
     )
-    return re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", markdown).rstrip() + "\n"
 
 
 def versions() -> str:
-    """The libraries that made the model."""
-    found = {
+    """The versions of the libraries in use."""
+    versions_by_name = {
         "hf_unlearn": hf_unlearn.__version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "peft": peft.__version__,
         "Python": platform.python_version(),
     }
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    return ", ".join(f"{name} {version}" for name, version in versions_by_name.items())
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
     further = dict(facts.metadata)
     task = further.pop("pipeline_tag", None) or _task(facts.architecture)
-    wanted = further.pop("tags", None) or []
+    user_tags = further.pop("tags", None) or []
     tags = ["hf_unlearn", "machine-unlearning", facts.method["name"]]
     if facts.kind == "adapter_alone":
         tags.remove("machine-unlearning")
@@ -108,7 +108,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         base_model=facts.base,
         library_name="transformers" if facts.kind == "merged" else "peft",
         pipeline_tag=task,
-        tags=[*([wanted] if isinstance(wanted, str) else wanted), *tags],
+        tags=[*([user_tags] if isinstance(user_tags, str) else user_tags), *tags],
         model_name=facts.name,
         eval_results=None if facts.report is None else _results(facts.report, task),
         **further,
@@ -116,27 +116,27 @@ def _metadata(facts: CardFacts) -> ModelCardData:
 
 
 def _task(architecture: str) -> str | None:
-    """The pipeline tag of a class, as `Trainer`'s own card has it."""
+    """The pipeline tag of a class, as in `Trainer`'s model card."""
     for task, mapping in TASK_MAPPING.items():
         classes: Mapping[str, Any] = mapping  # type: ignore[assignment]
-        if any(architecture in (found if isinstance(found, tuple) else (found,)) for found in classes.values()):
+        if any(architecture in (name if isinstance(name, tuple) else (name,)) for name in classes.values()):
             return task
     return None
 
 
 def _results(report: AuditReport, task: str | None) -> list[EvalResult]:
-    found = []
+    results = []
     for name in metric_names({"audited": report.metrics}):
         first, _, rest = name.partition("_")
-        found.append(
+        results.append(
             EvalResult(
                 task_type=task or "other",
                 dataset_type="private",
-                dataset_name=SETS.get(first, MEASURED_TOGETHER),
-                dataset_split=first if first in SETS else "forget_and_unseen",  # what the Hub groups metrics by
-                metric_type=rest if first in SETS else name,
+                dataset_name=DATASET_NAMES.get(first, FORGET_AGAINST_UNSEEN),
+                dataset_split=first if first in DATASET_NAMES else "forget_and_unseen",  # the Hub groups metrics by it
+                metric_type=rest if first in DATASET_NAMES else name,
                 metric_name=name.replace("_", " "),
                 metric_value=round(report.metrics[name], 6),
             )
         )
-    return found
+    return results

@@ -19,10 +19,11 @@ from peft import PeftModel
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.hashing import compared_columns, weights_hash
 from hf_unlearn.hub.model_card import CardFacts
-from hf_unlearn.hub.record import adapter_state, base_state, make_record, settings_of
-from hf_unlearn.hub.upload import check_revision, complete, create_repo, published, upload, writing
+from hf_unlearn.hub.record import adapter_state, base_state, make_record
+from hf_unlearn.hub.upload import anonymise_groups, check_revision, create_repo, upload, write_release_files, writing
 from hf_unlearn.methods import Method
 from hf_unlearn.report.audit_report import AuditReport
+from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.checkpointing import CheckpointingMixin
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,13 @@ CARD_WORDS = {
     "language": "language", "license": "license", "tags": "tags", "tasks": "pipeline_tag", "dataset_tags": "datasets",
     "model_name": "model_name", "finetuned_from": "finetuned_from",
 }  # fmt: skip
+
+# Named one by one, so that no path and no token can get in.
+SETTINGS = (
+    "method", "forgetting_loss", "retain_weight", "projection", "projection_scope", "forget_target", "hinge",
+    "stop_at_target", "learning_rate", "lr_scheduler_type", "optim", "weight_decay", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "max_grad_norm", "max_steps", "seed", "bf16", "fp16",
+)  # fmt: skip
 
 
 def _check_words(asked: str, card: dict[str, Any]) -> None:
@@ -218,7 +226,7 @@ class HubMixin(CheckpointingMixin):
                 f"audit: is about {report.about['forget_samples']} forget samples, the trainer has {len(self.forget_ds)}; "
                 "audit this model"
             )
-        return published(report, getattr(self._base.config, "id2label", None) or {})
+        return anonymise_groups(report, getattr(self._base.config, "id2label", None) or {})
 
     @property
     def _base(self) -> Any:
@@ -260,7 +268,7 @@ class HubMixin(CheckpointingMixin):
                     "after": weights_hash(self._as_shipped(folder)),
                 },
             )  # fmt: skip
-        complete(folder, facts, record)
+        write_release_files(folder, facts, record)
 
     def _as_shipped(self, folder: Path) -> dict[str, torch.Tensor]:
         """The weights that a user will load: read back from the folder, which shows that they can be."""
@@ -285,3 +293,26 @@ class HubMixin(CheckpointingMixin):
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
+
+
+def settings_of(args: UnlearningArguments, steps: int, model: Any) -> dict[str, Any]:
+    """The settings of a run, as plain values: no path, no token, no data.
+
+    Args:
+        args: the trainer's.
+        steps: optimizer steps done.
+        model: for its adapter, where it has one.
+    """
+    given = {name: _plain(getattr(args, name)) for name in SETTINGS}
+    found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if isinstance(args.forget_target, list):
+        found["forget_target"] = f"losses of {len(args.forget_target)} samples"
+    found |= {"retain_batch_size": args.retain_samples, "steps": steps, "processes": args.world_size}
+    if isinstance(model, PeftModel):
+        config = model.active_peft_config
+        found["adapter"] = f"{_plain(config.peft_type)}, rank {getattr(config, 'r', '-')}"
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)

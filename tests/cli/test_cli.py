@@ -202,7 +202,7 @@ def test_verify(bases, tmp_path, capsys):
     (tmp_path / "unlearning.json").write_text(json.dumps(record))
     samples = ["--model=out", f"--dataset={bases / 'vit-train.parquet'}"]
     for flags, code, words in (
-        (["--model=out"], 0, "weights: those that the record says were left after unlearning"),
+        (["--model=out"], 0, "weights: those of the record after unlearning"),
         ([f"--model={bases / 'vit'}"], 1, "weights: those from BEFORE unlearning"),
         ([*samples, "--forget=label=cat"], 0, "samples: all 4 given are among the 4"),
         ([*samples, "--forget=label=cat,ant"], 1, "samples: 4 of 8 given are among the 4"),

@@ -196,16 +196,16 @@ def audit_where_there_was_none(out):
     [
         (shutil.rmtree, "hf-unlearn push: folder: 'out' has no unlearning.json; give one that hf-unlearn run, or"),
         (lambda out: (out / "unlearning.json").unlink(), "hf-unlearn push: folder: 'out' has no unlearning.json; "),
-        (only_checkpoints, "hf-unlearn push: folder: 'out' has checkpoints alone, which still hold the data; let"),
+        (only_checkpoints, "hf-unlearn push: folder: 'out' has only checkpoints, which still hold the data; let"),
         (lambda out: (out / "model.safetensors").unlink(), "hf-unlearn push: folder: 'out' lacks the weights that"),
         (
             move_weights,
-            "hf-unlearn push: folder: 'out' is not what its unlearning.json says (weights: neither those from before "
-            "nor those from after unlearning); it has changed since, run again",
+            "hf-unlearn push: folder: 'out' does not match its unlearning.json (weights: neither those from before "
+            "nor those from after unlearning); it has changed, run again",
         ),
-        (another_audit, "hf-unlearn push: folder: audit.json in 'out' is not the one that unlearning.json tells of"),
-        (audit_where_there_was_none, "hf-unlearn push: folder: audit.json in 'out' is not the one that"),
-        (lambda out: (out / "audit.html").unlink(), "hf-unlearn push: folder: audit.html in 'out' is not the one"),
+        (another_audit, "hf-unlearn push: folder: audit.json in 'out' does not match unlearning.json"),
+        (audit_where_there_was_none, "hf-unlearn push: folder: audit.json in 'out' does not match"),
+        (lambda out: (out / "audit.html").unlink(), "hf-unlearn push: folder: audit.html in 'out' does not match"),
     ],
 )
 def test_a_folder_that_is_not_what_its_record_says(change, message, out, hub, capsys):
@@ -239,7 +239,7 @@ def test_bad_usage(argv, message, capsys):
     [
         ("POST /api/repos/create", 401, "the Hub does not accept the token; log in with `hf auth login`"),
         ("GET .*/tree/", 404, "there is no such repository or revision, or the token may not see it; check repo_id"),
-        ("POST .*/commit/", 500, "the Hub has trouble; push again later"),
+        ("POST .*/commit/", 500, "the Hub has an internal error; push again later"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(where, status, message, bases, out, hub, capsys):
@@ -259,7 +259,7 @@ def test_what_the_hub_refuses_is_one_line(where, status, message, bases, out, hu
 def test_a_run_whose_push_fails_can_be_pushed(bases, hub, tmp_path, capsys):
     hub.fault("POST .*/commit/", 500)
     argv = run(bases, "vit", "--push_to_hub", "--hub_model_id=me/late", "--output_dir=late")
-    assert "the Hub has trouble; push again later" in refused(capsys, argv)
+    assert "the Hub has an internal error; push again later" in refused(capsys, argv)
     assert main(["push", "late", "me/late"]) == 0 and arrived(hub, "me/late").keys() == SAVED["vit"]
 
 

@@ -1,4 +1,4 @@
-"""The unlearning record: hashes that know one model and one sample from another, and settings without secrets."""
+"""The unlearning record: hashes that tell models and samples apart, and settings without secrets."""
 
 import copy
 import json
@@ -10,16 +10,17 @@ from peft import LoraConfig, get_peft_model
 
 from hf_unlearn import UnlearningArguments
 from hf_unlearn.data.hashing import weights_hash
-from hf_unlearn.hub.record import base_state, make_record, settings_of, verify
+from hf_unlearn.hub.record import base_state, make_record, verify
 from hf_unlearn.models.adapters import add_adapter
+from hf_unlearn.trainer.hub import settings_of
 
-ROWS = [{"x": [float(i), 2.0], "labels": i % 3, "note": f"about {i}"} for i in range(6)]
+SAMPLES = [{"x": [float(i), 2.0], "labels": i % 3, "note": f"about {i}"} for i in range(6)]
 
 
-def record(samples=ROWS, columns=("labels", "x"), **weights):
+def record(samples=SAMPLES, columns=("labels", "x"), **weights):
     return make_record(
-        forget_ds=samples, columns=columns, request="samples", request_id=None, method={"name": "nabla_tau"}, settings={},
-        weights={"kind": "model", "before": None, "after": None} | weights, report=None,
+        forget_ds=samples, columns=columns, request="samples", request_id=None, method={"name": "nabla_tau"},
+        settings={}, weights={"kind": "model", "before": None, "after": None} | weights, report=None,
     )  # fmt: skip
 
 
@@ -44,9 +45,9 @@ def test_base_state_is_the_model_without_its_adapter(name):
         for weight in adapted.parameters():
             if weight.requires_grad:
                 weight += 1  # adapters, and the copy of the head that trains with them
-    found = base_state(adapted)
-    assert found.keys() == before.keys()
-    assert weights_hash(found) == weights_hash(before) == weights_hash(base_state(model))
+    state = base_state(adapted)
+    assert state.keys() == before.keys()
+    assert weights_hash(state) == weights_hash(before) == weights_hash(base_state(model))
 
 
 def test_base_state_under_an_adapter_on_embeddings():
@@ -56,36 +57,36 @@ def test_base_state_under_an_adapter_on_embeddings():
     assert weights_hash(base_state(adapted)) == before
 
 
-def test_two_records_of_the_same_rows_have_nothing_in_common():
+def test_two_records_of_the_same_samples_share_no_hash():
     one, two = record(), record()
     assert not set(one["sample_hashes"]) & set(two["sample_hashes"]) and one["salt"] != two["salt"]
     assert one["sample_hashes"] == sorted(one["sample_hashes"])  # their order says nothing
     assert "about" not in json.dumps(one)
 
 
-def test_rows_are_counted(tmp_path):
+def test_samples_are_counted(tmp_path):
     path = tmp_path / "unlearning.json"
-    path.write_text(json.dumps(record([*ROWS, ROWS[0]])))
-    assert verify(path, samples=[ROWS[0], ROWS[0]]).matches
-    found = verify(path, samples=[ROWS[1], ROWS[1], {**ROWS[2], "labels": 9}])
-    assert not found.matches
-    assert str(found) == "samples: 1 of 3 given are among the 7 that the record says were forgotten"
-    assert verify(path, samples=[{**ROWS[2], "note": "not a column of the record"}]).matches
+    path.write_text(json.dumps(record([*SAMPLES, SAMPLES[0]])))
+    assert verify(path, samples=[SAMPLES[0], SAMPLES[0]]).matches
+    verification = verify(path, samples=[SAMPLES[1], SAMPLES[1], {**SAMPLES[2], "labels": 9}])
+    assert not verification.matches
+    assert str(verification) == "samples: 1 of 3 given are among the 7 forgotten samples of the record"
+    assert verify(path, samples=[{**SAMPLES[2], "note": "not a column of the record"}]).matches
 
 
 def test_weights_that_are_neither(tmp_path):
     model = tiny.make("bert")[0]
-    kept = record(before=weights_hash(model.state_dict()), after="0")
-    assert str(verify(kept, model)) == "weights: those from BEFORE unlearning"
+    saved = record(before=weights_hash(model.state_dict()), after="0")
+    assert str(verify(saved, model)) == "weights: those from BEFORE unlearning"
     model.save_pretrained(tmp_path)
-    assert str(verify(kept, tmp_path)) == "weights: those from BEFORE unlearning"
+    assert str(verify(saved, tmp_path)) == "weights: those from BEFORE unlearning"
     with torch.no_grad():
         model.classifier.bias += 1
-    assert str(verify(kept, model)) == "weights: neither those from before nor those from after unlearning"
+    assert str(verify(saved, model)) == "weights: neither those from before nor those from after unlearning"
     with pytest.raises(ValueError, match="nothing to check"):
-        verify(kept)
-    with pytest.raises(ValueError, match=r"^record: schema version 0 is not 1"):
-        verify(kept | {"schema_version": 0}, model)
+        verify(saved)
+    with pytest.raises(ValueError, match=r"^record: schema version 0 is not 2"):
+        verify(saved | {"schema_version": 0}, model)
 
 
 def test_settings_have_no_path_no_token_and_no_data(tmp_path):

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer, audit
 from hf_unlearn.hub.record import verify
-from hf_unlearn.hub.upload import PushError, published, release_files
+from hf_unlearn.hub.upload import PushError, anonymise_groups, release_files
 from hf_unlearn.models.adapters import add_adapter, merged
 from hf_unlearn.report.audit_report import AuditReport
 
@@ -196,10 +196,10 @@ def test_card_carries_the_audit_and_the_request(runs, hub):
     results = {each.metric_name.replace(" ", "_"): each for each in card.data.eval_results}
     assert results.keys() == {name for name in report.metrics if not name.endswith(("_low", "_high"))}
     assert results["forget_accuracy"].metric_value == pytest.approx(report.metrics["forget_accuracy"], abs=1e-6)
-    assert results["forget_accuracy"].dataset_name == "Forget set"
-    assert results["mia_loss_auc"].dataset_name == "Forget set against unseen dataset"
+    assert results["forget_accuracy"].dataset_name == "Forget dataset"
+    assert results["mia_loss_auc"].dataset_name == "Forget against unseen dataset"
     for text in (
-        report.verdict["sentence"], "> All samples of\n> request 7.", "12 samples (single samples), with 20 samples to be kept",
+        report.verdict["sentence"], "> All samples of\n> request 7.", "12 samples (single samples), with 20 samples to retain",
         "| `method` | orthograd |", "Shamsian et al. 2025, arXiv 2503.02312", "no proof of deletion",
         f"torch {torch.__version__}",
     ):  # fmt: skip
@@ -215,7 +215,7 @@ def test_published_audit_numbers_people_and_keeps_labels(runs, hub):
         for group, where, samples in (("cat", "forget", 3), ("Ada Winter", "forget", 2), ("Ada Winter", "unseen", 9))
     ]
     report = AuditReport({}, {"level": "unclear", "sentence": ""}, {}, breakdown=entries)
-    shown = published(report, {0: "cat"}).breakdown
+    shown = anonymise_groups(report, {0: "cat"}).breakdown
     assert [(each["group"], each["samples"]) for each in shown] == [("cat", 3), ("group 2", 2), ("group 2", 9)]
     assert report.breakdown[1]["group"] == "Ada Winter"  # the user's own report stays
 
@@ -244,8 +244,8 @@ def test_record_proves_rows_and_weights(runs, hub, name):
     found = verify(record, runs[name][0].model, forget)
     assert found.matches, found
     assert str(found) == (
-        "weights: those that the record says were left after unlearning; "
-        f"samples: all {ROWS[name]} given are among the {ROWS[name]} that the record says were forgotten"
+        "weights: those of the record after unlearning; "
+        f"samples: all {ROWS[name]} given are among the {ROWS[name]} forgotten samples of the record"
     )
     assert verify(record, samples=forget.select([3]).select_columns(record["request"]["columns"][::-1])).matches
     plain = [
@@ -339,7 +339,7 @@ def test_adapter_alone_makes_no_claim(hub, vit, caplog):
     card = ModelCard(files["README.md"].decode())
     assert "The base model beside it still holds the data" in card.text
     assert card.data.eval_results is None and card.data.library_name == "peft"
-    for claim in ("Audit", "What was to be forgotten", "unlearning.json", "Consistent", "machine-unlearning"):
+    for claim in ("Audit", "Forget request", "unlearning.json", "Consistent", "machine-unlearning"):
         assert claim not in str(card)
     for claim in ({"audit": vit.audit_report}, {"forget_request": "All."}, {"request_id": "7"}):
         with pytest.raises(ValueError, match=rf"^push_adapter: cannot go with {next(iter(claim))}"):
@@ -429,9 +429,9 @@ FAULTS = {
     "401": ("POST /api/repos/create", 401, {}, "does not accept the token.*status 401"),
     "403": ("POST .*/commit/", 403, {}, "may not write there.*status 403"),
     "404": ("GET .*/tree/", 404, {}, "no such repository or revision.*status 404"),
-    "409": ("POST .*/commit/", 409, {}, "somebody else.*push again.*status 409"),
+    "409": ("POST .*/commit/", 409, {}, "another commit.*push again.*status 409"),
     "429": ("POST .*/commit/", 429, {"Retry_After": "7"}, "wait 7 seconds, then push again.*status 429"),
-    "500": ("POST .*/commit/", 500, {}, "the Hub has trouble.*status 500"),
+    "500": ("POST .*/commit/", 500, {}, "the Hub has an internal error.*status 500"),
     "drop": ("PUT /lfs", "drop", {}, "the transfer failed, push again"),
     "drop at the end": ("POST .*/commit/", "drop", {}, "the transfer failed, push again"),
 }
