@@ -1,9 +1,9 @@
 """BibTeX entries of the papers behind the methods, named by author and year."""
 
 BU_2024 = r"""@misc{bu2024unlearning,
-    title = {Unlearning as multi-task optimization: A normalized gradient difference approach with an adaptive
+  title = {Unlearning as multi-task optimization: A normalized gradient difference approach with an adaptive
     learning rate},
-    author = {Bu, Zhiqi and Jin, Xiaomeng and Vinzamuri, Bhanukiran and Ramakrishna, Anil and Chang, Kai-Wei and
+  author = {Bu, Zhiqi and Jin, Xiaomeng and Vinzamuri, Bhanukiran and Ramakrishna, Anil and Chang, Kai-Wei and
     Cevher, Volkan and Hong, Mingyi},
   year = {2024},
   eprint = {2410.22086},
@@ -25,7 +25,7 @@ DONG_2024 = r"""@misc{dong2024undial,
   archivePrefix = {arXiv},
 }"""
 FAN_2024_SALUN = r"""@inproceedings{fan2024salun,
-    title = {{SalUn}: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image
+  title = {{SalUn}: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image
     Classification and Generation},
   author = {Fan, Chongyu and Liu, Jiancheng and Zhang, Yihua and Wong, Eric and Wei, Dennis and Liu, Sijia},
   booktitle = {International Conference on Learning Representations},
@@ -35,7 +35,7 @@ FAN_2024_SALUN = r"""@inproceedings{fan2024salun,
 }"""
 FAN_2024_SIMNPO = r"""@misc{fan2024simplicity,
   title = {Simplicity Prevails: Rethinking Negative Preference Optimization for {LLM} Unlearning},
-    author = {Fan, Chongyu and Liu, Jiancheng and Lin, Licong and Jia, Jinghan and Zhang, Ruiqi and Mei, Song
+  author = {Fan, Chongyu and Liu, Jiancheng and Lin, Licong and Jia, Jinghan and Zhang, Ruiqi and Mei, Song
     and Liu, Sijia},
   year = {2024},
   eprint = {2410.07163},
@@ -67,7 +67,7 @@ GRAVES_2021 = r"""@inproceedings{graves2021amnesiac,
 }"""
 JIA_2023 = r"""@inproceedings{jia2023model,
   title = {Model Sparsity Can Simplify Machine Unlearning},
-    author = {Jia, Jinghan and Liu, Jiancheng and Ram, Parikshit and Yao, Yuguang and Liu, Gaowen and Liu, Yang
+  author = {Jia, Jinghan and Liu, Jiancheng and Ram, Parikshit and Yao, Yuguang and Liu, Gaowen and Liu, Yang
     and Sharma, Pranay and Liu, Sijia},
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2023},
@@ -84,7 +84,7 @@ KURMANJI_2023 = r"""@inproceedings{kurmanji2023towards,
 }"""
 LI_2024 = r"""@inproceedings{li2024wmdp,
   title = {The {WMDP} Benchmark: Measuring and Reducing Malicious Use With Unlearning},
-    author = {Li, Nathaniel and Pan, Alexander and Gopal, Anjali and Yue, Summer and Berrios, Daniel and Gatti,
+  author = {Li, Nathaniel and Pan, Alexander and Gopal, Anjali and Yue, Summer and Berrios, Daniel and Gatti,
     Alice and others},
   booktitle = {International Conference on Machine Learning},
   year = {2024},
@@ -122,7 +122,7 @@ SHAMSIAN_2025 = r"""@misc{shamsian2025go,
 }"""
 TRIPPA_2024 = r"""@misc{trippa2024nabla,
   title = {$\nabla \tau$: Gradient-based and Task-Agnostic machine Unlearning},
-    author = {Trippa, Daniel and Campagnano, Cesare and Bucarelli, Maria Sofia and Tolomei, Gabriele and
+  author = {Trippa, Daniel and Campagnano, Cesare and Bucarelli, Maria Sofia and Tolomei, Gabriele and
     Silvestri, Fabrizio},
   year = {2024},
   eprint = {2403.14339},
