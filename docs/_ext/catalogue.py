@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from typing import Any
 
 from hf_unlearn.methods import METHODS, Method
 
@@ -111,28 +110,29 @@ def defaults(method: type[Method]) -> str:
 
 def hyperparameters(method: type[Method]) -> str:
     """The method's own settings, `method_kwargs`, as a table."""
-    settings: Any = getattr(method, "hyperparameters", None)
-    if settings is None or not dataclasses.fields(settings):
+    fields = dataclasses.fields(method.hyperparameters)
+    if not fields:
         return ""
     lines = ["| `method_kwargs` | default | meaning |", "|---|---|---|"]
-    for field in dataclasses.fields(settings):
+    for field in fields:
         lines.append(
-            f"| `{field.name}` | `{field.default}` | {field.metadata.get('help', '')} |"
+            f"| `{field.name}` | `{field.default}` | {field.metadata['help']} |"
         )
     return "\n".join(lines)
 
 
 def bibtex(method: type[Method]) -> str:
-    """The paper's entry.
+    """The paper's entry, a line for each of its fields.
 
     Raises:
         ValueError: the method names a paper and has no entry.
     """
-    entry = inspect.cleandoc(getattr(method, "bibtex", ""))
-    if not entry:
-        if method.paper != "-" and hasattr(Method, "bibtex"):
+    if not method.bibtex:
+        if method.paper != "-":
             raise ValueError(
                 f"{method.__name__}.bibtex: is missing; give the entry of {method.paper}"
             )
         return ""
+    entry = re.sub(r"\n\s*(?!\w+ = |\})", " ", method.bibtex.strip())
+    entry = re.sub(r"\n\s*(?=\w+ = )", "\n  ", entry)
     return f":::{{dropdown}} BibTeX\n```bibtex\n{entry}\n```\n:::"

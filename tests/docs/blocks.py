@@ -72,7 +72,7 @@ def check(words: list[str]) -> str:
         assert program == "hf-unlearn", words
         command, *flags = rest
         if command == "compare":
-            assert Comparison.from_yaml(ROOT / flags[0]).task_class
+            assert Comparison.from_yaml(ROOT / flags[0]).load_task_class()
         assert parse(command, SETTINGS[command], flags[BEFORE_FLAGS.get(command, 0) :]) is not None
         return command
     return program

@@ -1,5 +1,6 @@
 """The documentation: built without a warning, whole, its code run, and nothing in it that leads nowhere."""
 
+import dataclasses
 import html.parser
 import importlib
 import inspect
@@ -21,7 +22,7 @@ from peft import LoraConfig, get_peft_model
 
 import hf_unlearn.demo
 from hf_unlearn.comparing import Comparison
-from hf_unlearn.methods import METHODS, Method
+from hf_unlearn.methods import METHODS
 
 pytest.importorskip("sphinx")
 DOCS = ROOT / "docs"
@@ -119,11 +120,11 @@ def test_every_method_is_in_the_catalogue(pages):
     for name, method in METHODS.items():
         assert f"method-{name.replace('_', '-')}" in page.ids, name
         assert f'UnlearningArguments(method="{name}")' in page.text and method.paper.strip("-") in page.text, name
-    if hasattr(Method, "bibtex"):
-        assert page.text.count("BibTeX@") == sum(bool(method.bibtex) for method in METHODS.values())
+        for field in dataclasses.fields(method.hyperparameters):
+            assert f"{field.name}{field.default}{field.metadata['help']}" in re.sub(r"\s*\n\s*", "", page.text), name
+    assert len(re.findall(r"BibTeX\s*@", page.text)) == sum(method.paper != "-" for method in METHODS.values())
 
 
-@pytest.mark.skipif(not hasattr(Method, "bibtex"), reason="methods have no BibTeX yet")
 def test_a_method_without_its_entry_is_refused():
     catalogue = extension("catalogue")
     lacking = type("Lacking", (METHODS["npo"],), {"bibtex": ""})
