@@ -1,18 +1,21 @@
-"""Which kind of head a model has, read off transformers' own lists of classes."""
+"""Which kind of head a model has, by the lists of classes of transformers."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 from transformers.models.auto import modeling_auto
 
-from hf_unlearn.losses.head import Head, PerSampleLoss, classification_kind
+from hf_unlearn.losses.head import Head, HeadKind, PerSampleLoss, classification_kind
+
+# The head of a classifier depends on its config, too: see `classification_kind`.
+ListedKind: TypeAlias = HeadKind | Literal["classification"]
 
 # Keys are the MODEL_FOR_*_MAPPING_NAMES of transformers. The masked models come last: XLMWithLMHeadModel is in both
 # lists, and its own loss does not shift the labels.
-KIND_OF_MAPPING = {
+KIND_OF_MAPPING: dict[str, ListedKind] = {
     "SEQUENCE_CLASSIFICATION": "classification",
     "IMAGE_CLASSIFICATION": "classification",
     "VIDEO_CLASSIFICATION": "classification",
@@ -26,8 +29,8 @@ KIND_OF_MAPPING = {
     "CAUSAL_LM": "causal_lm",
     "MASKED_LM": "masked_lm",
 }
-# PreTrainedModel.loss_type, which comes from the class name: for classes that are not in transformers (remote code)
-KIND_OF_LOSS_TYPE = {
+# PreTrainedModel.loss_type, which comes from the class name: for classes that are not in transformers (remote code).
+KIND_OF_LOSS_TYPE: dict[str, ListedKind] = {
     "ForSequenceClassification": "classification",
     "ForImageClassification": "classification",
     "ForVideoClassification": "classification",
@@ -41,8 +44,9 @@ KIND_OF_LOSS_TYPE = {
 }
 
 
-def _kinds_of_classes() -> dict[str, str]:
-    kinds = {}
+def _kinds_of_classes() -> dict[str, ListedKind]:
+    """Class name to kind, by the lists of transformers."""
+    kinds: dict[str, ListedKind] = {}
     for mapping, kind in KIND_OF_MAPPING.items():
         for names in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").values():
             kinds.update(dict.fromkeys((names,) if isinstance(names, str) else names, kind))
@@ -59,7 +63,7 @@ def head_of(model: nn.Module, per_sample_loss: PerSampleLoss | None = None) -> H
         model: a `PreTrainedModel`, or a `PeftModel` around one. A subclass of a class of transformers counts as that
             class.
         per_sample_loss: a function `(outputs, batch) -> losses` of shape `[batch]`, to be used instead of the model's
-            own loss. Any model will do then, and its forward gets the whole batch, labels included.
+            own loss. Any model is supported then, and its forward gets the whole batch, labels included.
 
     Raises:
         ValueError: no per-sample loss can be formed for this class, and `per_sample_loss` is not given.
@@ -89,17 +93,19 @@ def head_of(model: nn.Module, per_sample_loss: PerSampleLoss | None = None) -> H
     return Head(kind, base)
 
 
-def _kind(model: Any) -> str | None:
-    known = next((cls for cls in type(model).__mro__ if _in_transformers(cls) and cls.__name__ in KIND_OF_CLASS), None)
-    if known is None and _in_transformers(type(model)):
-        # not in the lists, so its outputs are its own, whatever its name says (BlipForQuestionAnswering)
+def _kind(model: Any) -> HeadKind | None:
+    """The kind of head by the model's class; None where no per-sample loss can be formed."""
+    ancestors = (cls for cls in type(model).__mro__ if _in_transformers(cls))
+    listed = next((cls for cls in ancestors if cls.__name__ in KIND_OF_CLASS), None)
+    if listed is None and _in_transformers(type(model)):
+        # Not in the lists, so its outputs are its own, whatever its name says (BlipForQuestionAnswering).
         return None
-    kind = KIND_OF_CLASS[known.__name__] if known else KIND_OF_LOSS_TYPE.get(getattr(model, "loss_type", None) or "")
+    kind = KIND_OF_CLASS[listed.__name__] if listed else KIND_OF_LOSS_TYPE.get(getattr(model, "loss_type", None) or "")
     if kind == "classification":
         return classification_kind(model.config)
     if kind in ("causal_lm", "masked_lm") and model.config.is_encoder_decoder:
         return "seq2seq_lm"
-    if known and not _reads_labels_as(kind, known):
+    if listed and not _reads_labels_as(kind, listed):
         return None
     return kind
 
@@ -108,16 +114,16 @@ def _in_transformers(cls: type) -> bool:
     return cls.__module__.startswith("transformers.")
 
 
-def _reads_labels_as(kind: str | None, cls: Any) -> bool:
-    """Whether a class of transformers keeps to its list; a few classes in the lists do not."""
+def _reads_labels_as(kind: HeadKind | None, cls: Any) -> bool:
+    """Whether a class of transformers reads labels as its list says; a few classes in the lists do not."""
     forward = inspect.unwrap(cls.forward)
     if kind == "causal_lm":
-        # ForCausalLMLoss shifts the labels; the decoders with a loss of their own (BartForCausalLM, XLNet) do not
+        # ForCausalLMLoss shifts the labels; the decoders with a loss of their own (BartForCausalLM, XLNet) do not.
         return "loss_function" in forward.__code__.co_names
     if kind == "ctc":
-        # Parakeet and its relatives count their frames inside the encoder and do not return them
+        # Parakeet and its relatives count their frames inside the encoder and do not return them.
         return hasattr(cls, "_get_feat_extract_output_lengths")
     if kind == "question_answering":
-        # Lxmert chooses an answer out of a list
+        # Lxmert chooses an answer out of a list.
         return "start_positions" in inspect.signature(forward).parameters
     return True

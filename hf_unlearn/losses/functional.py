@@ -31,19 +31,19 @@ def position_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none").view(labels.shape)
 
 
-def divergences(wanted: Tensor, logits: Tensor) -> Tensor:
-    """`KL(wanted || model)` at each position, in nats; a class whose wanted probability is 0 counts for nothing.
+def divergences(target: Tensor, logits: Tensor) -> Tensor:
+    """`KL(target || model)` at each position, in nats; a class whose target probability is 0 contributes nothing.
 
     Args:
-        wanted: `[..., classes]`, log-probabilities, minus infinity for 0; no gradient flows into them.
+        target: `[..., classes]`, log-probabilities, minus infinity for 0; no gradient flows into them.
         logits: `[..., classes]`, the model's.
 
     Returns:
         Shape `[...]`.
     """
-    found = at_least_float32(logits).log_softmax(dim=-1)
-    wanted = wanted.detach().to(found)
-    return torch.where(wanted > -torch.inf, wanted.exp() * (wanted - found), 0.0).sum(dim=-1)
+    log_probs = at_least_float32(logits).log_softmax(dim=-1)
+    target = target.detach().to(log_probs)
+    return torch.where(target > -torch.inf, target.exp() * (target - log_probs), 0.0).sum(dim=-1)
 
 
 def labelled_mean(values: Tensor, labels: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 def token_loss_profiles(logits: Tensor, labels: Tensor, parts: int) -> Tensor:
     """Each sample's cross-entropies in ascending order, averaged over `parts` equal shares of them.
 
-    A position that lies across two shares counts in both, by its parts, so samples of any length have profiles of one
+    A position that lies across two shares counts in both, in proportion, so samples of any length have profiles of one
     length, and the mean of a profile is the sample's loss (`token_losses`).
 
     Args:
@@ -91,16 +91,19 @@ def token_loss_profiles(logits: Tensor, labels: Tensor, parts: int) -> Tensor:
         >>> token_loss_profiles(logits, torch.tensor([[0, 0, 0, -100]]), 2).round(decimals=2)
         tensor([[1.8000, 6.6700]])
     """
-    losses, labelled = position_losses(logits, labels), labels.to(logits.device) != IGNORED
+    losses, labelled = (
+        position_losses(logits, labels),
+        labels.to(logits.device) != IGNORED,
+    )  # shape: [batch, positions]
     order = losses.detach().masked_fill(~labelled, torch.inf).argsort(dim=1, stable=True)
     ordered = losses.gather(1, order)
-    # On a line of length n * parts the sample's n positions are pieces of length `parts`, the shares pieces of length n.
+    # On a line of length n * parts a sample's n positions are pieces of length `parts`, the shares pieces of length n.
     count = labelled.sum(dim=1)[:, None, None]
     position = torch.arange(losses.shape[1], device=losses.device)[:, None]
     share = torch.arange(parts, device=losses.device)
     ends = torch.minimum((position + 1) * parts, (share + 1) * count)
     starts = torch.maximum(position * parts, share * count)
-    weights = (ends - starts).clamp_min(0).to(ordered) / count.clamp_min(1)
+    weights = (ends - starts).clamp_min(0).to(ordered) / count.clamp_min(1)  # shape: [batch, positions, parts]
     # No matrix product: under autocast it would be one in half precision.
     return (ordered[..., None] * weights).sum(dim=1)
 
@@ -135,7 +138,7 @@ def multi_label_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def multi_label_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of each sample's labels that the probability is on the right side of one half for.
+    """Share of each sample's labels whose probability is on the right side of one half.
 
     Args:
         logits: `[batch, num_labels]`.
@@ -183,7 +186,7 @@ def ctc_losses(
     labelled = (labels != IGNORED) & (labels != blank)
     lengths = labelled.sum(dim=1)
     log_probs = at_least_float32(logits).log_softmax(dim=-1).transpose(0, 1)
-    # without cuDNN, as in transformers
+    # Without cuDNN, as in transformers.
     with torch.backends.cudnn.flags(enabled=False):
         losses = F.ctc_loss(
             log_probs, labels[labelled], frames, lengths, blank, reduction="none", zero_infinity=zero_infinity

@@ -1,32 +1,37 @@
-"""What a model's output means: the inputs it needs, the loss and the right predictions of each sample."""
+"""The head of a model: the inputs it needs, the loss and the correct predictions of each sample."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PretrainedConfig
 
-from hf_unlearn.losses import functional as samples
+from hf_unlearn.losses import functional
 
-Batch = Mapping[str, Any]
-PerSampleLoss = Callable[[Any, Batch], Tensor]
+Batch: TypeAlias = Mapping[str, Any]
+PerSampleLoss: TypeAlias = Callable[[Any, Batch], Tensor]
+HeadKind: TypeAlias = Literal[
+    "single_label", "multi_label", "regression", "token", "causal_lm", "masked_lm", "seq2seq_lm", "ctc",
+    "question_answering", "custom",
+]  # fmt: skip
 
-KIND_OF_PROBLEM_TYPE = {
+KIND_OF_PROBLEM_TYPE: dict[str, HeadKind] = {
     "regression": "regression",
     "single_label_classification": "single_label",
     "multi_label_classification": "multi_label",
 }
-LANGUAGE = ("causal_lm", "seq2seq_lm", "masked_lm")
-# Kinds of head that score a sample on several tokens, and how many numbers say how its loss is spread over them.
-SEVERAL = (*LANGUAGE, "token")
+LANGUAGE_KINDS: tuple[HeadKind, ...] = ("causal_lm", "seq2seq_lm", "masked_lm")
+# Kinds of head that score a sample on several tokens, and the size of a token-loss profile.
+TOKEN_KINDS: tuple[HeadKind, ...] = (*LANGUAGE_KINDS, "token")
 PROFILE_SIZE = 8
 
 
-def classification_kind(config: Any, labels: Tensor | None = None) -> str:
+def classification_kind(config: PretrainedConfig, labels: Tensor | None = None) -> HeadKind:
     """The kind of a classifier, by the rule of transformers (ForSequenceClassificationLoss).
 
     The config's `problem_type` decides; if it is not set, a single output means regression, integer labels (or no
@@ -45,18 +50,19 @@ def classification_kind(config: Any, labels: Tensor | None = None) -> str:
 class Head:
     """The head of one model; made by `head_of`.
 
-    Losses are those of the forward pass that they are given: call the model in eval mode if they are to be free of
-    dropout and SpecAugment.
+    Losses are those of the outputs that they are given: call the model in eval mode for losses without dropout and
+    SpecAugment.
 
     Attributes:
         kind: `"single_label"`, `"multi_label"`, `"regression"`, `"token"`, `"causal_lm"`, `"masked_lm"`,
             `"seq2seq_lm"`, `"ctc"`, `"question_answering"` or `"custom"`. A classifier whose config leaves
             `problem_type` open has kind `"single_label"`, and its labels decide batch by batch: see `kind_for`.
-        model: the model, without the wrapper of its adapters; only its config and its helper methods are used.
+        model: the model, without the wrapper of its adapters: a `PreTrainedModel`, or any module for kind `"custom"`.
+            Only its config and its helper methods are used.
         per_sample_loss: the user's own function, for kind `"custom"`.
     """
 
-    kind: str
+    kind: HeadKind
     model: Any = field(repr=False)
     per_sample_loss: PerSampleLoss | None = field(default=None, repr=False)
 
@@ -67,8 +73,8 @@ class Head:
             return ()
         return ("start_positions", "end_positions") if self.kind == "question_answering" else ("labels",)
 
-    def kind_for(self, batch: Batch) -> str:
-        """The kind that the labels of this batch ask for.
+    def kind_for(self, batch: Batch) -> HeadKind:
+        """The kind of head for the labels of this batch.
 
         It is `kind`, except for a classifier whose config leaves `problem_type` open: see `classification_kind`.
         """
@@ -91,7 +97,7 @@ class Head:
             decoder_input_ids = _decoder_input_ids(self.model, batch["labels"])
             inputs["decoder_input_ids"] = decoder_input_ids
             if self.model.config.model_type == "encoder-decoder":
-                # EncoderDecoderModel alone also makes the mask, when it makes the inputs
+                # EncoderDecoderModel alone also makes the mask, when it makes the inputs.
                 mask = (decoder_input_ids != self.model.config.pad_token_id).long()
                 inputs.setdefault("decoder_attention_mask", mask)
         return inputs
@@ -111,25 +117,25 @@ class Head:
         """
         match self.kind_for(batch):
             case "multi_label":
-                return samples.multi_label_losses(outputs.logits, batch["labels"])
+                return functional.multi_label_losses(outputs.logits, batch["labels"])
             case "regression":
-                return samples.regression_losses(outputs.logits, batch["labels"])
+                return functional.regression_losses(outputs.logits, batch["labels"])
             case "ctc":
                 return _ctc_losses(self.model, outputs, batch)
             case "custom":
                 return _custom_losses(self.per_sample_loss, outputs, batch)
             case kind:
-                return samples.token_losses(*_decisions(kind, outputs, batch))
+                return functional.token_losses(*_decisions(kind, outputs, batch))
 
     def token_loss_profiles(self, outputs: Any, batch: Batch) -> Tensor | None:
-        """How the loss of each sample is spread over its tokens; None for heads that score a sample once.
+        """The sorted mean token losses of each sample's eighths; None for heads that score a sample once.
 
         Returns:
-            Shape `[batch, 8]`, see `hf_unlearn.losses.functional.token_loss_profiles`; the mean over a sample is its loss.
+            Shape `[batch, 8]`, see `hf_unlearn.losses.functional.token_loss_profiles`; its mean is the sample's loss.
         """
-        if self.kind not in SEVERAL:
+        if self.kind not in TOKEN_KINDS:
             return None
-        return samples.token_loss_profiles(*_decisions(self.kind, outputs, batch), PROFILE_SIZE)
+        return functional.token_loss_profiles(*_decisions(self.kind, outputs, batch), PROFILE_SIZE)
 
     def decisions(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Every choice of one class out of many that a sample is scored on.
@@ -142,7 +148,7 @@ class Head:
         return _decisions(self.kind_for(batch), outputs, batch)
 
     def correct(self, outputs: Any, batch: Batch) -> Tensor:
-        """The share of right predictions in each sample, in [0, 1]; NaN where nothing can be right or wrong.
+        """The share of correct predictions in each sample, in [0, 1]; NaN where no prediction is right or wrong.
 
         Single label: 0 or 1. Multi-label: share of the labels whose probability is on the right side of one half.
         Tokens and language models: share of the labelled tokens that the largest logit predicts. Question answering:
@@ -153,28 +159,28 @@ class Head:
         """
         match self.kind_for(batch):
             case "multi_label":
-                return samples.multi_label_accuracy(outputs.logits, batch["labels"])
+                return functional.multi_label_accuracy(outputs.logits, batch["labels"])
             case "regression" | "ctc" | "custom":
-                some = next(iter(batch.values()))
-                return torch.full((len(some),), torch.nan, device=some.device)
+                values = next(iter(batch.values()))
+                return torch.full((len(values),), torch.nan, device=values.device)
             case kind:
-                return samples.token_accuracy(*_decisions(kind, outputs, batch))
+                return functional.token_accuracy(*_decisions(kind, outputs, batch))
 
 
-def _decisions(kind: str, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Every choice of one class out of many that a sample is scored on: logits [batch, n, classes], labels [batch, n]."""
+def _decisions(kind: HeadKind, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [batch, n, classes] and labels [batch, n] of every choice of one class that a sample is scored on."""
     if kind == "question_answering":
         logits = torch.stack((outputs.start_logits, outputs.end_logits), dim=1)
-        # transformers' rule: negative positions are the first token, positions past the text are left out
+        # The rule of transformers: negative positions are the first token, positions past the text are left out.
         length = logits.shape[-1]
         positions = torch.stack((batch["start_positions"].view(-1), batch["end_positions"].view(-1)), dim=1)
         labels = positions.clamp(0, length)
-        labels = labels.masked_fill(labels == length, samples.IGNORED)
+        labels = labels.masked_fill(labels == length, functional.IGNORED)
     elif kind == "single_label":
         logits, labels = outputs.logits.unsqueeze(1), batch["labels"].view(-1, 1)
     elif kind == "causal_lm":
-        # the labels are shifted rather than the logits, which would be copied
-        logits, labels = outputs.logits, F.pad(batch["labels"], (0, 1), value=samples.IGNORED)[:, 1:]
+        # The labels are shifted rather than the logits, which would be copied.
+        logits, labels = outputs.logits, F.pad(batch["labels"], (0, 1), value=functional.IGNORED)[:, 1:]
     else:
         logits, labels = outputs.logits, batch["labels"]
     if logits.shape[:-1] != labels.shape:
@@ -188,7 +194,7 @@ def _decisions(kind: str, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 def _decoder_input_ids(model: Any, labels: Tensor) -> Tensor:
     """The labels shifted to the right behind the start token, as the model does it. Shape [batch, tokens]."""
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        # cloned because FSMT writes into the labels that it is given
+        # Cloned because FSMT writes into the labels that it is given.
         return model.prepare_decoder_input_ids_from_labels(labels=labels.clone())
     start, padding = model.config.decoder_start_token_id, model.config.pad_token_id
     if start is None or padding is None:
@@ -198,10 +204,11 @@ def _decoder_input_ids(model: Any, labels: Tensor) -> Tensor:
         )
     shifted = labels.roll(1, dims=1)
     shifted[:, 0] = start
-    return shifted.masked_fill(shifted == samples.IGNORED, padding)
+    return shifted.masked_fill(shifted == functional.IGNORED, padding)
 
 
 def _ctc_losses(model: Any, outputs: Any, batch: Batch) -> Tensor:
+    """The losses [batch] of a CTC head, by the numbers of frames that the model's feature extractor makes."""
     config = model.config
     if batch.get("attention_mask") is not None:
         lengths = batch["attention_mask"].sum(-1)
@@ -209,7 +216,7 @@ def _ctc_losses(model: Any, outputs: Any, batch: Batch) -> Tensor:
         features = batch[model.main_input_name]
         lengths = torch.full((len(features),), features.shape[1], device=features.device)
     frames = model._get_feat_extract_output_lengths(lengths).long()
-    return samples.ctc_losses(
+    return functional.ctc_losses(
         outputs.logits,
         batch["labels"],
         frames,
@@ -219,7 +226,9 @@ def _ctc_losses(model: Any, outputs: Any, batch: Batch) -> Tensor:
     )
 
 
-def _custom_losses(per_sample_loss: Any, outputs: Any, batch: Batch) -> Tensor:
+def _custom_losses(per_sample_loss: PerSampleLoss | None, outputs: Any, batch: Batch) -> Tensor:
+    """The losses [batch] of the user's own function, checked."""
+    assert per_sample_loss is not None
     losses = per_sample_loss(outputs, batch)
     size = len(next(iter(batch.values())))
     if losses.shape != (size,):
@@ -227,4 +236,4 @@ def _custom_losses(per_sample_loss: Any, outputs: Any, batch: Batch) -> Tensor:
             f"per_sample_loss: found a result of shape {list(losses.shape)} for {size} samples; "
             "return one loss a sample, shape [batch]"
         )
-    return samples.at_least_float32(losses)
+    return functional.at_least_float32(losses)

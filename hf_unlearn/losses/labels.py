@@ -1,4 +1,4 @@
-"""Labels that a head cannot be trained on, found before the first step rather than by an index error on the device."""
+"""Labels that do not fit a head, refused before the first step rather than by an index error on the device."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ def label_problem(head: Head, batch: Batch) -> str | None:
         case "custom":
             return None
         case "regression":
-            return _not_finite(batch["labels"])
+            return _finite_problem(batch["labels"])
         case "multi_label":
-            return _not_multi_label(batch["labels"], config.num_labels)
+            return _multi_label_problem(batch["labels"], config.num_labels)
         case "question_answering":
-            problems = [_not_in_range(name, batch[name], math.inf, "token positions") for name in head.label_names]
+            problems = [_range_problem(name, batch[name], math.inf, "token positions") for name in head.label_names]
             return problems[0] or problems[1]
         case "single_label":
-            return _not_in_range("labels", batch["labels"], config.num_labels, "class labels")
+            return _range_problem("labels", batch["labels"], config.num_labels, "class labels")
         case "token":
             limit, what = config.num_labels, "token labels"
         case _:
             limit, what = config.get_text_config(decoder=True).vocab_size, "token ids"
     labels = batch["labels"]
-    return _not_in_range("labels", labels[labels != IGNORED], limit, f"-100 or {what}")
+    return _range_problem("labels", labels[labels != IGNORED], limit, f"-100 or {what}")
 
 
-def _not_in_range(name: str, labels: Tensor, limit: float, what: str) -> str | None:
+def _range_problem(name: str, labels: Tensor, limit: float, what: str) -> str | None:
     expected = f"give {what}, integers in [0, {limit})"
     if labels.is_floating_point():
         return f"{name}: found {labels.dtype}; {expected}"
-    wrong = labels[(labels < 0) | (labels >= limit)]
-    return f"{name}: found {wrong[0].item()}; {expected}" if len(wrong) else None
+    invalid = labels[(labels < 0) | (labels >= limit)]
+    return f"{name}: found {invalid[0].item()}; {expected}" if len(invalid) else None
 
 
-def _not_multi_label(labels: Tensor, num_labels: int) -> str | None:
+def _multi_label_problem(labels: Tensor, num_labels: int) -> str | None:
     expected = f"a multi-label head needs shape [batch, {num_labels}] and values in [0, 1]"
     if labels.shape[1:] != (num_labels,):
         return f"labels: found {labels.dtype} of shape {list(labels.shape)}; {expected} (integers for a single label)"
-    wrong = labels[~((labels >= 0) & (labels <= 1))]
-    return f"labels: found {wrong[0].item()}; {expected}" if len(wrong) else None
+    invalid = labels[~((labels >= 0) & (labels <= 1))]
+    return f"labels: found {invalid[0].item()}; {expected}" if len(invalid) else None
 
 
-def _not_finite(labels: Tensor) -> str | None:
-    wrong = labels[~labels.isfinite()]
-    return f"labels: found {wrong[0].item()}; give finite numbers" if len(wrong) else None
+def _finite_problem(labels: Tensor) -> str | None:
+    invalid = labels[~labels.isfinite()]
+    return f"labels: found {invalid[0].item()}; give finite numbers" if len(invalid) else None
