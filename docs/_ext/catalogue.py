@@ -20,7 +20,7 @@ HEADS = {
 ARXIV = re.compile(r"arXiv (\d+\.\d+)")
 FLAGS = {
     "is_gradient_surgery": "combines gradients (gradient surgery)",
-    "converges_at_target": "converges at its target by itself",
+    "converges_at_target": "ends by itself",
     "raises_forget_loss": "raises the forget loss",
     "lora_by_default": "trains a LoRA adapter by default",
     "needs_original_model": "compares with the original model",
@@ -133,6 +133,11 @@ def bibtex(method: type[Method]) -> str:
                 f"{method.__name__}.bibtex: is missing; give the entry of {method.paper}"
             )
         return ""
-    entry = re.sub(r"\n\s*(?!\w+ = |\})", " ", method.bibtex.strip())
-    entry = re.sub(r"\n\s*(?=\w+ = )", "\n  ", entry)
+    lines: list[str] = []
+    for line in map(str.strip, method.bibtex.strip().splitlines()):
+        if re.match(r"@|\w+ = |\}$", line):
+            lines.append(line if line[0] in "@}" else f"  {line}")
+        else:  # a field goes on
+            lines[-1] += f" {line}"
+    entry = "\n".join(lines)
     return f":::{{dropdown}} BibTeX\n```bibtex\n{entry}\n```\n:::"
