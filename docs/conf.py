@@ -38,9 +38,8 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
 # ---- docstrings ----
-autodoc_inherit_docstrings = (
-    False  # what a subclass does not describe, its base class does, on its own page
-)
+# What a subclass does not describe, its base class does, in its own place.
+autodoc_inherit_docstrings = False
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
