@@ -24,7 +24,7 @@ from hf_unlearn.report.plots import loss_curves
 from hf_unlearn.report.tables import print_comparison
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.trainer import UnlearningTrainer
-from hf_unlearn.training import Bar, quiet, train_from_scratch
+from hf_unlearn.training import ProgressBar, quiet, train_from_scratch
 
 METHODS_SHOWN = {"nabla_tau": "∇τ", "orthograd": "OrthoGrad + LoRA"}
 
@@ -136,7 +136,7 @@ def _run_scene(number: int, original: Any, output_dir: str, seed: int) -> tuple[
         model, unseen = copy.deepcopy(original), in_memory(data["unseen"])
         trainer = UnlearningTrainer(model, forget, retain, args, unseen_ds=unseen)
         trainer.pop_callback(PrinterCallback)
-        trainer.add_callback(Bar(f"{scene}: {name}", number))
+        trainer.add_callback(ProgressBar(f"{scene}: {name}", number))
         started = time.perf_counter()
         trainer.train()
         found[name] = {"seconds": time.perf_counter() - started, **measure(trainer.model, **audited)}

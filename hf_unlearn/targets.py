@@ -1,197 +1,229 @@
 """The forgetting target: which losses the forget dataset should end with, for which request.
 
-A model that never saw the forget dataset has some loss on every sample of it. A target pulls the forget losses there, and
-lets go by itself. As any objective it scores every sample of the forget dataset (`scores`) and turns the scores of a whole
-optimizer step, over every accumulated batch and every process, into one number to descend (`combine`).
+A model that never saw the forget dataset has some loss on every sample of it: the target losses. A target is an
+objective that is lowest when the forget losses reach them. Like every objective it scores each sample (`scores`) and
+combines the scores of a whole optimizer step, over all accumulated batches and all processes, into one number to
+minimise (`combine`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
+from typing_extensions import override
 
+from hf_unlearn.data.types import RequestKind
 from hf_unlearn.data.validation import check_disjoint_classes
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.functional import divergences
-from hf_unlearn.losses.head import SEVERAL
+from hf_unlearn.losses.head import TOKEN_KINDS
 
-FORGET_TARGETS = ("auto", "distribution", "masked_class", "mean", "none")
-HINGES = ("squared", "linear")
+ForgetTargetName: TypeAlias = Literal["auto", "distribution", "masked_class", "mean", "none"]
+FORGET_TARGETS: tuple[ForgetTargetName, ...] = get_args(ForgetTargetName)
+# A `ForgetTargetName`, None for "auto", a target mean loss, losses [m], or token-loss profiles [m, 8].
+ForgetTargetSetting: TypeAlias = float | str | list[float] | list[list[float]] | None
+TargetKind: TypeAlias = Literal["distribution", "masked_class", "mean", "none"]
+Hinge: TypeAlias = Literal["squared", "linear"]
+HINGES: tuple[Hinge, ...] = get_args(Hinge)
+
+
+class Statistics(Protocol):
+    """The per-sample statistics that a target needs, as `hf_unlearn.auditing.statistics` collects them."""
+
+    @property
+    def losses(self) -> Tensor:
+        """The losses [n]."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The class labels [n], if a sample has one label."""
+
+    @property
+    def log_probs(self) -> Tensor | None:
+        """The log-probabilities [n, classes], if a sample has one label."""
+
+    @property
+    def token_loss_profiles(self) -> Tensor | None:
+        """The token-loss profiles [n, 8], if the head scores a sample on many tokens."""
 
 
 class Objective:
-    """What is descended on a set: the mean loss, as it stands; a target; or a method's own loss.
+    """An objective on the forget or the retain dataset: by default the mean loss; a target; or a method's own loss.
 
     Attributes:
-        whole_step: `combine` is no plain mean, so it needs the step's scores at once; for the forget dataset alone.
-        hidden_states: the model is asked for its hidden states.
+        whole_step: whether `combine` is more than a mean and needs all scores of the step at once; only for the
+            forget dataset.
+        hidden_states: whether the model has to return its hidden states.
     """
 
     whole_step: ClassVar[bool] = False
     hidden_states: ClassVar[bool] = False
 
-    def scores(
-        self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score [n] or scores [n, m] of every sample, and its loss [n] for the log.
+    def scores(self, outputs: Any, batch: Mapping[str, Any], head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The score [n] or scores [n, m] of every sample, and its loss [n] for the log.
 
-        `index` [n]: the samples' numbers in the forget dataset; empty for retain samples, which have none.
+        `index` [n] holds the numbers of the samples in the forget dataset; it is empty for retain samples.
 
-        Both at once, because a loss over a large vocabulary should not be computed twice.
+        Both are returned together, so that a loss over a large vocabulary is computed once.
         """
         losses = head.losses(outputs, batch)
         return losses, losses.detach()
 
-    def combine(self, scores: torch.Tensor) -> torch.Tensor:
-        """The number to descend, from the scores of all the set's samples of an optimizer step."""
+    def combine(self, scores: Tensor) -> Tensor:
+        """The value to minimise, from the scores [n] or [n, m] of all samples of an optimizer step."""
         return scores.mean()
 
 
 class ForgetTarget(Objective):
-    """Where the forget losses should end."""
+    """The losses that the forget dataset should end with."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[TargetKind]
 
     @property
     def value(self) -> float | None:
-        """The mean loss that the forget dataset should end with, where it is known; logged as the target line."""
+        """The mean loss that the forget dataset should end with, if known; logged as the target."""
         return None
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to go on with the same target."""
+        """The state that a resumed run restores the target from."""
         return {"kind": self.kind, **vars(self)}
 
 
 class Ascent(ForgetTarget):
-    """No target: `-mean_i l_i` (Golatkar et al. 2020, gradient ascent). It never ends by itself."""
+    """No target: `-mean_i l_i` (Golatkar et al. 2020, gradient ascent). It has no minimum."""
 
     kind = "none"
 
-    def combine(self, scores: torch.Tensor) -> torch.Tensor:
-        """Minus the mean loss."""
+    @override
+    def combine(self, scores: Tensor) -> Tensor:
         return -scores.mean()
 
 
 class MeanTarget(ForgetTarget):
     """`relu(tau - mean_i l_i)^2` (Trippa et al. 2024, arXiv 2403.14339, eq. 3); `hinge="linear"`: without the square.
 
-    The mean is that of the whole optimizer step: the hinge of a mean is not the mean of the hinges.
+    The mean is over the whole optimizer step: the hinge of a mean is not the mean of hinges.
     """
 
     kind = "mean"
     whole_step = True
 
-    def __init__(self, tau: float, hinge: str = "squared"):
+    def __init__(self, tau: float, hinge: Hinge = "squared"):
         self.tau, self.hinge = float(tau), hinge
 
     @property
+    @override
     def value(self) -> float:
-        """tau."""
         return self.tau
 
-    def combine(self, scores: torch.Tensor) -> torch.Tensor:
+    @override
+    def combine(self, scores: Tensor) -> Tensor:
         """The hinge below tau; zero, with zero gradient, above it."""
         below = torch.relu(self.tau - scores.mean())
         return below.square() if self.hinge == "squared" else below
 
 
 class DistributionTarget(ForgetTarget):
-    """`mean_i |q_i - l_(i)|`: the forget losses of a step, sorted, are matched to the same quantiles of unseen losses.
+    """Quantile matching, `mean_i |q_i - l_(i)|`: sorted forget losses of a step against quantiles of unseen losses.
 
-    This is the one-dimensional Wasserstein-1 distance between the step's forget losses and the sample of unseen
-    losses. It ascends where a sample is remembered too well and descends where it is over-forgotten. It equals zero when
-    the two loss distributions agree; it says nothing about what an attack could see beyond the loss.
+    This is the one-dimensional Wasserstein-1 distance between the forget losses of the step and the sample of unseen
+    losses. It raises the loss of samples that are remembered too well and lowers that of over-forgotten ones, and is
+    zero when the two loss distributions agree. It does not control what an attack could see beyond the loss.
 
-    A sample of many tokens has a loss for each, and a model that knows half of them and finds the others absurd can have
-    the mean of one that finds all of them unlikely. There the distance is `mean_ij |q_ij - l_(i)j|` (ours): l_ij is
-    the mean loss of the j-th eighth of sample i's tokens, in ascending order, and each eighth has quantiles of its own.
-    Unseen samples should be about as long as forget samples: the highest eighth of four tokens is one of four.
+    For samples of many tokens, a model that has learned half of the tokens and finds the others very unlikely can have
+    the same mean loss as one that finds all of them unlikely. There the distance is `mean_ij |q_ij - l_(i)j|`
+    (proposed here): l_ij is the mean of the j-th eighth of the sorted token losses of sample i, and each eighth has
+    its own quantiles q_ij. Unseen samples should be about as long as forget samples: the highest eighth of four tokens
+    is one of four.
 
     Args:
-        losses: of samples that the model was never trained on, in any order: [m], or profiles [m, 8], see
-            `hf_unlearn.losses.Head.token_loss_profiles`.
+        losses: losses of samples that the model was never trained on, in any order: [m], or token-loss profiles
+            [m, 8], see `hf_unlearn.losses.Head.token_loss_profiles`.
     """
 
-    kind = "distribution"
+    kind: ClassVar[TargetKind] = "distribution"
     whole_step = True
 
-    def __init__(self, losses: torch.Tensor):
+    def __init__(self, losses: Tensor):
         self.losses = torch.as_tensor(losses, dtype=torch.float64).sort(dim=0).values
 
-    def scores(
-        self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each sample's loss [n], or its profile [n, 8] where the target has profiles; and its loss [n]."""
+    @override
+    def scores(self, outputs: Any, batch: Mapping[str, Any], head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Each sample's loss [n], or its token-loss profile [n, 8] if the target has profiles; and its loss [n]."""
         if self.losses.ndim == 1:
             return super().scores(outputs, batch, head, index)
         profiles = head.token_loss_profiles(outputs, batch)
-        assert profiles is not None  # `resolve_kind` has looked at the head
+        assert profiles is not None  # `resolve_kind` has checked the head
         return profiles, profiles.mean(dim=1).detach()
 
     @property
+    @override
     def value(self) -> float:
         """Mean of the unseen losses."""
         return float(self.losses.mean())
 
-    def quantiles(self, count: int, like: torch.Tensor) -> torch.Tensor:
+    def quantiles(self, count: int, like: Tensor) -> Tensor:
         """The `count` mid-point quantiles (0.5 / count, 1.5 / count, ...) of the unseen losses, ascending.
 
-        Of profiles: of each eighth. By Hazen's rule, with which the quantiles of `count` losses are these losses.
+        Shape [count], or [count, 8] for profiles. By Hazen's rule: the quantiles of `count` losses are these losses.
         """
         levels = (np.arange(count) + 0.5) / count
         return torch.from_numpy(np.quantile(self.losses.numpy(), levels, axis=0, method="hazen")).to(like)
 
-    def combine(self, scores: torch.Tensor) -> torch.Tensor:
+    @override
+    def combine(self, scores: Tensor) -> Tensor:
         """Mean distance of the sorted scores to the quantiles."""
         return (self.quantiles(len(scores), scores) - scores.sort(dim=0).values).abs().mean()
 
 
 class MaskedClassTarget(DistributionTarget):
-    """`mean_i KL(p_i || model) + mean_i (q_i - l_(i))^2 / 20`: what else it could be, and how unlikely the class is.
+    """`mean_i KL(p_i || model) + mean_i (q_i - l_(i))^2 / 20`, for the prediction without the forgotten classes.
 
-    p_i is the original model's prediction without the forgotten classes, renormalised: what a model that never met a
-    class would say is close to what the original says about everything else. The divergence is flat once the class
-    has next to no probability, and does not say how little it should have. The second part does (ours): to a model
-    that never met the class, its samples are samples of other classes, so their sorted losses are matched to the quantiles q_i
-    of `-log p(c | x)` on retain samples x. Squared and small: it pulls where the losses are far off and lets go near
-    by, where the plain distance of `DistributionTarget` cost unseen accuracy. No unseen data, no stopping rule.
+    p_i is the original model's prediction without the forgotten classes, renormalised: an approximation of the
+    prediction of a model that was never trained on them. The divergence is flat once a forgotten class has almost no
+    probability, and does not determine how little it should have. The second term (proposed here) does: to a model
+    that was never trained on a class, its samples are samples of other classes, so their sorted losses are matched to
+    the quantiles q_i of `-log p(c | x)` on retain samples x. It is squared and small, so that its gradient vanishes
+    near the target; the plain distance of `DistributionTarget` cost unseen accuracy there. It needs no unseen data
+    and no stopping rule.
 
-    Its limit: that a class was never met and that it was ruled out are not quite the same; retrained models were at
-    0.83 to 1.06 times these losses on four data sets.
+    Limit: a class that was never trained on and one that was ruled out are not quite the same; retrained models had
+    0.83 to 1.06 times these losses on four datasets.
 
     Args:
-        log_probs: the original model's log-probabilities [samples of the forget dataset, classes].
+        log_probs: the original model's log-probabilities on the forget dataset [samples, classes].
         classes: the forgotten classes.
-        others: the original model's log-probabilities of samples of other classes [samples, classes].
+        other_log_probs: the original model's log-probabilities on samples of other classes [samples, classes].
     """
 
     kind = "masked_class"
 
-    def __init__(self, log_probs: torch.Tensor, classes: Sequence[int], others: torch.Tensor):
+    def __init__(self, log_probs: Tensor, classes: Sequence[int], other_log_probs: Tensor):
         self.classes = [int(c) for c in classes]
-        super().__init__(-others[:, self.classes].flatten())
+        super().__init__(-other_log_probs[:, self.classes].flatten())
         masked = log_probs.double().index_fill(1, torch.tensor(self.classes, device=log_probs.device), float("-inf"))
         self.log_probs = torch.log_softmax(masked, dim=1).float().cpu()
 
-    def scores(
-        self, outputs: Any, batch: Mapping[str, Any], head: Head, index: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The divergence of the model's prediction from each sample's target, and the loss: [n, 2]; the losses [n]."""
+    @override
+    def scores(self, outputs: Any, batch: Mapping[str, Any], head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The divergence of the prediction from p_i beside the loss of each sample, [n, 2]; and the losses [n]."""
         losses = head.losses(outputs, batch)
-        found = divergences(self.log_probs[index.cpu()], outputs["logits"])
-        return torch.stack((found, losses), dim=1), losses.detach()
+        divergence = divergences(self.log_probs[index.cpu()], outputs["logits"])
+        return torch.stack((divergence, losses), dim=1), losses.detach()
 
-    def combine(self, scores: torch.Tensor) -> torch.Tensor:
-        """Mean divergence, and the mean squared distance of the sorted losses to the quantiles."""
-        found, losses = scores.unbind(1)
-        return found.mean() + (self.quantiles(len(losses), losses) - losses.sort().values).square().mean() / 20
+    @override
+    def combine(self, scores: Tensor) -> Tensor:
+        """Mean divergence plus a twentieth of the mean squared distance of the sorted losses to the quantiles."""
+        divergence, losses = scores.unbind(1)
+        return divergence.mean() + (self.quantiles(len(losses), losses) - losses.sort().values).square().mean() / 20
 
 
 def restore_target(state: Mapping[str, Any]) -> ForgetTarget:
-    """The target that `ForgetTarget.state` described."""
+    """The target with the state that `ForgetTarget.state` returned."""
     kinds = {cls.kind: cls for cls in (Ascent, MeanTarget, DistributionTarget, MaskedClassTarget)}
     cls = kinds[state["kind"]]
     target = cls.__new__(cls)
@@ -199,11 +231,13 @@ def restore_target(state: Mapping[str, Any]) -> ForgetTarget:
     return target
 
 
-def resolve_kind(forget_target: Any, *, request: str, head_kind: str, has_unseen: bool) -> str:
-    """Which target a request gets: the table of the design.
+def resolve_kind(
+    forget_target: ForgetTargetSetting, *, request: RequestKind, head_kind: str, has_unseen: bool
+) -> TargetKind:
+    """The kind of target for a request.
 
     Args:
-        forget_target: the setting: a name, a number (tau), or a sample of losses or profiles.
+        forget_target: the setting: a name, a number (tau), or a sample of losses or token-loss profiles.
         request: `"samples"`, `"class"` or `"group"`.
         head_kind: kind of the model's head (`Head.kind`).
         has_unseen: whether unseen data was given.
@@ -214,10 +248,11 @@ def resolve_kind(forget_target: Any, *, request: str, head_kind: str, has_unseen
     Raises:
         ValueError: when a named target is not available for this request, head or data.
     """
-    if isinstance(forget_target, list) and isinstance(forget_target[0], list) and head_kind not in SEVERAL:
+    if isinstance(forget_target, list) and isinstance(forget_target[0], list) and head_kind not in TOKEN_KINDS:
         raise ValueError(
             f"forget_target: holds loss profiles, but a {head_kind} head scores a sample once; give one loss a sample"
         )
+    forget_target = "auto" if forget_target is None else forget_target
     if not isinstance(forget_target, str):
         return "mean" if isinstance(forget_target, (int, float)) else "distribution"
     if forget_target == "masked_class" and (request != "class" or head_kind != "single_label"):
@@ -227,39 +262,45 @@ def resolve_kind(forget_target: Any, *, request: str, head_kind: str, has_unseen
         )
     if forget_target in ("distribution", "mean") and not has_unseen:
         raise ValueError(
-            f"forget_target: {forget_target!r} needs unseen_ds, samples the model was never trained on; give them, or a "
-            "number or a sample of losses as forget_target"
+            f"forget_target: {forget_target!r} needs unseen_ds, samples the model was never trained on; give them, or "
+            "a number or a sample of losses as forget_target"
         )
     if forget_target != "auto":
-        return forget_target
+        return cast(TargetKind, forget_target)
     if request == "class" and head_kind == "single_label":
         return "masked_class"
     return "distribution" if has_unseen else "none"
 
 
-def make_target(kind: str, setting: Any, hinge: str, signals: Mapping[str, Any]) -> ForgetTarget:
-    """The target of a resolved kind, from what the original model says about the sets.
+def make_target(
+    kind: TargetKind, setting: ForgetTargetSetting, hinge: Hinge, statistics: Mapping[str, Statistics]
+) -> ForgetTarget:
+    """The target of a resolved kind, from the original model's statistics of the datasets.
 
     Args:
-        kind: as `resolve_kind` gives it.
-        setting: the `forget_target` setting: a number or a list of losses or profiles stands for the unseen losses.
-        hinge: `"squared"` or `"linear"`, for the mean.
-        signals: `"forget"`, `"retain"` and, where given, `"unseen"`: signals of the original model.
+        kind: as returned by `resolve_kind`.
+        setting: the `forget_target` setting: a number or a list of losses or profiles replaces the unseen losses.
+        hinge: `"squared"` or `"linear"`, for `kind="mean"`.
+        statistics: the original model's statistics of the `"forget"`, `"retain"` and, if given, `"unseen"` dataset.
 
     Raises:
-        ValueError: when a forgotten class is still in the retain dataset.
+        ValueError: the retain dataset still has samples of a forgotten class, or samples have several labels.
     """
     if kind == "none":
         return Ascent()
     if kind == "masked_class":
-        if signals["forget"].labels is None:
-            raise ValueError('forget_target: "masked_class" needs one integer label a sample, but labels hold several')
-        classes = sorted(set(signals["forget"].labels.tolist()))
-        check_disjoint_classes(set(classes), set(signals["retain"].labels.tolist()))
-        return MaskedClassTarget(signals["forget"].log_probs, classes, signals["retain"].log_probs)
+        return _masked_class_target(statistics["forget"], statistics["retain"])
     if kind == "mean":
-        return MeanTarget(setting if isinstance(setting, float) else float(signals["unseen"].losses.mean()), hinge)
+        return MeanTarget(setting if isinstance(setting, float) else float(statistics["unseen"].losses.mean()), hinge)
     if isinstance(setting, list):
         return DistributionTarget(torch.tensor(setting))
-    unseen = signals["unseen"]
+    unseen = statistics["unseen"]
     return DistributionTarget(unseen.losses if unseen.token_loss_profiles is None else unseen.token_loss_profiles)
+
+
+def _masked_class_target(forget: Statistics, retain: Statistics) -> MaskedClassTarget:
+    if forget.labels is None or retain.labels is None or forget.log_probs is None or retain.log_probs is None:
+        raise ValueError('forget_target: "masked_class" needs one integer label a sample, but labels hold several')
+    classes = sorted(set(forget.labels.tolist()))
+    check_disjoint_classes(set(classes), set(retain.labels.tolist()))
+    return MaskedClassTarget(forget.log_probs, classes, retain.log_probs)

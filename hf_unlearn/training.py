@@ -1,4 +1,4 @@
-"""A plain training run: a model from scratch, with one progress bar, and without what nobody can act on."""
+"""A plain training run, for original and retrained models, with one progress bar."""
 
 from __future__ import annotations
 
@@ -8,26 +8,45 @@ import warnings
 from typing import Any
 
 import torch
+from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from typing_extensions import override
 
-from hf_unlearn.data.collator import default_collator
+from hf_unlearn.data.collator import Collator, default_collator
+from hf_unlearn.data.types import AnyDataset
 
 
 def train_from_scratch(
-    model: PreTrainedModel,
-    samples: Any,
+    model: PreTrainedModel | PeftModel,
+    train_ds: AnyDataset,
     *,
     seed: int = 0,
     output_dir: str = "unlearned",
     description: str | None = None,
     line: int = 0,
-    data_collator: Any = None,
+    data_collator: Collator | None = None,
     **settings: Any,
 ) -> float:
     """Train a model in place with a plain `transformers.Trainer`; returns the seconds it took.
 
-    `settings` are those of `TrainingArguments`.
+    Args:
+        model: the model.
+        train_ds: the samples to train on.
+        seed: seed of the order of the samples and of dropout.
+        output_dir: nothing is saved there unless `settings` ask for it.
+        description: text of the progress bar; none is shown when left out.
+        line: line of the progress bar, where several run at once.
+        data_collator: default: `default_collator(model)`.
+        **settings: further settings of `TrainingArguments`.
     """
     args = TrainingArguments(
         output_dir=output_dir,
@@ -40,34 +59,50 @@ def train_from_scratch(
         **settings,
     )
     started = time.perf_counter()
-    trainer = Trainer(model, args, train_dataset=samples, data_collator=data_collator or default_collator(model))
+    trainer = Trainer(
+        model,
+        args,
+        train_dataset=train_ds,
+        data_collator=data_collator or default_collator(model),
+    )
     trainer.pop_callback(PrinterCallback)
     if description:
-        trainer.add_callback(Bar(description, line))
+        trainer.add_callback(ProgressBar(description, line))
     trainer.train()
     return time.perf_counter() - started
 
 
-class Bar(TrainerCallback):
-    """One named progress bar for one training."""
+class ProgressBar(TrainerCallback):
+    """A progress bar with a description, for one training run.
+
+    Args:
+        description: its text.
+        line: its line, where several are shown at once.
+    """
 
     def __init__(self, description: str, line: int = 0):
         self.description, self.line = description, line
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show it."""
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.bar = tqdm(total=state.max_steps, desc=self.description, unit="step", position=self.line)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step on."""
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.bar.update()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave it as it is."""
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.bar.close()
 
 
 def quiet() -> None:
-    """Hide what a user of the demo can do nothing about: PEFT asks transformers for attributes by their old names."""
+    """Hide warnings that a user cannot act on: PEFT reads attributes of transformers by their old names."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)

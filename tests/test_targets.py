@@ -38,7 +38,7 @@ def test_ascent():
 
 
 def test_distribution_by_hand():
-    # Two samples get the quantiles 1/4 and 3/4 of {0, 2, 4, 6}, which are 1 and 5; 8 is drawn down and 0.5 up.
+    # Two samples get the quantiles 1/4 and 3/4 of {0, 2, 4, 6}, which are 1 and 5: the loss 8 falls, 0.5 rises.
     target = DistributionTarget(torch.tensor([4.0, 0.0, 6.0, 2.0]))
     assert gradient(target, [8.0, 0.5]) == (1.75, [0.5, -0.5])
     assert target.value == 3.0
@@ -46,14 +46,16 @@ def test_distribution_by_hand():
 
 def test_distribution_is_the_wasserstein_distance_of_equal_samples():
     rng = np.random.default_rng(0)
-    unseen, found = rng.exponential(size=40), rng.exponential(size=40) * 3
+    unseen, forget = rng.exponential(size=40), rng.exponential(size=40) * 3
     target = DistributionTarget(torch.tensor(unseen))
-    assert target.combine(torch.tensor(found)).item() == pytest.approx(wasserstein_distance(unseen, found), rel=1e-12)
+    assert target.combine(torch.tensor(forget)).item() == pytest.approx(
+        wasserstein_distance(unseen, forget), rel=1e-12
+    )
     assert target.combine(torch.tensor(unseen)).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_profiles_are_matched_eighth_by_eighth():
-    # The first column is as in the example by hand, the others are at their quantiles, but the samples swap places there.
+    # The first column is as in the example by hand; the others are at their quantiles, with the samples swapped.
     unseen = torch.tensor([4.0, 0.0, 6.0, 2.0])
     target = DistributionTarget(torch.stack([unseen, *[10 + unseen] * 7], dim=1))
     assert target.value == 3 + 7 * 10 / 8
@@ -76,21 +78,22 @@ def test_masked_class_in_numpy():
             return -outputs["logits"].log_softmax(1)[:, 1]
 
     rng = np.random.default_rng(0)
-    original, found, others = rng.normal(size=(3, 4)), rng.normal(size=(2, 4)), rng.normal(size=(2, 4)) * 3
+    original, current, others = rng.normal(size=(3, 4)), rng.normal(size=(2, 4)), rng.normal(size=(2, 4)) * 3
 
     def softmax(logits):
         return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
-    log_probs, theirs = torch.tensor(original).log_softmax(1), torch.tensor(others).log_softmax(1)
-    target = MaskedClassTarget(log_probs, [1], theirs)
-    samples, logits = torch.tensor([2, 0]), torch.tensor(found, requires_grad=True)
+    log_probs, other_log_probs = torch.tensor(original).log_softmax(1), torch.tensor(others).log_softmax(1)
+    target = MaskedClassTarget(log_probs, [1], other_log_probs)
+    samples, logits = torch.tensor([2, 0]), torch.tensor(current, requires_grad=True)
     scores, losses = target.scores({"logits": logits}, {}, Head(), samples)
-    model, wanted = softmax(found), softmax(original)[samples.numpy()]
+    model, expected = softmax(current), softmax(original)[samples.numpy()]
     assert np.allclose(losses.numpy(), -np.log(model[:, 1])) and not losses.requires_grad
-    wanted[:, 1] = 0
-    wanted /= wanted.sum(1, keepdims=True)
+    expected[:, 1] = 0
+    expected /= expected.sum(1, keepdims=True)
     divergence = [
-        sum(w * np.log(w / m) for w, m in zip(ws, ms, strict=True) if w) for ws, ms in zip(wanted, model, strict=True)
+        sum(w * np.log(w / m) for w, m in zip(ws, ms, strict=True) if w)
+        for ws, ms in zip(expected, model, strict=True)
     ]
     assert np.allclose(scores[:, 0].detach().numpy(), divergence, rtol=1e-6)
     # two forgotten samples and two others: the quantiles are the others' losses of the class, in order
@@ -101,11 +104,11 @@ def test_masked_class_in_numpy():
     assert target.value == pytest.approx(unlikely.mean())
     # The gradient of the divergence is model minus target: the forgotten class goes down by all it had.
     (grad,) = torch.autograd.grad(scores[:, 0].sum(), logits)
-    assert np.allclose(grad.numpy(), model - wanted, atol=1e-6)
+    assert np.allclose(grad.numpy(), model - expected, atol=1e-6)
 
 
 def test_masked_class_says_how_unlikely():
-    """Where the divergence is flat, the losses are still drawn to those of other samples, from both sides."""
+    """Where the divergence is flat, the losses have a gradient towards those of other samples, from both sides."""
     log_probs = torch.tensor([[0.9, 0.1, 0.0]]).log()
     target = MaskedClassTarget(log_probs, [2], torch.full((5, 3), -8.0))
     for loss, slope in ((5.0, -0.3), (8.0, 0.0), (11.0, 0.3)):
@@ -137,7 +140,7 @@ def test_refuses_without_unseen_data(setting):
         resolve_kind(setting, request="samples", head_kind="single_label", has_unseen=False)
 
 
-def test_profiles_need_rows_of_many_tokens():
+def test_profiles_need_samples_of_many_tokens():
     profiles = [[1.0] * 8]
     assert resolve_kind(profiles, request="group", head_kind="seq2seq_lm", has_unseen=False) == "distribution"
     with pytest.raises(ValueError, match="forget_target: holds loss profiles, but a ctc head scores a sample once"):
@@ -153,15 +156,15 @@ def test_masked_class_needs_a_class_and_a_single_label_head():
 def test_a_forgotten_class_may_not_be_in_the_retain_set():
     from hf_unlearn.auditing.statistics import SampleStatistics
 
-    def signals(labels):
+    def statistics(labels):
         n = len(labels)
         return SampleStatistics(torch.zeros(n), torch.ones(n), torch.tensor(labels), log_probs=torch.zeros(n, 3))
 
-    sets = {"forget": signals([1, 1]), "retain": signals([0, 1, 2])}
+    by_name = {"forget": statistics([1, 1]), "retain": statistics([0, 1, 2])}
     with pytest.raises(ValueError, match=r"retain_ds still holds samples of the forgotten classes \[1\]"):
-        make_target("masked_class", "auto", "squared", sets)
-    sets["retain"] = signals([0, 2])
-    assert make_target("masked_class", "auto", "squared", sets).classes == [1]
+        make_target("masked_class", "auto", "squared", by_name)
+    by_name["retain"] = statistics([0, 2])
+    assert make_target("masked_class", "auto", "squared", by_name).classes == [1]
 
 
 def test_targets_survive_a_checkpoint(tmp_path):

@@ -14,13 +14,13 @@ import torch
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from hf_unlearn.data.splitting import MapDataset
+from hf_unlearn.data.types import AnyDataset
 
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 def sample_hashes(
-    dataset: MapDataset, columns: Sequence[str] | None = None, description: str = "Hashing samples"
+    dataset: AnyDataset, columns: Sequence[str] | None = None, description: str = "Hashing samples"
 ) -> list[bytes]:
     """A 16-byte content hash of every sample.
 
@@ -34,7 +34,7 @@ def sample_hashes(
     """
     contents = tqdm(
         _contents(dataset, columns),
-        total=len(dataset),  # type: ignore[arg-type]
+        total=len(dataset),
         desc=description,
         delay=1.0,
         leave=False,
@@ -42,7 +42,7 @@ def sample_hashes(
     return [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
 
 
-def compared_columns(dataset: MapDataset, columns: Sequence[str] | None) -> list[str]:
+def compared_columns(dataset: AnyDataset, columns: Sequence[str] | None) -> list[str]:
     """The sorted columns on which samples are compared: those of `columns` that the dataset has; if none, all of them.
 
     A dataset with a transform makes the model's columns when it is read; it is compared on its stored columns.

@@ -1,4 +1,4 @@
-"""Forget samples beside retain samples: the order of a run, and its batches."""
+"""Pairs of forget and retain samples: their order over a run, and their batches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Sampler
 
+from hf_unlearn.data.types import AnyDataset
+
 
 class Pair(NamedTuple):
-    """One forget sample, the retain samples that travel with it, and the forget sample's number in the forget dataset.
+    """One forget sample, its share of the batch's retain samples, and its number in the forget dataset.
 
-    `alternative`: the same sample with the answer to give instead, where there is one.
+    `alternative`: the same sample with the answer to give instead, if there is one.
     """
 
     forget: dict
@@ -23,16 +25,16 @@ class Pair(NamedTuple):
 
 
 class PairedDataset(torch.utils.data.Dataset):
-    """Forget and retain samples side by side, in an order that depends on the seed and on the position alone.
+    """Pairs of forget and retain samples, in an order that depends on the seed and the position only.
 
-    Position `t` of an endless stream is one forget sample and its share of the batch's retain samples. Consecutive positions
-    make up the batches, so 1 process with batches of 8, 4 accumulated batches of 2 and 2 processes with batches of 4
-    all see the same samples in the same optimizer step; both sets are shuffled anew at every pass over them.
+    Position `t` of an endless stream is one forget sample and its share of the batch's retain samples. Consecutive
+    positions make up the batches, so 1 process with batches of 8, 4 accumulated batches of 2 and 2 processes with
+    batches of 4 all see the same samples in the same optimizer step. Both datasets are reshuffled at every pass.
 
     Args:
-        forget: map-style dataset of samples to forget.
-        retain: map-style dataset of samples to keep.
-        alternative: map-style dataset, sample by sample the forget dataset with other answers, or None.
+        forget_ds: the forget dataset.
+        retain_ds: the retain dataset.
+        alternative_ds: the forget dataset, sample by sample, with other answers; or None.
         forget_per_step: forget samples of one optimizer step, over all processes and accumulated batches.
         retain_per_step: retain samples of one optimizer step, likewise.
         seed: seed of the order.
@@ -40,21 +42,25 @@ class PairedDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        forget: Any,
-        retain: Any,
-        alternative: Any = None,
+        forget_ds: AnyDataset,
+        retain_ds: AnyDataset,
+        alternative_ds: AnyDataset | None = None,
         *,
         forget_per_step: int,
         retain_per_step: int,
         seed: int,
     ):
-        self.forget, self.retain, self.alternative, self.seed = forget, retain, alternative, seed
+        self.forget_ds: Any = forget_ds
+        self.retain_ds: Any = retain_ds
+        self.alternative_ds: Any = alternative_ds
+        self.seed = seed
         self.forget_per_step, self.retain_per_step = forget_per_step, retain_per_step
-        self.steps = max(math.ceil(len(retain) / retain_per_step), math.ceil(len(forget) / forget_per_step))
+        forget_size, retain_size = (len(dataset) for dataset in (forget_ds, retain_ds))
+        self.steps = max(math.ceil(retain_size / retain_per_step), math.ceil(forget_size / forget_per_step))
         self._orders: dict[int, tuple[int, torch.Tensor]] = {}
 
     def __len__(self) -> int:
-        """Positions in one epoch: whole optimizer steps that cover the larger set once."""
+        """Positions in one epoch: whole optimizer steps that cover the larger dataset once."""
         return self.steps * self.forget_per_step
 
     def __getitem__(self, position: int) -> Pair:
@@ -62,26 +68,25 @@ class PairedDataset(torch.utils.data.Dataset):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Pair]:
-        """The pairs of a batch at once: `datasets` reads many samples in the time of a few."""
-        indices = [self._order(0, len(self.forget), position) for position in positions]
+        """The pairs of a batch: `datasets` reads many samples at once in the time of a few."""
+        indices = [self._index(0, len(self.forget_ds), position) for position in positions]
         shares = [self._share(position) for position in positions]
-        retain = iter(
-            _read(self.retain, [self._order(1, len(self.retain), sample) for share in shares for sample in share])
-        )
-        alternatives = [None] * len(indices) if self.alternative is None else _read(self.alternative, indices)
+        retain_indices = [self._index(1, len(self.retain_ds), place) for share in shares for place in share]
+        retain = iter(_read(self.retain_ds, retain_indices))
+        alternatives = [None] * len(indices) if self.alternative_ds is None else _read(self.alternative_ds, indices)
+        forget = _read(self.forget_ds, indices)
         return [
             Pair(sample, [next(retain) for _ in share], index, alternative)
-            for sample, share, index, alternative in zip(
-                _read(self.forget, indices), shares, indices, alternatives, strict=True
-            )
+            for sample, share, index, alternative in zip(forget, shares, indices, alternatives, strict=True)
         ]
 
     def _share(self, position: int) -> range:
+        """The places in the stream of retain samples that belong to a position."""
         first, last = (p * self.retain_per_step // self.forget_per_step for p in (position, position + 1))
         return range(first, last)
 
-    def _order(self, stream: int, size: int, position: int) -> int:
-        """The sample at `position` of an endless stream of shuffled passes over `size` samples."""
+    def _index(self, stream: int, size: int, position: int) -> int:
+        """The number of the sample at `position` of an endless stream of shuffled passes over `size` samples."""
         cycle, offset = divmod(position, size)
         if self._orders.get(stream, (None, None))[0] != cycle:
             generator = torch.Generator().manual_seed(hash((self.seed, stream, cycle)) % 2**63)
@@ -111,14 +116,14 @@ class PairSampler(Sampler[int]):
 class PairCollator:
     """Collates pairs into `{"forget": batch, "retain": batch, "index": forget sample numbers [B]}`.
 
-    Alternatives follow the forget samples in the same batch, [2 B] samples then: one forward pass sees both.
+    Alternatives follow the forget samples in the same batch, [2 B] samples: both go through one forward pass.
     """
 
     def __init__(self, collator: Callable[[list], Mapping[str, Any]]):
         self.collator = collator
 
     def __call__(self, pairs: list[Pair]) -> dict[str, Any]:
-        """Collate the forget samples and the retain samples apart, each as the user's collator does it."""
+        """Collate the forget samples and the retain samples separately with the user's collator."""
         alternatives = [pair.alternative for pair in pairs if pair.alternative is not None]
         return {
             "forget": self.collator([pair.forget for pair in pairs] + alternatives),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import datasets
 import numpy as np
 import torch
 
-MapDataset: TypeAlias = datasets.Dataset | torch.utils.data.Dataset | Sequence[Any]
-RequestKind: TypeAlias = Literal["samples", "class", "group"]
+from hf_unlearn.data.types import AnyDataset, RequestKind
+
 REQUESTS: tuple[RequestKind, ...] = get_args(RequestKind)
 MAX_BYTES_IN_MEMORY = 2**30  # of Arrow; tokens take several times as much as lists
 _MARK = re.compile(r"\[hf_unlearn request=(\w+)\]")
@@ -26,7 +26,7 @@ class RequestSubset(torch.utils.data.Subset):
 
 
 def split_forget_retain(
-    dataset: MapDataset,
+    dataset: AnyDataset,
     *,
     column: str | None = None,
     values: Sequence[Any] | None = None,

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from hf_unlearn.data.hashing import compared_columns, sample_hashes
-from hf_unlearn.data.splitting import MapDataset, column_of
+from hf_unlearn.data.splitting import column_of
+from hf_unlearn.data.types import AnyDataset
 
 
 def check_datasets(
-    forget_ds: MapDataset,
-    retain_ds: MapDataset,
-    unseen_ds: MapDataset | None = None,
+    forget_ds: AnyDataset,
+    retain_ds: AnyDataset,
+    unseen_ds: AnyDataset | None = None,
     columns: Sequence[str] | None = None,
 ) -> None:
     """Refuse datasets that are empty, have different columns or share samples (compared by content).

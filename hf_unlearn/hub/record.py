@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 import hf_unlearn
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
-from hf_unlearn.data.splitting import MapDataset, RequestKind
+from hf_unlearn.data.types import AnyDataset, RequestKind
 from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.report.audit_report import AuditReport
@@ -60,7 +60,7 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
 
 def make_record(
     *,
-    forget_ds: MapDataset,
+    forget_ds: AnyDataset,
     columns: Sequence[str],
     request: RequestKind,
     request_id: str | None,
@@ -124,7 +124,7 @@ class Verification:
 def verify(
     record: Mapping[str, Any] | str | Path,
     model: PreTrainedModel | PeftModel | str | Path | None = None,
-    samples: MapDataset | None = None,
+    samples: AnyDataset | None = None,
 ) -> Verification:
     """Check a record against a model, against samples, or both.
 

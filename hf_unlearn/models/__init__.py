@@ -1,1 +1,1 @@
-"""Models: loading, adapters, the frozen original, eval mode."""
+"""Models: loading, adapters, the frozen original model, eval mode."""

@@ -1,4 +1,4 @@
-"""LoRA adapters: the default of each architecture, adding one, and merging it into a plain model."""
+"""LoRA adapters: the default for each architecture, adding an adapter, and merging it into a plain model."""
 
 import copy
 from typing import Literal, TypeAlias
@@ -87,24 +87,24 @@ def lora_config(model: PreTrainedModel) -> LoraConfig:
         task_type=None,
         target_modules=targets,
         exclude_modules=excluded,
-        modules_to_save=_matched_alone(heads, model) if trains_heads else None,
+        modules_to_save=_without_body_matches(heads, model) if trains_heads else None,
         # GPT-2's Conv1D stores its weight transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
 
 
 def add_adapter(model: PreTrainedModel, peft_config: PeftConfig | Literal["auto"] = "auto") -> PeftModel:
-    """Put a fresh adapter on a model, and freeze everything else.
+    """Add a new adapter to a model, and freeze all other weights.
 
-    The layers of `model` are wrapped in place, as `peft.get_peft_model` does; `peft_config` is copied.
+    The layers of `model` are wrapped in place, as by `peft.get_peft_model`; `peft_config` is copied.
 
     Args:
         model: a model without an adapter.
         peft_config: "auto" for `lora_config(model)`, or a configuration of any PEFT method.
 
     Raises:
-        ValueError: the model has an adapter already, or PEFT cannot apply the configuration to it (its target modules
-            match nothing, for example).
+        ValueError: the model already has an adapter, or PEFT cannot apply the configuration to it (for example,
+            because its target modules match no layer).
     """
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
@@ -122,14 +122,14 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig | Literal["auto"
 
 
 def merged(model: PeftModel) -> PreTrainedModel:
-    """A plain model of the class that came in, with the active adapter in its weights; `model` stays as it is.
+    """A plain model of the base model's class with the active adapter merged into its weights; a copy of `model`.
 
-    The sums are made in float32 and rounded once to the dtype of each weight; a change below half a step of that
-    dtype is lost then (bfloat16 keeps 8 bits: load the base in float32 to keep smaller ones). Heads that trained with
-    the adapter (`modules_to_save`) replace the original ones. Every weight requires gradients: PEFT froze them and
-    kept no record of how they were.
+    The sums are computed in float32 and rounded once to the dtype of each weight; changes below half a rounding step
+    of that dtype are lost (bfloat16 has 8 bits of precision: load the base in float32 to keep smaller ones). Heads
+    that trained with the adapter (`modules_to_save`) replace the original ones. All weights require gradients: PEFT
+    froze them and does not store whether they did before.
 
-    Takes the memory of a second model, plus float32 copies of the adapted layers while it merges.
+    Takes the memory of a second model, plus float32 copies of the adapted layers while merging.
 
     Raises:
         ValueError: a merged weight is not finite.
@@ -146,9 +146,9 @@ def merged(model: PeftModel) -> PreTrainedModel:
 
 
 def _outside_body(model: PreTrainedModel) -> list[str]:
-    """The top-level modules with weights that are not the model's body; none if the model is a body itself."""
+    """The names of the top-level modules with weights outside the body; empty if the model is a body itself."""
     children = dict(model.named_children())
-    # T5ForQuestionAnswering and CLIPForImageClassification have nothing under their base_model_prefix.
+    # T5ForQuestionAnswering and CLIPForImageClassification have no module named base_model_prefix.
     bodies = {
         name for name, child in children.items() if child is model.base_model or isinstance(child, PreTrainedModel)
     }
@@ -161,8 +161,8 @@ def _outside_body(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _matched_alone(heads: list[str], model: PreTrainedModel) -> list[str]:
-    """The heads that `modules_to_save` can name: PEFT compares ends, and "norm" would wrap every norm of the body."""
+def _without_body_matches(heads: list[str], model: PreTrainedModel) -> list[str]:
+    """The heads whose name ends no name in the body: PEFT compares ends, and "norm" would match every norm there."""
     body = [name for name, _ in model.named_modules() if name.split(".")[0] not in heads]
     return [head for head in heads if not any(name.endswith(head) for name in body)]
 

@@ -1,4 +1,4 @@
-"""The network that forgets is the network that is measured: no dropout, no SpecAugment, BatchNorm frozen."""
+"""Eval mode while training: no dropout, no SpecAugment, frozen BatchNorm, as when the model is measured."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class EvalMode:
-    """Keeps a model in eval mode while it is trained, with activation checkpointing still at work.
+    """Keeps a model in eval mode while it is trained, with activation checkpointing still active.
 
-    Transformers checkpoints a layer only while the layer's own `training` is true, so checkpointed layers keep it, and
-    lose the dropout rates that they hold as plain numbers; `restore` gives those back.
+    Transformers checkpoints a layer only while the layer's own `training` is true. Checkpointed layers therefore keep
+    it, and the dropout rates that they store as plain numbers are set to zero; `restore` resets them.
     """
 
     def __init__(self) -> None:
-        self._rates: list[tuple[nn.Module, str, float]] = []
+        self._dropout_rates: list[tuple[nn.Module, str, float]] = []
 
     def apply(self, model: nn.Module) -> None:
-        """Put the model in eval mode, except for the flag that activation checkpointing reads."""
+        """Put the model in eval mode, except for the flag that activation checkpointing depends on."""
         model.eval()
         for module in model.modules():
             if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
                 module.training = True
                 for name, value in list(vars(module).items()):
                     if isinstance(value, float) and "drop" in name and value:
-                        self._rates.append((module, name, value))
+                        self._dropout_rates.append((module, name, value))
                         setattr(module, name, 0.0)
 
     def restore(self) -> None:
-        """Give back the dropout rates."""
-        for module, name, value in self._rates:
+        """Reset the dropout rates."""
+        for module, name, value in self._dropout_rates:
             setattr(module, name, value)
-        self._rates = []
+        self._dropout_rates = []

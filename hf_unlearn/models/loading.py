@@ -1,44 +1,59 @@
-"""Models and their processors from disk, of the class that they were saved as."""
+"""Loading a model and its processor, of the class that they were saved as."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from hf_unlearn.losses import head_of
 
 
-def load_model(name: str) -> Any:
-    """The model of a checkpoint, of the class that its configuration names."""
+def load_model(name: str) -> PreTrainedModel:
+    """The model of a checkpoint, of the class that its configuration names.
+
+    Args:
+        name: name on the Hub or folder.
+
+    Raises:
+        ValueError: the configuration names no class.
+    """
     architectures = AutoConfig.from_pretrained(name).architectures
     if not architectures:
         raise ValueError(f"model: the configuration of {name!r} names no class; load the model and pass it instead")
     return getattr(transformers, architectures[0]).from_pretrained(name)
 
 
-def load_processor(name: str, model: Any, *, needed: bool = True) -> Any:
-    """What the checkpoint of `model` makes its inputs with: tokenizer, image processor, feature extractor, processor.
+def load_processor(name: str, model: PreTrainedModel | PeftModel, *, needed: bool = True) -> Any:
+    """The tokenizer, image processor, feature extractor or combined processor of a checkpoint.
 
     Args:
         name: name on the Hub or folder.
         model: the model of the checkpoint.
-        needed: whether to refuse a checkpoint without one; else None is returned for it.
+        needed: whether to refuse a checkpoint without a processor; otherwise None is returned.
 
     Raises:
-        ValueError: the checkpoint has none, and it is needed.
+        ValueError: the checkpoint has no processor, and it is needed.
     """
-    speaks = head_of(model).kind in ("ctc", "seq2seq_lm")
+    transcribes = head_of(model).kind in ("ctc", "seq2seq_lm")
     loaders = {"pixel_values": AutoImageProcessor, "input_ids": AutoTokenizer}
-    loader: Any = loaders.get(model.main_input_name, AutoProcessor if speaks else AutoFeatureExtractor)
+    loader: Any = loaders.get(model.main_input_name, AutoProcessor if transcribes else AutoFeatureExtractor)
     try:
-        found = loader.from_pretrained(name)
-        # A folder without a tokenizer's files gives one that knows nothing but its special tokens.
-        if loader is AutoTokenizer and len(found.get_vocab()) <= len(found.all_special_ids):
+        processor = loader.from_pretrained(name)
+        # A folder without a tokenizer's files gives one that has special tokens only.
+        if loader is AutoTokenizer and len(processor.get_vocab()) <= len(processor.all_special_ids):
             raise ValueError("its tokenizer has no tokens")
     except (OSError, ValueError) as error:
         if not needed:
             return None
-        raise ValueError(f"model: {name!r} brings no processor ({str(error).splitlines()[0]})") from error
-    return found
+        raise ValueError(f"model: {name!r} has no processor ({str(error).splitlines()[0]})") from error
+    return processor

@@ -155,11 +155,11 @@ def test_rows_that_are_ready_need_no_processor(bases, tmp_path, capsys):
     ready.save_to_disk("ready")
     assert main(["run", "--model=plain", "--dataset=ready", "--forget=10%", "--output_dir=out", *QUICK]) == 0
     argv = ["run", "--model=plain", f"--dataset={bases / 'vit-train.parquet'}", "--forget=10%", *QUICK]
-    assert "model: 'plain' brings no processor" in refused(capsys, argv, 1)
+    assert "model: 'plain' has no processor" in refused(capsys, argv, 1)
     # A folder without a tokenizer makes one that knows no word.
     tiny_data.text_classification()[0].save_pretrained("words")
     argv = ["run", "--model=words", f"--dataset={bases / 'text_classification-train.parquet'}", "--forget=10%", *QUICK]
-    assert "model: 'words' brings no processor (its tokenizer has no tokens)" in refused(capsys, argv, 1)
+    assert "model: 'words' has no processor (its tokenizer has no tokens)" in refused(capsys, argv, 1)
 
 
 def test_peft_config(bases, capsys):
