@@ -1,7 +1,7 @@
 """LoRA adapters: the default for each architecture, adding an adapter, and merging it into a plain model."""
 
 import copy
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -9,53 +9,25 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-Layers: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
+# The layers that get adapters, by the ends of their names, where PEFT's "all-linear" selects others.
+_BERT = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
+_WAV2VEC2 = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
 
-# (attention, rest of the block): the layers that get adapters, by the ends of their names. A name that a model lacks
-# does no harm: T5 has wi, Flan-T5 wi_0 and wi_1; the largest DINOv2 has a gated MLP.
-_VIT: Layers = ("q_proj", "k_proj", "v_proj", "o_proj"), ("fc1", "fc2")
-_DINOV2: Layers = _VIT[0], ("fc1", "fc2", "gate_proj", "up_proj", "down_proj")
-_CONVNEXT: Layers = (), ("pwconv1", "pwconv2")  # PEFT needs a rank that is a multiple of dwconv's groups
-_RESNET: Layers = (), ("convolution",)
-_WHISPER: Layers = ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")
-_WAV2VEC2: Layers = _WHISPER[0], ("intermediate_dense", "output_dense")
-_BERT: Layers = ("query", "key", "value", "attention.output.dense"), ("intermediate.dense", "output.dense")
-_DISTILBERT: Layers = ("q_lin", "k_lin", "v_lin", "out_lin"), ("lin1", "lin2")
-_GPT2: Layers = ("c_attn", "attn.c_proj"), ("c_fc", "mlp.c_proj")
-_LLAMA: Layers = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
-# Experts are tensors of three axes, not layers; the router stays as it is.
-_MIXTRAL: Layers = ("q_proj", "k_proj", "v_proj", "o_proj"), ()
-_ALBERT: Layers = ("query", "key", "value", "attention.dense"), ("ffn", "ffn_output")
-_PHI: Layers = ("q_proj", "k_proj", "v_proj", "self_attn.dense"), ("fc1", "fc2")
-_PHI3: Layers = ("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj")
-_T5: Layers = ("q", "k", "v", "o"), ("wi", "wi_0", "wi_1", "wo")
-
-TARGETS: dict[str, Layers] = {
-    "vit": _VIT,
-    "deit": _VIT,
-    "swin": _VIT,
-    "dinov2": _DINOV2,
-    "convnext": _CONVNEXT,
-    "resnet": _RESNET,
-    "clip": _WHISPER,
-    "whisper": _WHISPER,
-    "wav2vec2": _WAV2VEC2,
-    "hubert": _WAV2VEC2,
-    "albert": _ALBERT,
+TARGETS: dict[str, tuple[str, ...]] = {
+    # Without the pooler, which stands outside the blocks.
     "bert": _BERT,
     "roberta": _BERT,
-    "distilbert": _DISTILBERT,
-    "gpt2": _GPT2,
-    "llama": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA,
-    "mixtral": _MIXTRAL,
-    "phi": _PHI,
-    "phi3": _PHI3,
-    "t5": _T5,
+    # Without the pooler and the projection of the embeddings.
+    "albert": ("query", "key", "value", "attention.dense", "ffn", "ffn_output"),
+    # Without the projection of the convolutional features.
+    "wav2vec2": _WAV2VEC2,
+    "hubert": _WAV2VEC2,
+    # Without the downsampling between the stages.
+    "swin": ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"),
+    # The convolutions: there is no linear layer outside the head.
+    "resnet": ("convolution",),
+    # Without the experts, which are tensors of three axes, and the router.
+    "mixtral": ("q_proj", "k_proj", "v_proj", "o_proj"),
 }
 
 # Classes with one of these in their name predict labels that are the task's own: their heads train with the adapter.
@@ -65,19 +37,18 @@ _HEAD_TASKS = ("Classification", "QuestionAnswering", "MultipleChoice")
 def lora_config(model: PreTrainedModel) -> LoraConfig:
     """The default adapter of a model: LoRA on every linear layer of its blocks (on ResNet's convolutions).
 
-    Rank 8, alpha 16, no dropout (forget and retain gradients must come from one network), no bias. Architectures that
-    are not in `TARGETS` get PEFT's "all-linear". A classification or question answering head trains too, as
-    `modules_to_save`; the head of a language model (causal, masked, seq2seq, CTC) stays as it is.
+    Rank 8, alpha 16, no dropout (forget and retain gradients must come from the same network), no bias. Target modules
+    are PEFT's "all-linear" except for the architectures in `TARGETS`. A classification or question answering head is
+    trained too, as `modules_to_save`; the head of a language model (causal, masked, seq2seq, CTC) is not.
 
-    `task_type` is None: with one, PEFT passes Whisper arguments that it does not take.
+    `task_type` is None: with a task type, PEFT passes arguments to Whisper that it does not accept.
 
     Source: Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models.
     """
     heads = _outside_body(model)
     trains_heads = any(task in cls.__name__ for task in _HEAD_TASKS for cls in type(model).__mro__)
-    attention, rest = TARGETS.get(model.config.model_type, ((), ()))
-    targets = [*attention, *rest] or "all-linear"
-    # PEFT's "all-linear" leaves out the output embeddings, which a CTC head, for one, is not.
+    targets = [*TARGETS.get(model.config.model_type, ())] or "all-linear"
+    # PEFT's "all-linear" excludes output embeddings, but not other heads, such as a CTC head.
     excluded = rf"({'|'.join(heads)})(\..+)?" if heads and not trains_heads and targets == "all-linear" else None
     return LoraConfig(
         r=8,

@@ -111,8 +111,7 @@ def test_default_adapter_trains_the_blocks_and_a_classifier(name: str) -> None:
 
 
 def test_every_architecture_of_the_table_is_tested() -> None:
-    tested = {tiny.make(name)[0].config.model_type for name in tiny.ARCHITECTURES}
-    assert set(TARGETS) - tested == {"gemma2"}  # Gemma 2 has the layers of Gemma
+    assert set(TARGETS) <= {tiny.make(name)[0].config.model_type for name in tiny.ARCHITECTURES}
 
 
 @each_architecture
