@@ -1,9 +1,14 @@
-"""`audit`: has a model forgotten, and how sure is that? One report for any model, whatever method made it."""
+"""`audit`: has a model forgotten, and how sure is that? One report for any model, whatever method made it.
+
+The steps, from top to bottom: check the arguments, collect per-sample statistics, attack, estimate, report.
+"""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +16,46 @@ import numpy as np
 import torch
 import transformers
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from hf_unlearn.auditing import comparisons, details
-from hf_unlearn.auditing.attacks import roc
+from hf_unlearn.auditing import report_parts
+from hf_unlearn.auditing.attack_scores import AttackScores, DatasetStatistics, attack_scores
+from hf_unlearn.auditing.attacks import Estimate, roc
 from hf_unlearn.auditing.dataset_metrics import matched_datasets
 from hf_unlearn.auditing.estimates import attack_estimates, dataset_estimates, flat
 from hf_unlearn.auditing.measuring import statistics_of
+from hf_unlearn.auditing.relearning import Curve
 from hf_unlearn.auditing.robustness import robustness
 from hf_unlearn.auditing.shadows import Shadows
+from hf_unlearn.auditing.types import AnyDataset, Model, RequestKind
 from hf_unlearn.auditing.verdict import verdict_of
-from hf_unlearn.data.collator import columns_read, readable_collator
+from hf_unlearn.data.collator import Collator, columns_read, readable_collator
 from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.data.splitting import REQUESTS, column_of, request_of, subsample
 from hf_unlearn.data.validation import check_datasets
 from hf_unlearn.losses import head_of
-from hf_unlearn.losses.head import LANGUAGE
+from hf_unlearn.losses.head import LANGUAGE_KINDS
 from hf_unlearn.report.audit_report import MODELS, AuditReport
 
-# Samples of the retain dataset that are looked at: enough for half a point of accuracy.
+# Samples of the retain dataset that are measured: enough for half a point of accuracy.
 RETAIN_SAMPLES = 2000
-LIKELIHOOD = ("single_label", *LANGUAGE)
+LIKELIHOOD = ("single_label", *LANGUAGE_KINDS)
 
 
 def audit(
-    model: Any,
+    model: Model,
     *,
-    forget_ds: Any,
-    retain_ds: Any,
-    unseen_ds: Any,
-    original: Any = None,
-    retrained: Any = None,
+    forget_ds: AnyDataset,
+    retain_ds: AnyDataset,
+    unseen_ds: AnyDataset | None,
+    original: Model | None = None,
+    retrained: Model | None = None,
     shadows: Shadows | None = None,
-    request: str | None = None,
+    request: RequestKind | None = None,
     relearning: bool = False,
     group_column: str | None = None,
-    data_collator: Any = None,
-    processing_class: Any = None,
+    data_collator: Collator | None = None,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
     batch_size: int = 256,
     resamples: int = 1000,
     seed: int = 0,
@@ -58,22 +67,22 @@ def audit(
     Args:
         model: the unlearned model, from any method or library.
         forget_ds: the samples that it should have forgotten, ready for the model.
-        retain_ds: the samples that it should have kept; at most 2,000 are looked at.
+        retain_ds: the samples that it should have kept; at most 2,000 are measured.
         unseen_ds: samples of the same distribution that it was never trained on, and that set no target.
         original: the original model.
         retrained: a model retrained without the forget samples. Without it there is no ground truth, and after a class
             was removed no verdict.
-        shadows: from `train_shadows` on the same sets, for LiRA and RMIA.
+        shadows: from `train_shadows` on the same datasets, for LiRA and RMIA.
         request: `"samples"`, `"class"` or `"group"`; default: what `split_forget_retain` left on the forget dataset.
-        relearning: whether to try to bring the data back, on copies: see `auditing.robustness`.
-        group_column: the column of the sets to break metrics down by (a speaker, an author); default: the label.
+        relearning: whether to try to bring the data back, on copies: see `hf_unlearn.auditing.robustness`.
+        group_column: the column of the datasets to break metrics down by (a speaker, an author); default: the label.
             Its values stand in the report.
         data_collator: samples to batch; default: the model's, on the columns that it reads.
         processing_class: tokenizer or processor. Speech and text-to-text models are then judged by word error rate as
             well, and language models by the zlib ratio.
         batch_size: samples a batch.
         resamples: bootstrap samples.
-        seed: of the bootstrap, of the retain sample and of relearning.
+        seed: of the bootstrap, of the retain samples that are drawn and of relearning.
         cache_dir: where per-sample losses and scores are kept, so that a second audit is instant.
         training: `trainer.state.log_history`, for the curves of the run.
 
@@ -84,123 +93,262 @@ def audit(
         raise ValueError(
             "unseen_ds: is missing; forgotten samples are compared with samples that were never trained on"
         )
-    given = zip(MODELS, (original, model, retrained), strict=True)
-    models = {name: each for name, each in given if each is not None}
-    if request not in (None, *REQUESTS):
-        raise ValueError(f"request: expected one of {REQUESTS}, got {request!r}")
-    kind = head_of(model).kind
-    _check_models(models)
-    check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(model))
-    if shadows is not None:
-        _check_shadows(shadows, {"forget": forget_ds, "unseen": unseen_ds}, kind)
-    groups = None
-    if group_column is not None:
-        groups = {
-            name: list(map(str, column_of(samples, group_column)))
-            for name, samples in (("forget", forget_ds), ("unseen", unseen_ds))
-        }
-    request = request or request_of(forget_ds) or "samples"
-    sets = {"forget": forget_ds, "retain": subsample(retain_ds, RETAIN_SAMPLES, seed), "unseen": unseen_ds}
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    data_collator = data_collator or readable_collator(model, processing_class)
-    options = {"data_collator": data_collator, "batch_size": batch_size, "cache_dir": cache_dir}
+    optional_models = {"original": original, "audited": model, "retrained": retrained}
+    subject = _Subject(
+        models={name: given for name, given in optional_models.items() if given is not None},
+        datasets_by_name={"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds},
+        shadows=shadows, request=request or request_of(forget_ds) or "samples", kind=head_of(model).kind,
+        data_collator=data_collator or readable_collator(model, processing_class),
+        tokenizer=getattr(processing_class, "tokenizer", processing_class),
+        batch_size=batch_size, cache_dir=cache_dir, resamples=resamples, seed=seed,
+    )  # fmt: skip
+    _check(subject)
+    groups = None if group_column is None else _groups(subject, group_column)
+    collected = _collect(subject)
+    scores = _attack(subject, collected)
+    estimated = _estimate(subject, collected, scores)
+    if relearning:
+        _add_robustness(subject, estimated, has_labels=collected.has_labels)
+    return _report(subject, collected, scores, estimated, groups, training)
 
-    def signals(each: Any, names: Sequence[str]) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is audited, and how.
+
+    Attributes:
+        models: "original", "audited" and "retrained", those that were given, in this order.
+        datasets_by_name: "forget", "retain" and "unseen", all of their samples.
+        request: `"samples"`, `"class"` or `"group"`.
+        kind: the kind of the model's head.
+    """
+
+    models: dict[str, Model]
+    datasets_by_name: dict[str, AnyDataset]
+    shadows: Shadows | None
+    request: str
+    kind: str
+    data_collator: Collator
+    tokenizer: Any
+    batch_size: int
+    cache_dir: str | Path | None
+    resamples: int
+    seed: int
+
+    @cached_property
+    def measured(self) -> dict[str, AnyDataset]:
+        """The datasets as they are measured: a part of the retain dataset, all of the others."""
+        retain_ds = subsample(self.datasets_by_name["retain"], RETAIN_SAMPLES, self.seed)
+        return {**self.datasets_by_name, "retain": retain_ds}
+
+    def measuring_options(self) -> dict[str, Any]:
+        """Keyword arguments of `statistics_of`."""
+        return {"data_collator": self.data_collator, "batch_size": self.batch_size, "cache_dir": self.cache_dir}
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """Per-sample statistics of all models.
+
+    Attributes:
+        statistics: model to dataset to its statistics.
+        shadow_statistics: those of every shadow model, on the forget and the unseen dataset.
+        classes: the forgotten classes, when the request is a class.
+        compared: [unseen samples], those that attacks compare the forget samples with.
+        has_labels: whether a sample has one class label; several labels in a head that leaves it open are no classes.
+    """
+
+    statistics: dict[str, DatasetStatistics]
+    shadow_statistics: list[DatasetStatistics]
+    classes: list[int]
+    compared: np.ndarray
+    has_labels: bool
+
+
+@dataclass
+class _Estimated:
+    """Flat metrics by model, with intervals; what relearning adds to them; notes for the reader."""
+
+    metrics: dict[str, dict[str, float]]
+    notes: list[str]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    hidden: list[str] = field(default_factory=list)
+
+
+# ---- check -----------------------------------------------------------------------------------------------------
+
+
+def _check(subject: _Subject) -> None:
+    """Refuse bad arguments before any forward pass."""
+    if subject.request not in REQUESTS:
+        raise ValueError(f"request: expected one of {REQUESTS}, got {subject.request!r}")
+    _check_models(subject.models)
+    forget_ds, retain_ds, unseen_ds = subject.datasets_by_name.values()
+    check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(subject.models["audited"]))
+    if subject.shadows is not None:
+        _check_shadows(subject.shadows, {"forget": forget_ds, "unseen": unseen_ds}, subject.kind)
+
+
+def _check_models(models: Mapping[str, Model]) -> None:
+    audited = _without_adapters(models["audited"])
+    for name, model in models.items():
+        compared = _without_adapters(model)
+        if type(compared) is not type(audited):
+            raise ValueError(
+                f"{name}: is a {type(compared).__name__}, the model a {type(audited).__name__}; use one class"
+            )
+        for setting in ("num_labels", "vocab_size"):
+            value, expected = (getattr(m.config, setting, None) for m in (compared, audited))
+            if value != expected:
+                raise ValueError(
+                    f"{name}: has {setting}={value}, the model {expected}; compare models of one label space"
+                )
+
+
+def _without_adapters(model: Model) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _check_shadows(shadows: Shadows, datasets_by_name: Mapping[str, AnyDataset], kind: str) -> None:
+    if kind not in LIKELIHOOD:
+        raise ValueError(f"shadows: LiRA and RMIA need likelihoods, and a {kind} head has none; leave shadows out")
+    advice = "give train_shadows the datasets of the audit"
+    for name, dataset in datasets_by_name.items():
+        count = shadows.members[name].shape[1] if name in shadows.members else 0
+        if count != len(dataset):
+            raise ValueError(f"shadows: know {count} {name} samples, the dataset has {len(dataset)}; {advice}")
+    for name, dataset in datasets_by_name.items():
+        if name in shadows.hashes and shadows.hashes[name] != sample_hashes(dataset):
+            raise ValueError(f"shadows: know other {name} samples than the dataset has; {advice}")
+
+
+def _groups(subject: _Subject, column: str) -> dict[str, list[str]]:
+    """The group of every forget and unseen sample."""
+    return {
+        name: [str(group) for group in column_of(subject.datasets_by_name[name], column)]
+        for name in ("forget", "unseen")
+    }
+
+
+# ---- collect ---------------------------------------------------------------------------------------------------
+
+
+def _collect(subject: _Subject) -> _Collected:
+    """Per-sample statistics of every model on every dataset, and which unseen samples are comparable."""
+    measured = subject.measured
+
+    def collect(model: Model, names: Sequence[str]) -> DatasetStatistics:
         return {
             name: statistics_of(
-                each, sets[name], description=f"Measuring {name} samples", scores=True, tokenizer=tokenizer, **options
+                model, measured[name], description=f"Measuring {name} samples", scores=True,
+                tokenizer=subject.tokenizer, **subject.measuring_options(),
             )
             for name in names
-        }
+        }  # fmt: skip
 
-    found = {name: signals(each, list(sets)) for name, each in models.items()}
-    labels = [found["audited"][name].labels for name in ("forget", "unseen")]
-    classes, compared = [], np.ones(len(unseen_ds), bool)
-    if request == "class" and labels[0] is not None:
-        classes = labels[0].unique().tolist()
-        compared = torch.isin(labels[1], labels[0]).numpy()
-    theirs = [] if shadows is None else [signals(each, ("forget", "unseen")) for each in shadows.models()]
-    scores = {}
-    for name, each in found.items():
-        known = found.get("retrained") if name != "retrained" else None
-        scores[name] = comparisons.every_score(each, compared, seed, retrained=known, shadows=shadows, theirs=theirs)
+    statistics = {name: collect(model, list(measured)) for name, model in subject.models.items()}
+    forget_labels, unseen_labels = (statistics["audited"][name].labels for name in ("forget", "unseen"))
+    classes: list[int] = []
+    compared = np.ones(len(measured["unseen"]), bool)
+    if subject.request == "class" and forget_labels is not None and unseen_labels is not None:
+        classes = forget_labels.unique().tolist()
+        compared = torch.isin(unseen_labels, forget_labels).numpy()
+    shadow_models = () if subject.shadows is None else subject.shadows.models()
+    return _Collected(
+        statistics=statistics,
+        shadow_statistics=[collect(model, ("forget", "unseen")) for model in shadow_models],
+        classes=classes,
+        compared=compared,
+        has_labels=forget_labels is not None,
+    )
 
-    estimates, notes = {}, []
-    for name, each in found.items():
-        attacks, missing = attack_estimates(scores[name], resamples, seed)
-        estimates[name] = dataset_estimates(matched_datasets(each, classes)[0]) | attacks
-        notes += missing if name == "audited" else []
-        if kind == "seq2seq_lm" and tokenizer is not None:
-            estimates[name] |= details.word_error_rates(models[name], sets, tokenizer, data_collator, batch_size)
-    metrics = {name: flat(each) for name, each in estimates.items()}
-    for name in estimates.keys() - {"retrained"}:
-        metrics[name] |= details.against_others(name, estimates, request, seed)
-    # Labels that are no class numbers make several labels of a head that leaves it open.
-    one_label = labels[0] is not None
-    if "retrained" in models and one_label:
-        metrics["audited"] |= details.divergences(models, sets, options)
-    hidden: list[str] = []
-    curves: dict[str, Any] = {}
-    if relearning:
-        more, curves, hidden, said = robustness(
-            models, sets, request, metrics, probe=one_label, data_collator=data_collator, seed=seed
+
+# ---- attack ----------------------------------------------------------------------------------------------------
+
+
+def _attack(subject: _Subject, collected: _Collected) -> dict[str, AttackScores]:
+    """The scores of every attack on every model; a retrained model is not compared with itself."""
+    retrained = collected.statistics.get("retrained")
+    return {
+        name: attack_scores(
+            statistics, collected.compared, subject.seed, retrained=None if name == "retrained" else retrained,
+            shadows=subject.shadows, shadow_statistics=collected.shadow_statistics,
         )
-        notes += said
-        for name, each in more.items():
-            metrics[name] |= {key: value for key, value in each.items() if np.isfinite(value)}
+        for name, statistics in collected.statistics.items()
+    }  # fmt: skip
+
+
+# ---- estimate --------------------------------------------------------------------------------------------------
+
+
+def _estimate(subject: _Subject, collected: _Collected, scores: Mapping[str, AttackScores]) -> _Estimated:
+    """Metrics with intervals of every model, then their distances to the other models."""
+    estimates: dict[str, dict[str, Estimate]] = {}
+    notes: list[str] = []
+    for name, statistics in collected.statistics.items():
+        of_attacks, attack_notes = attack_estimates(scores[name], subject.resamples, subject.seed)
+        estimates[name] = dataset_estimates(matched_datasets(statistics, collected.classes)[0]) | of_attacks
+        notes += attack_notes if name == "audited" else []
+        if subject.kind == "seq2seq_lm" and subject.tokenizer is not None:
+            estimates[name] |= report_parts.word_error_rates(
+                subject.models[name], subject.measured, subject.tokenizer, subject.data_collator, subject.batch_size
+            )
+    metrics = {name: flat(of_model) for name, of_model in estimates.items()}
+    for name in estimates.keys() - {"retrained"}:
+        metrics[name] |= report_parts.distances(name, estimates, subject.request, subject.seed)
+    if "retrained" in subject.models and collected.has_labels:
+        metrics["audited"] |= report_parts.divergences(subject.models, subject.measured, subject.measuring_options())
+    return _Estimated(metrics, notes)
+
+
+def _add_robustness(subject: _Subject, estimated: _Estimated, has_labels: bool) -> None:
+    """Try to bring the data back, and add what that shows."""
+    result = robustness(
+        subject.models, subject.measured, subject.request, estimated.metrics, probe=has_labels,
+        data_collator=subject.data_collator, seed=subject.seed,
+    )  # fmt: skip
+    estimated.notes += result.notes
+    estimated.curves, estimated.hidden = result.curves, result.hidden
+    for name, metrics in result.metrics.items():
+        estimated.metrics[name] |= {key: value for key, value in metrics.items() if np.isfinite(value)}
+
+
+# ---- report ----------------------------------------------------------------------------------------------------
+
+
+def _report(
+    subject: _Subject,
+    collected: _Collected,
+    scores: Mapping[str, AttackScores],
+    estimated: _Estimated,
+    groups: Mapping[str, list[str]] | None,
+    training: Sequence[Mapping[str, float]],
+) -> AuditReport:
+    statistics, metrics = collected.statistics, estimated.metrics
+    model = subject.models["audited"]
     return AuditReport(
         metrics=metrics["audited"],
-        verdict=verdict_of(metrics, request, hidden),
+        verdict=verdict_of(metrics, subject.request, estimated.hidden),
         metrics_by_model={name: metrics[name] for name in MODELS if name in metrics},
         roc={
-            name: roc(forget[np.isfinite(forget)], others[np.isfinite(others)])
-            for name, (forget, others) in scores["audited"].items()
+            name: roc(forget[np.isfinite(forget)], unseen[np.isfinite(unseen)])
+            for name, (forget, unseen) in scores["audited"].items()
             if f"mia_{name}_auc" in metrics["audited"]
         },
-        histograms=details.histograms(found, compared),
-        relearning=curves,
-        breakdown=details.breakdown(found, groups or details.label_names(found, model.config)),
-        training=details.training_curve(training),
-        notes=notes,
+        histograms=report_parts.histograms(statistics, collected.compared),
+        relearning=estimated.curves,
+        breakdown=report_parts.breakdown(statistics, groups or report_parts.label_names(statistics, model.config)),
+        training=report_parts.training_curve(training),
+        notes=estimated.notes,
         about={
-            "model": type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__,
-            "request": request,
-            **{f"{name}_samples": len(samples) for name, samples in {**sets, "retain": retain_ds}.items()},
-            "shadow_models": len(shadows) if shadows is not None else 0,
-            "seed": seed,
+            "model": type(_without_adapters(model)).__name__,
+            "request": subject.request,
+            **{f"{name}_samples": len(dataset) for name, dataset in subject.datasets_by_name.items()},
+            "shadow_models": len(subject.shadows) if subject.shadows is not None else 0,
+            "seed": subject.seed,
             "device": str(model.device),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
     )
-
-
-def _check_models(models: Mapping[str, Any]) -> None:
-    plain = {name: m.get_base_model() if isinstance(m, PeftModel) else m for name, m in models.items()}
-    wanted = plain["audited"]
-    for name, found in plain.items():
-        if type(found) is not type(wanted):
-            raise ValueError(
-                f"{name}: is a {type(found).__name__}, the model a {type(wanted).__name__}; use one class"
-            )
-        for what in ("num_labels", "vocab_size"):
-            one, other = (getattr(m.config, what, None) for m in (found, wanted))
-            if one != other:
-                raise ValueError(f"{name}: has {what}={one}, the model {other}; compare models of one label space")
-
-
-def _check_shadows(shadows: Shadows, sets: Mapping[str, Any], kind: str) -> None:
-    if kind not in LIKELIHOOD:
-        raise ValueError(f"shadows: LiRA and RMIA need likelihoods, and a {kind} head has none; leave shadows out")
-    for name, samples in sets.items():
-        known = shadows.members[name].shape[1] if name in shadows.members else 0
-        if known != len(samples):
-            raise ValueError(
-                f"shadows: know {known} {name} samples, the set has {len(samples)}; give train_shadows the sets of the audit"
-            )
-    for name, samples in sets.items():
-        if name in shadows.hashes and shadows.hashes[name] != sample_hashes(samples):
-            raise ValueError(
-                f"shadows: know other {name} samples than the set has; give train_shadows the sets of the audit"
-            )

@@ -2,68 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.attacks import logistic_attack
 from hf_unlearn.auditing.statistics import SampleStatistics
 
-# Fewer samples than this on a side make an attack's metric meaningless.
-LEAST_SAMPLES = 8
+# With fewer samples on a side, an attack's metric means nothing.
+MIN_SAMPLES = 8
 
 
-def dataset_metrics(signals: Mapping[str, SampleStatistics], classes: Sequence[int] = ()) -> dict[str, float]:
-    """Mean loss and accuracy of every set, and the membership inference accuracy on forget against unseen.
+def dataset_metrics(statistics: Mapping[str, SampleStatistics], classes: Sequence[int] = ()) -> dict[str, float]:
+    """Mean loss and accuracy on every dataset, and the membership inference accuracy on forget against unseen samples.
 
     Args:
-        signals: `"forget"`, `"retain"` and, where there is unseen data, `"unseen"`.
-        classes: the forgotten classes. `unseen_*` then speaks of the other classes, and membership inference compares
-            with unseen samples of the forgotten classes: against other classes it would measure the class.
+        statistics: `"forget"`, `"retain"` and, where there is unseen data, `"unseen"`.
+        classes: the forgotten classes. `unseen_*` is then measured on the other classes, and membership inference
+            compares with unseen samples of the forgotten classes: against other classes it would measure the class.
 
     Returns:
         `forget_loss`, `forget_accuracy`, `retain_loss`, ..., `mia_accuracy`; accuracies in [0, 1], losses in nats.
         A metric that is not available is left out.
     """
-    result: dict[str, float] = {}
-    sets, matched = matched_datasets(signals, classes)
-    for name, found in sets.items():
-        if len(found):
-            result[f"{name}_loss"] = float(found.losses.double().mean())
-            if not found.correct.isnan().all():
-                result[f"{name}_accuracy"] = float(found.correct.double().nanmean())
-    if matched is not None and min(len(matched), len(sets["forget"])) >= LEAST_SAMPLES:
-        members, others = sets["forget"].losses.double().numpy(), matched.losses.double().numpy()
-        if np.isfinite(members).all() and np.isfinite(others).all():
-            result["mia_accuracy"] = logistic_attack(members, others).value
-    return result
+    metrics: dict[str, float] = {}
+    measured, matched = matched_datasets(statistics, classes)
+    for name, of_dataset in measured.items():
+        if len(of_dataset):
+            metrics[f"{name}_loss"] = float(of_dataset.losses.double().mean())
+            if not of_dataset.correct.isnan().all():
+                metrics[f"{name}_accuracy"] = float(of_dataset.correct.double().nanmean())
+    if matched is not None and min(len(matched), len(measured["forget"])) >= MIN_SAMPLES:
+        members, non_members = measured["forget"].losses.double().numpy(), matched.losses.double().numpy()
+        if np.isfinite(members).all() and np.isfinite(non_members).all():
+            metrics["mia_accuracy"] = logistic_attack(members, non_members).value
+    return metrics
 
 
 def matched_datasets(
-    signals: Mapping[str, SampleStatistics], classes: Sequence[int] = ()
+    statistics: Mapping[str, SampleStatistics], classes: Sequence[int] = ()
 ) -> tuple[dict[str, SampleStatistics], SampleStatistics | None]:
-    """The sets with the forgotten classes taken out of the unseen one, and the unseen samples that attacks compare with.
+    """The statistics that metrics are made of, and those of the unseen samples that attacks compare with.
 
-    These are unseen samples of the forgotten classes, where whole classes were forgotten, and all unseen samples otherwise.
+    Where whole classes were forgotten, the unseen dataset is split: metrics are made of the other classes, attacks
+    compare with the forgotten classes. Otherwise both take all unseen samples.
     """
-    sets = dict(signals)
-    matched = sets.get("unseen")
+    measured = dict(statistics)
+    matched = measured.get("unseen")
     if classes and matched is not None and matched.labels is not None:
         of_class = torch.isin(matched.labels, torch.tensor(list(classes)))
-        sets["unseen"], matched = matched.select(~of_class), matched.select(of_class)
-    return sets, matched
+        measured["unseen"], matched = matched.select(~of_class), matched.select(of_class)
+    return measured, matched
 
 
 def word_errors(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """Word errors and reference words [n, 2] of pairs of reference and transcript (`jiwer`)."""
     import jiwer
 
-    found = [jiwer.process_words(reference, said) for reference, said in pairs]
+    outputs = [jiwer.process_words(reference, transcript) for reference, transcript in pairs]
     return np.array([
-        (each.substitutions + each.deletions + each.insertions, each.hits + each.substitutions + each.deletions)
-        for each in found
+        (o.substitutions + o.deletions + o.insertions, o.hits + o.substitutions + o.deletions) for o in outputs
     ])  # fmt: skip
 
 
@@ -79,12 +80,17 @@ def word_error_rate(references: Sequence[str], predictions: Sequence[str]) -> fl
 
 
 @torch.no_grad()
-def transcribe(model: Any, batches: Any, tokenizer: Any, generate_kwargs: Mapping[str, Any]) -> list[tuple[str, str]]:
+def transcribe(
+    model: Any,
+    batches: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    generate_kwargs: Mapping[str, Any],
+) -> list[tuple[str, str]]:
     """Reference and generated text of every sample of a sequence-to-sequence model.
 
     Args:
         model: has `generate`.
-        batches: iterable of collated batches on the model's device, with `labels`.
+        batches: collated batches on the model's device, with `labels`.
         tokenizer: decodes labels and predictions.
         generate_kwargs: passed to `generate`.
     """

@@ -8,11 +8,11 @@ import numpy as np
 from scipy.stats import binomtest
 
 from hf_unlearn.auditing.attacks import Estimate, logistic_attack, threshold_attack
-from hf_unlearn.auditing.dataset_metrics import LEAST_SAMPLES
+from hf_unlearn.auditing.dataset_metrics import MIN_SAMPLES
 from hf_unlearn.auditing.statistics import SampleStatistics
 
 # Numbers drawn at a time.
-MOST = 2**18
+MAX_DRAWN = 2**18
 
 
 def mean_estimate(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
@@ -27,7 +27,7 @@ def mean_estimate(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> E
         return share_estimate(float(values.mean()), len(values))
     generator, count = np.random.default_rng(seed), len(values)
     # Many resamples at once, as far as memory goes.
-    parts = [min(resamples - start, MOST // count + 1) for start in range(0, resamples, MOST // count + 1)]
+    parts = [min(resamples - start, MAX_DRAWN // count + 1) for start in range(0, resamples, MAX_DRAWN // count + 1)]
     drawn = np.concatenate([values[generator.integers(0, count, (part, count))].mean(1) for part in parts])
     return Estimate(float(values.mean()), *np.quantile(drawn, [0.025, 0.975]).tolist())
 
@@ -46,23 +46,23 @@ def ratio_estimate(counts: np.ndarray, resamples: int = 1000, seed: int = 0) -> 
     return Estimate(float(value), *np.quantile(drawn[:, 0] / drawn[:, 1].clip(1), [0.025, 0.975]).tolist())
 
 
-def dataset_estimates(sets: Mapping[str, SampleStatistics]) -> dict[str, Estimate]:
-    """`forget_loss`, `forget_accuracy`, `retain_loss`, ...: those that are finite, of sets that are not empty."""
-    found = {}
-    for name, signals in sets.items():
-        if len(signals):
-            if signals.losses.isfinite().all():
-                found[f"{name}_loss"] = mean_estimate(signals.losses.double().numpy())
-            right = signals.correct.double().numpy()
-            if not np.isnan(right).all():
-                found[f"{name}_accuracy"] = mean_estimate(right[~np.isnan(right)])
-    return found
+def dataset_estimates(statistics: Mapping[str, SampleStatistics]) -> dict[str, Estimate]:
+    """`forget_loss`, `forget_accuracy`, `retain_loss`, ...: those that are finite, of datasets that are not empty."""
+    estimates = {}
+    for name, of_dataset in statistics.items():
+        if len(of_dataset):
+            if of_dataset.losses.isfinite().all():
+                estimates[f"{name}_loss"] = mean_estimate(of_dataset.losses.double().numpy())
+            correct = of_dataset.correct.double().numpy()
+            if not np.isnan(correct).all():
+                estimates[f"{name}_accuracy"] = mean_estimate(correct[~np.isnan(correct)])
+    return estimates
 
 
 def attack_estimates(
     scores: Mapping[str, tuple[np.ndarray, np.ndarray]], resamples: int = 1000, seed: int = 0
 ) -> tuple[dict[str, Estimate], list[str]]:
-    """Membership inference on every score, and what could not be had.
+    """Membership inference by every score, and notes about metrics that are not available.
 
     Args:
         scores: attack to the scores of the forget samples [n] and of the unseen samples [m].
@@ -71,41 +71,41 @@ def attack_estimates(
 
     Returns:
         `mia_<attack>_auc`, `mia_<attack>_balanced_accuracy`, `mia_<attack>_tpr_at_1pct_fpr`,
-        `mia_<attack>_tpr_at_01pct_fpr`, and, from the loss, `mia_accuracy` (logistic regression); and notes.
+        `mia_<attack>_tpr_at_01pct_fpr`, and, from the loss, `mia_accuracy` (logistic regression); and the notes.
     """
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     notes: list[str] = []
     for name, sides in scores.items():
         finite = [side[np.isfinite(side)] for side in sides]
         if left_out := sum(len(a) - len(b) for a, b in zip(sides, finite, strict=True)):
             notes.append(f"{name}: {left_out} samples without a finite score were left out.")
-        if min(len(side) for side in finite) < LEAST_SAMPLES:
+        if min(len(side) for side in finite) < MIN_SAMPLES:
             counts = " forget and ".join(str(len(side)) for side in finite)
             notes.append(
-                f"Attack by {name}: {counts} unseen samples are too few for a metric; {LEAST_SAMPLES} are the least."
+                f"Attack by {name}: {counts} unseen samples are too few for a metric; {MIN_SAMPLES} are the least."
             )
             continue
         metrics = threshold_attack(finite[0], finite[1], resamples, seed)
         # A bootstrap chooses the best threshold anew, and may do better than on the samples themselves every time.
-        found |= {
+        estimates |= {
             f"mia_{name}_{metric}": Estimate(value, min(low, value), max(high, value))
             for metric, (value, low, high) in metrics.items()
         }
         if name == "loss":
-            found["mia_accuracy"] = logistic_attack(*finite)
+            estimates["mia_accuracy"] = logistic_attack(*finite)
     unseen = max((len(sides[1]) for sides in scores.values()), default=0)
     for rate, least in (("1 %", 100), ("0.1 %", 1000)):
         if unseen < least:
             notes.append(
                 f"True positives at {rate} false positives need {least:,} unseen samples; there are {unseen}."
             )
-    return found, notes
+    return estimates, notes
 
 
 def flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
-    """Every figure, and its interval in `<name>_low` and `<name>_high`; infinite losses are left out."""
-    found: dict[str, float] = {}
+    """Every metric, and its interval in `<name>_low` and `<name>_high`; infinite losses are left out."""
+    metrics: dict[str, float] = {}
     for name, estimate in estimates.items():
         if np.isfinite(estimate).all():
-            found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return found
+            metrics |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return metrics

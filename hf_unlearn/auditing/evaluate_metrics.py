@@ -9,19 +9,18 @@ import evaluate
 import numpy as np
 from datasets import Features, List, Value
 
-from hf_unlearn.auditing import measuring as runner
-from hf_unlearn.auditing import metrics, text_metrics
+from hf_unlearn.auditing import measuring, metrics, text_metrics
 
 GAP_METRICS = ("forget_accuracy", "retain_accuracy", "unseen_accuracy", "mia_accuracy")
 
 
 def average_gap(predictions: Sequence[float], references: Sequence[float]) -> float:
-    """Mean absolute difference to a retrained model, in points: `hf_unlearn.auditing.measuring.gap`. Lower is better.
+    """Mean absolute difference to a retrained model, in points: `measuring.average_gap`. Lower is better.
 
     Args:
-        predictions: accuracies in [0, 1] on forget, retain and unseen samples, and that of the membership inference; the
-            last ones may be left out.
-        references: those of the retrained model.
+        predictions: accuracies in [0, 1] on forget, retain and unseen samples, and that of the membership inference;
+            the last ones may be left out.
+        references: the same accuracies of the retrained model.
 
     Raises:
         ValueError: lengths differ, are 0 or above 4, or an accuracy is out of range.
@@ -33,10 +32,9 @@ def average_gap(predictions: Sequence[float], references: Sequence[float]) -> fl
     metrics.check_pairs(predictions, references)
     if len(predictions) > len(GAP_METRICS):
         raise ValueError(f"predictions: at most {', '.join(GAP_METRICS)}, got {len(predictions)} metrics")
-    pairs = (("predictions", predictions), ("references", references))
-    return runner.average_gap(
-        *(dict(zip(GAP_METRICS, metrics.check_numbers(*p, 0, 1).tolist(), strict=False)) for p in pairs)
-    )
+    arguments = {"predictions": predictions, "references": references}
+    checked = [metrics.check_numbers(name, values, 0, 1).tolist() for name, values in arguments.items()]
+    return measuring.average_gap(*(dict(zip(GAP_METRICS, values, strict=False)) for values in checked))
 
 
 NUMBER, INTEGER, STRING = Value("float64"), Value("int64"), Value("string")
@@ -46,7 +44,7 @@ def _pairs(feature: Any) -> Features:
     return Features({"predictions": feature, "references": feature})
 
 
-# Name to function and columns, by the names of the function's arguments.
+# Name to function and columns; the columns have the names of the function's arguments.
 METRICS: dict[str, tuple[Callable[..., float], Features]] = {
     "accuracy": (metrics.accuracy, _pairs(INTEGER)),
     "tug_of_war": (metrics.tug_of_war, _pairs(NUMBER)),
@@ -78,17 +76,17 @@ METRICS: dict[str, tuple[Callable[..., float], Features]] = {
     "run_time_ratio": (metrics.run_time_ratio, Features(unlearn_seconds=NUMBER, retrain_seconds=NUMBER)),
 }
 # Functions of single numbers: a sample is a run, and the metric is the mean over runs.
-OF_RUNS = ("unlearning_impact_score", "run_time_ratio")
+METRICS_OF_RUNS = ("unlearning_impact_score", "run_time_ratio")
 
 
 def load(name: str) -> evaluate.Metric:
-    """One of `METRICS` as an `evaluate.Metric`, without a network.
+    """One of `METRICS` as an `evaluate.Metric`, without network access.
 
-    `compute` takes the columns of the function's arguments, and its options; `evaluate.combine` takes several that
-    have the same columns. Samples stay in memory: data to be forgotten is not written to evaluate's cache.
+    `compute` takes the arguments of the function; `evaluate.combine` takes several metrics with the same columns.
+    Samples stay in memory: data to be forgotten is not written to evaluate's cache.
 
     Raises:
-        ValueError: there is no such metric.
+        ValueError: there is no metric of this name.
 
     Examples:
         >>> load("accuracy").compute(predictions=[0, 1], references=[0, 0])
@@ -106,7 +104,7 @@ class _FunctionMetric(evaluate.Metric):
         self.info.module_name = name  # evaluate's own choice is the name of the class
 
     def _build_data_dir(self) -> str:
-        return ""  # nothing is kept on disk, so no folder is needed for it, either
+        return ""  # nothing is written to disk, so no folder is needed
 
     def _info(self) -> evaluate.MetricInfo:
         function, features = METRICS[self._metric]
@@ -115,7 +113,7 @@ class _FunctionMetric(evaluate.Metric):
 
     def _compute(self, **inputs: Any) -> dict[str, float]:
         function, features = METRICS[self._metric]
-        if self._metric not in OF_RUNS:
+        if self._metric not in METRICS_OF_RUNS:
             return {self._metric: function(**inputs)}
         columns = [inputs.pop(column) for column in features]
         samples = [dict(zip(features, sample, strict=True)) for sample in zip(*columns, strict=True)]

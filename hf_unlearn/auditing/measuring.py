@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,26 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
-from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.auditing.types import AnyDataset, Model
+from hf_unlearn.data.collator import Collator, readable_collator
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.splitting import request_of
 from hf_unlearn.losses import head_of
 
 
 def statistics_of(
-    model: Any,
-    dataset: Any,
+    model: Model,
+    dataset: AnyDataset,
     *,
-    data_collator: Callable | None = None,
+    data_collator: Collator | None = None,
     batch_size: int = 256,
     description: str = "Measuring",
     cache_dir: str | Path | None = None,
-    **wanted: Any,
+    scores: bool = False,
+    log_probs: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> SampleStatistics:
-    """Per-sample signals of a model on one set; see `hf_unlearn.auditing.statistics.SampleStatistics`.
+    """Per-sample statistics of a model on one dataset; see `hf_unlearn.auditing.statistics.SampleStatistics`.
 
     Args:
         model: a model with a head.
@@ -45,27 +48,26 @@ def statistics_of(
         data_collator: samples to batch; default: the model's.
         batch_size: samples a batch and process.
         description: of the progress bar.
-        cache_dir: where signals are kept, by a fingerprint of model, samples and settings: losses and scores, no sample.
-            A collator that cannot be hashed is refused.
-        **wanted: `scores`, `log_probs`, `tokenizer`, as in `collect_statistics`.
+        cache_dir: where statistics are kept, by a fingerprint of model, samples and settings: losses and scores, no
+            sample. A collator that cannot be hashed is refused.
+        scores: as in `collect_statistics`.
+        log_probs: as in `collect_statistics`.
+        tokenizer: as in `collect_statistics`.
     """
     accelerator = Accelerator()
-    kept = None
+    cache_file = None
     if cache_dir is not None:
-        settings = {name: value if name != "tokenizer" else _told(name, value) for name, value in wanted.items()}
-        about = (sorted(settings.items()), type(model).__name__, _told("data_collator", data_collator))
-        key = hashlib.blake2b(fingerprint(model), digest_size=16)
-        for part in (*sample_hashes(dataset), repr(about).encode()):
-            key.update(part)
-        kept = Path(cache_dir) / f"{key.hexdigest()}.pt"
-        there = accelerator.is_main_process and kept.exists()
-        # The other processes may see another folder, and all have to go the same way.
-        loaded = [torch.load(kept, weights_only=True) if there else None]
+        settings = (scores, log_probs, _setting_key("tokenizer", tokenizer))
+        key = _cache_key(model, dataset, (*settings, _setting_key("data_collator", data_collator)))
+        cache_file = Path(cache_dir) / f"{key}.pt"
+        is_cached = accelerator.is_main_process and cache_file.exists()
+        # The other processes may see another folder, and all have to take the same branch.
+        loaded = [torch.load(cache_file, weights_only=True) if is_cached else None]
         broadcast_object_list(loaded)
         if loaded[0] is not None:
             return SampleStatistics(**loaded[0])
-    with evaluating(model.to(accelerator.device)):
-        found = collect_statistics(
+    with preserve_modes(model.to(accelerator.device)):
+        statistics = collect_statistics(
             model,
             dataset,
             head=head_of(model),
@@ -73,19 +75,21 @@ def statistics_of(
             accelerator=accelerator,
             batch_size=batch_size,
             description=description,
-            **wanted,
+            scores=scores,
+            log_probs=log_probs,
+            tokenizer=tokenizer,
         )
-    if kept is not None and accelerator.is_main_process:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(f".{os.getpid()}")
-        torch.save(vars(found), partial)
-        os.replace(partial, kept)
-    return found
+    if cache_file is not None and accelerator.is_main_process:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache_file.with_suffix(f".{os.getpid()}")
+        torch.save(vars(statistics), partial)
+        os.replace(partial, cache_file)
+    return statistics
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Gives every module of a model back the mode (train or eval) that it had."""
+def preserve_modes(model: torch.nn.Module) -> Iterator[None]:
+    """Give every module of a model back the mode (train or eval) that it had before the block."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield
@@ -94,18 +98,25 @@ def evaluating(model: Any) -> Iterator[None]:
             module.training = training
 
 
-def fingerprint(model: Any) -> bytes:
-    """A hash of a model's weights and buffers, by name, and of which adapters are at work: 16 bytes."""
-    found = hashlib.blake2b(weights_hash(model.state_dict()).encode(), digest_size=16)
+def fingerprint(model: Model) -> bytes:
+    """A hash of a model's weights and buffers, by name, and of its active adapters: 16 bytes."""
+    digest = hashlib.blake2b(weights_hash(model.state_dict()).encode(), digest_size=16)
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
             scaling = sorted(getattr(module, "scaling", {}).items())
-            found.update(f"{name} {module.active_adapters} {module.disable_adapters} {scaling}".encode())
-    return found.digest()
+            digest.update(f"{name} {module.active_adapters} {module.disable_adapters} {scaling}".encode())
+    return digest.digest()
 
 
-def _told(name: str, value: Any) -> str:
-    """What tells a tokenizer or a collator, its settings included, from every other one."""
+def _cache_key(model: Model, dataset: AnyDataset, settings: tuple) -> str:
+    digest = hashlib.blake2b(fingerprint(model), digest_size=16)
+    for part in (*sample_hashes(dataset), repr((type(model).__name__, *settings)).encode()):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _setting_key(name: str, value: Any) -> str:
+    """A text that differs between tokenizers or collators of different classes or settings."""
     if isinstance(value, PreTrainedTokenizerBase):
         vocabulary = hashlib.blake2b(repr(sorted(value.get_vocab().items())).encode(), digest_size=16)
         return f"{type(value).__name__} {vocabulary.hexdigest()}"
@@ -117,36 +128,44 @@ def _told(name: str, value: Any) -> str:
         ) from error
 
 
-def measure(model: Any, *, forget_ds: Any, retain_ds: Any, unseen_ds: Any = None, **kwargs: Any) -> dict[str, float]:
-    """The metrics of a model, whichever method or library made it.
+def measure(
+    model: Model,
+    *,
+    forget_ds: AnyDataset,
+    retain_ds: AnyDataset,
+    unseen_ds: AnyDataset | None = None,
+    **kwargs: Any,
+) -> dict[str, float]:
+    """The metrics of any model, from any method or library.
 
     Args:
         model: a model with a head.
-        forget_ds: samples ready for the model, as are the others. It says by itself when whole classes were forgotten
-            (`split_forget_retain`).
-        retain_ds: samples that were kept.
+        forget_ds: the forget dataset, ready for the model, as are the others. It carries the mark of
+            `split_forget_retain` when whole classes were forgotten.
+        retain_ds: the retain dataset.
         unseen_ds: samples never trained on; without them their metrics are left out.
         **kwargs: as in `statistics_of`.
     """
-    named = {"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds}
-    signals = {name: statistics_of(model, ds, **kwargs) for name, ds in named.items() if ds is not None}
-    labels = signals["forget"].labels
+    datasets_by_name = {"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds}
+    statistics = {name: statistics_of(model, ds, **kwargs) for name, ds in datasets_by_name.items() if ds is not None}
+    labels = statistics["forget"].labels
     whole_class = request_of(forget_ds) == "class" and labels is not None
-    return dataset_metrics(signals, labels.unique().tolist() if whole_class and labels is not None else ())
+    return dataset_metrics(statistics, labels.unique().tolist() if whole_class and labels is not None else ())
 
 
-def average_gap(found: Mapping[str, float], retrained: Mapping[str, float]) -> float:
+def average_gap(metrics: Mapping[str, float], retrained: Mapping[str, float]) -> float:
     """Mean absolute difference to a retrained model, in points.
 
     Over the accuracy (speech: word error rate) on forget, retain and unseen samples and the accuracy of the membership
-    inference, those that both have; NaN when there are none. 0 is best. How much two retrained models (two seeds)
-    differ is the yardstick.
+    inference, those that both have; NaN when they share none. 0 is best. The gap between two retrained models (two
+    seeds) is the seed noise to compare it with.
 
     Examples:
-        >>> average_gap({"forget_accuracy": 0.9, "retain_accuracy": 1.0}, {"forget_accuracy": 0.88, "retain_accuracy": 1.0})
+        >>> retrained = {"forget_accuracy": 0.88, "retain_accuracy": 1.0}
+        >>> average_gap({"forget_accuracy": 0.9, "retain_accuracy": 1.0}, retrained)
         1.0
     """
-    score = "wer" if "forget_wer" in found else "accuracy"
+    score = "wer" if "forget_wer" in metrics else "accuracy"
     names = [f"forget_{score}", f"retain_{score}", f"unseen_{score}", "mia_accuracy"]
-    differences = [abs(found[n] - retrained[n]) for n in names if n in found and n in retrained]
+    differences = [abs(metrics[n] - retrained[n]) for n in names if n in metrics and n in retrained]
     return round(100 * sum(differences) / len(differences), 10) if differences else math.nan

@@ -16,10 +16,10 @@ SUM_TOLERANCE = 1e-3
 
 
 def check_pairs(predictions: Sequence[Any], references: Sequence[Any]) -> None:
-    """Every prediction has its reference.
+    """Check that every prediction has a reference.
 
     Raises:
-        ValueError: when there is none, or the lengths differ.
+        ValueError: there is no prediction, or the lengths differ.
     """
     if len(predictions) != len(references):
         raise ValueError(
@@ -36,32 +36,32 @@ def check_numbers(name: str, values: Any, low: float = -np.inf, high: float = np
         ValueError: when it is not.
     """
     try:
-        found = np.asarray(values, dtype=np.float64)
+        numbers = np.asarray(values, dtype=np.float64)
     except ValueError as error:  # samples of different lengths, or no numbers
         raise ValueError(f"{name}: {error}") from None
-    if found.ndim != ndim or not found.size:
-        raise ValueError(f"{name}: needs {ndim} dimensions and at least one number, got shape {found.shape}")
-    if not ((found >= low) & (found <= high)).all():  # false for NaN, too
-        raise ValueError(f"{name}: must be in [{low:g}, {high:g}], got {found.min():g} to {found.max():g}")
-    return found
+    if numbers.ndim != ndim or not numbers.size:
+        raise ValueError(f"{name}: needs {ndim} dimensions and at least one number, got shape {numbers.shape}")
+    if not ((numbers >= low) & (numbers <= high)).all():  # false for NaN, too
+        raise ValueError(f"{name}: must be in [{low:g}, {high:g}], got {numbers.min():g} to {numbers.max():g}")
+    return numbers
 
 
 def check_losses(name: str, values: Any, ndim: int = 1) -> np.ndarray:
-    """As `check_numbers`, of negative log-likelihoods: at least 0 and finite.
+    """As `check_numbers`, for negative log-likelihoods: at least 0 and finite.
 
     Raises:
         ValueError: when it is not.
     """
-    found = check_numbers(name, values, 0, ndim=ndim)
-    if np.isinf(found).any():
-        raise ValueError(f"{name}: must be finite; leave out the samples whose loss is not, and say how many")
-    return found
+    losses = check_numbers(name, values, 0, ndim=ndim)
+    if np.isinf(losses).any():
+        raise ValueError(f"{name}: must be finite; leave out the samples whose loss is not, and report how many")
+    return losses
 
 
 def accuracy(predictions: Sequence[int], references: Sequence[int]) -> float:
-    """Share of right predictions, in [0, 1] (`sklearn.metrics.accuracy_score`).
+    """Share of correct predictions, in [0, 1] (`sklearn.metrics.accuracy_score`).
 
-    On the forget dataset best as in a retrained model, elsewhere higher is better.
+    On the forget dataset best when equal to a retrained model's, elsewhere higher is better.
 
     Args:
         predictions: [n] predicted classes.
@@ -84,21 +84,21 @@ def unlearning_impact_score(
     unlearned_forget: float,
     request: str = "samples",
 ) -> float:
-    """UIS: what forgetting cost on test samples, and how far it is from done. At least 0, lower is better.
+    """UIS: the accuracy lost on test samples, and what is left to forget. At least 0, lower is better.
 
-    Shamsian et al. 2025 (arXiv 2503.02312). With O_t the original's accuracy on test samples, U_t and U_f the unlearned
-    model's on test and forget samples: `(|O_t - U_t| / O_t + |O_t - U_f| / O_t) / 2` for random samples (and groups), which
-    should be predicted as well as samples never seen, and `(|O_t - U_t| / O_t + U_f / O_t) / 2` for classes, which should
-    not be predicted at all.
+    Shamsian et al. 2025 (arXiv 2503.02312). With O_t the original's accuracy on test samples, U_t and U_f the
+    unlearned model's on test and forget samples: `(|O_t - U_t| / O_t + |O_t - U_f| / O_t) / 2` for random samples
+    (and groups), which should be predicted as well as unseen samples, and `(|O_t - U_t| / O_t + U_f / O_t) / 2` for
+    classes, which should not be predicted at all.
 
     Args:
         original_test: O_t in (0, 1].
         unlearned_test: U_t in [0, 1].
         unlearned_forget: U_f in [0, 1].
-        request: what was to be forgotten: `"samples"`, `"class"` or `"group"`, as `split_forget_retain` marks it.
+        request: the kind of forget request, `"samples"`, `"class"` or `"group"`, as `split_forget_retain` marks it.
 
     Raises:
-        ValueError: an accuracy is out of range, or the request is another one.
+        ValueError: an accuracy is out of range, or there is no such request.
 
     Examples:
         >>> round(unlearning_impact_score(0.8, 0.76, 0.84), 12)
@@ -122,13 +122,13 @@ def unlearning_impact_score(
 
 
 def tug_of_war(predictions: Sequence[float], references: Sequence[float]) -> float:
-    """ToW: as accurate as a retrained model on every set at once? In [0, 1], higher is better.
+    """ToW: how close the accuracies are to a retrained model's on all datasets. In [0, 1], higher is better.
 
-    Zhao et al. 2024 (arXiv 2406.01257): the product of `1 - |a - a_retrained|` over the forget, retain and test dataset.
+    Zhao et al. 2024 (arXiv 2406.01257): the product of `1 - |a - a_retrained|` over forget, retain and test dataset.
 
     Args:
         predictions: [3] accuracies in [0, 1] of the unlearned model on forget, retain and test samples.
-        references: [3] those of a model retrained without the forget dataset.
+        references: [3] accuracies of the retrained model.
 
     Raises:
         ValueError: there are not three of each, or one is out of range.
@@ -140,63 +140,66 @@ def tug_of_war(predictions: Sequence[float], references: Sequence[float]) -> flo
     check_pairs(predictions, references)
     if len(predictions) != 3:
         raise ValueError(f"predictions: three accuracies (forget, retain, test), got {len(predictions)}")
-    found, wanted = check_numbers("predictions", predictions, 0, 1), check_numbers("references", references, 0, 1)
-    return float(np.prod(1 - np.abs(found - wanted)))
+    unlearned, retrained = (
+        check_numbers("predictions", predictions, 0, 1),
+        check_numbers("references", references, 0, 1),
+    )
+    return float(np.prod(1 - np.abs(unlearned - retrained)))
 
 
 def kl_divergence(predictions: Any, references: Any) -> float:
-    """Kullback-Leibler divergence of the model's predictions from the reference's, mean over samples. Lower is better.
+    """Kullback-Leibler divergence of the predictions from the retrained model's, mean over samples. Lower is better.
 
-    `sum_c r_c log(r_c / p_c)`, r the reference's (retrained model's) sample, p the model's: how surprised one who
-    expects p is by the reference. In nats, in [0, inf]; infinite where the model excludes what the reference does not.
-    Unlearning is judged by it since Golatkar et al. 2020 (arXiv 1911.04933).
+    `sum_c r_c log(r_c / p_c)`, r the prediction of the retrained model on a sample, p that of the model. In nats, in
+    [0, inf]; infinite where the model gives probability 0 to a class and the retrained model does not.
+    A measure of unlearning since Golatkar et al. 2020 (arXiv 1911.04933).
 
     Args:
         predictions: [n, classes] probabilities or their logarithms, of the model.
-        references: [n, classes] likewise, of the reference.
+        references: [n, classes] likewise, of the retrained model.
 
     Raises:
-        ValueError: shapes differ, or a sample is no distribution.
+        ValueError: shapes differ, or the probabilities of a sample do not sum to 1.
 
     Examples:
         >>> round(kl_divergence([[0.5, 0.5]], [[1.0, 0.0]]), 6)
         0.693147
     """
-    found, wanted = _distributions(predictions, references)
-    return float(_kl(wanted, found).mean())
+    log_p, log_r = _log_probabilities(predictions, references)
+    return float(_kl(log_r, log_p).mean())
 
 
 def js_divergence(predictions: Any, references: Any) -> float:
-    """Jensen-Shannon divergence of the model's predictions and the reference's, mean over samples. Lower is better.
+    """Jensen-Shannon divergence of the predictions and the retrained model's, mean over samples. Lower is better.
 
     `(KL(r, m) + KL(p, m)) / 2` with `m = (r + p) / 2`: symmetric, in nats, in [0, log 2]. Chundawat et al. 2023
-    (arXiv 2205.08096) judge unlearning by it (there 1 minus it, against an incompetent teacher).
+    (arXiv 2205.08096) measure unlearning by it (there 1 minus it, against an incompetent teacher).
 
     Args:
         predictions: [n, classes] probabilities or their logarithms, of the model.
-        references: [n, classes] likewise, of the reference.
+        references: [n, classes] likewise, of the retrained model.
 
     Raises:
-        ValueError: shapes differ, or a sample is no distribution.
+        ValueError: shapes differ, or the probabilities of a sample do not sum to 1.
 
     Examples:
         >>> round(js_divergence([[0.0, 1.0]], [[1.0, 0.0]]), 6)
         0.693147
     """
-    found, wanted = _distributions(predictions, references)
-    middle = np.logaddexp(found, wanted) - np.log(2)
-    return float((_kl(found, middle) + _kl(wanted, middle)).mean() / 2)
+    log_p, log_r = _log_probabilities(predictions, references)
+    log_middle = np.logaddexp(log_p, log_r) - np.log(2)
+    return float((_kl(log_p, log_middle) + _kl(log_r, log_middle)).mean() / 2)
 
 
 def exact_memorization(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """Share of tokens that are the likeliest ones given all before, mean over samples. In [0, 1].
+    """Share of tokens that are the most likely ones given all tokens before, mean over samples. In [0, 1].
 
-    On the forget dataset lower is better. Tirumala et al. 2022 (arXiv 2205.10770), by samples as in open-unlearning, which
-    leaves out the last token, the end of the sequence.
+    On the forget dataset lower is better. Tirumala et al. 2022 (arXiv 2205.10770), by samples as in open-unlearning,
+    which leaves out the last token, the end of the sequence.
 
     Args:
-        predictions: [n] samples of token ids, the argmax at every position with the true tokens before it.
-        references: [n] samples of as many true token ids.
+        predictions: [n] samples of token ids, the argmax at every position given the true tokens before it.
+        references: [n] samples of true token ids, of the same lengths.
 
     Raises:
         ValueError: lengths differ, or a sample is empty.
@@ -205,15 +208,15 @@ def exact_memorization(predictions: Sequence[Any], references: Sequence[Any]) ->
         >>> exact_memorization([[5, 6, 7, 8]], [[5, 6, 9, 8]])
         0.75
     """
-    return float(np.mean([right.mean() for right in _right_tokens(predictions, references)]))
+    return float(np.mean([correct.mean() for correct in _correct_tokens(predictions, references)]))
 
 
 def extraction_strength(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """How little of a text makes the model write the rest, mean over samples. In [0, 1].
+    """The share of a text that the model completes without an error, mean over samples. In [0, 1].
 
-    On the forget dataset lower is better. `1 - k / n`, k the fewest tokens of n after which every likeliest token is the
-    true one: where all are right, teacher forcing and greedy decoding agree (Carlini et al. 2021, arXiv 2012.07805;
-    Wang et al. 2024, arXiv 2406.09179). 0 when the last token is wrong; open-unlearning has `1 / n` there.
+    On the forget dataset lower is better. `1 - k / n`, k the fewest tokens of n after which every most likely token is
+    the true one: where all are right, teacher forcing and greedy decoding agree (Carlini et al. 2021, arXiv
+    2012.07805; Wang et al. 2024, arXiv 2406.09179). 0 when the last token is wrong; open-unlearning has `1 / n` there.
 
     Args:
         predictions: as in `exact_memorization`.
@@ -226,9 +229,9 @@ def extraction_strength(predictions: Sequence[Any], references: Sequence[Any]) -
         >>> extraction_strength([[5, 6, 7, 8]], [[5, 9, 7, 8]])
         0.5
     """
-    # The number of right tokens at the end is n - k.
-    samples = _right_tokens(predictions, references)
-    return float(np.mean([np.logical_and.accumulate(right[::-1]).mean() for right in samples]))
+    # The number of correct tokens at the end is n - k.
+    correct_tokens = _correct_tokens(predictions, references)
+    return float(np.mean([np.logical_and.accumulate(correct[::-1]).mean() for correct in correct_tokens]))
 
 
 def run_time_ratio(unlearn_seconds: float, retrain_seconds: float) -> float:
@@ -249,41 +252,41 @@ def run_time_ratio(unlearn_seconds: float, retrain_seconds: float) -> float:
     return unlearn_seconds / retrain_seconds
 
 
-def _distributions(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
+def _log_probabilities(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
     check_pairs(predictions, references)
-    found, wanted = _log_samples("predictions", predictions), _log_samples("references", references)
-    if found.shape != wanted.shape:
-        raise ValueError(f"predictions: {found.shape[1]} classes, but references has {wanted.shape[1]}")
-    return found, wanted
+    log_p, log_r = _as_log_probabilities("predictions", predictions), _as_log_probabilities("references", references)
+    if log_p.shape != log_r.shape:
+        raise ValueError(f"predictions: {log_p.shape[1]} classes, but references has {log_r.shape[1]}")
+    return log_p, log_r
 
 
-def _log_samples(name: str, samples: Any) -> np.ndarray:
-    # Probabilities have something above 0 in every sample, their logarithms nowhere: the sign tells them apart.
-    found = check_numbers(name, samples, high=1, ndim=2)
-    if (found > 0).any():
-        check_numbers(name, found, 0, 1, ndim=2)
+def _as_log_probabilities(name: str, values: Any) -> np.ndarray:
+    # Every sample of probabilities has a number above 0, logarithms have none: the sign tells them apart.
+    log_probs = check_numbers(name, values, high=1, ndim=2)
+    if (log_probs > 0).any():
+        check_numbers(name, log_probs, 0, 1, ndim=2)
         with np.errstate(divide="ignore"):
-            found = np.log(found)
-    total = logsumexp(found, axis=1, keepdims=True)
+            log_probs = np.log(log_probs)
+    total = logsumexp(log_probs, axis=1, keepdims=True)
     if not (np.abs(total) <= SUM_TOLERANCE).all():
         worst = np.exp(total.flat[np.abs(total).argmax()])
         raise ValueError(
             f"{name}: the probabilities of a sample sum to {worst:g}, not 1; pass a float32 (log) softmax"
         )
-    return found - total
+    return log_probs - total
 
 
-def _kl(of: np.ndarray, given: np.ndarray) -> np.ndarray:
-    # Between logarithms, so that probabilities too small for a float count; 0 log 0 is 0.
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isneginf(of), 0.0, np.exp(of) * (of - given)).sum(axis=1)
+def _kl(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """KL(p, q) [n] of log probabilities [n, classes], so that probabilities too small for a float count."""
+    with np.errstate(invalid="ignore"):  # 0 log 0 is 0
+        return np.where(np.isneginf(log_p), 0.0, np.exp(log_p) * (log_p - log_q)).sum(axis=1)
 
 
-def _right_tokens(predictions: Sequence[Any], references: Sequence[Any]) -> list[np.ndarray]:
+def _correct_tokens(predictions: Sequence[Any], references: Sequence[Any]) -> list[np.ndarray]:
     check_pairs(predictions, references)
     samples = [(np.asarray(p), np.asarray(r)) for p, r in zip(predictions, references, strict=True)]
-    for i, (found, wanted) in enumerate(samples):
-        if found.shape != wanted.shape or not len(found):
-            lengths = f"sample {i} has {len(found)} tokens, its reference {len(wanted)}"
-            raise ValueError(f"predictions: {lengths}; pass as many, at least one")
-    return [found == wanted for found, wanted in samples]
+    for i, (predicted, true) in enumerate(samples):
+        if predicted.shape != true.shape or not len(predicted):
+            lengths = f"sample {i} has {len(predicted)} tokens, its reference {len(true)}"
+            raise ValueError(f"predictions: {lengths}; pass the same number, at least one")
+    return [predicted == true for predicted, true in samples]

@@ -1,23 +1,25 @@
-"""Models from which forgotten data may come back without any training: rounded weights, the base of an adapter."""
+"""Copies that may give forgotten data back without any training: rounded weights, the base of an adapter."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hf_unlearn.auditing.types import Model
 from hf_unlearn.models.adapters import merged
 
 BITS = (4, 8)
 
 
-def plain_copy(model: Any) -> Any:
+def plain_copy(model: Model) -> PreTrainedModel:
     """A copy of a model, the active adapter of a `PeftModel` merged into it; `model` stays as it is.
 
     Raises:
@@ -33,13 +35,13 @@ def plain_copy(model: Any) -> Any:
     return merged(model)
 
 
-def quantised(model: Any, bits: int) -> Any:
+def quantised(model: Model, bits: int) -> PreTrainedModel:
     """A copy with the weights of its linear layers rounded to integers of `bits` bits, and multiplied out again.
 
     Unlearning that moves weights less than half a step of the integers is undone by rounding: 4 bits brought back most
     of what language models had forgotten (Zhang et al. 2024, Catastrophic failure of LLM unlearning via quantization,
-    arXiv 2410.16454). So the forget metrics of the copy, `measure(quantised(model, 4), sets)`, belong beside those of
-    the model, and of a retrained model rounded alike.
+    arXiv 2410.16454). So the forget metrics of the copy, `measure(quantised(model, 4), ...)`, belong beside those of
+    the model, and of a retrained model that was rounded in the same way.
 
     Rounding is to nearest, symmetric, with one step for each output channel: the largest magnitude of its weights over
     `2 ** (bits - 1) - 1`. It is fake quantisation: the rounded values are stored in the dtype of the weights, so the
@@ -59,17 +61,17 @@ def quantised(model: Any, bits: int) -> Any:
         raise ValueError(f"bits: found {bits!r}; use one of {BITS}")
     if not isinstance(model, PeftModel) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(f"model: this {type(model).__name__} has adapter layers; merge them first")
-    result = plain_copy(model)
-    embeddings = {id(module.weight) for module in result.modules() if isinstance(module, nn.Embedding)}
-    for module in result.modules():
+    rounded = plain_copy(model)
+    embeddings = {id(module.weight) for module in rounded.modules() if isinstance(module, nn.Embedding)}
+    for module in rounded.modules():
         if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in embeddings:
             # Conv1D stores [in, out], Linear [out, in]
             inputs = 0 if isinstance(module, Conv1D) else 1
-            module.weight.data = _rounded(module.weight.data, bits, inputs)
-    return result
+            module.weight.data = _round(module.weight.data, bits, inputs)
+    return rounded
 
 
-def _rounded(weight: torch.Tensor, bits: int, inputs: int) -> torch.Tensor:
+def _round(weight: torch.Tensor, bits: int, inputs: int) -> torch.Tensor:
     exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
     step = exact.abs().amax(inputs, keepdim=True) / (2 ** (bits - 1) - 1)
     # A channel of zeros has no step, and stays.
@@ -77,15 +79,14 @@ def _rounded(weight: torch.Tensor, bits: int, inputs: int) -> torch.Tensor:
     return (integers * step).to(weight.dtype)
 
 
-def without_adapter(model: Any) -> Any:
+def without_adapter(model: Model) -> PreTrainedModel:
     """A copy of the base of a `PeftModel`, its adapters dropped and its original head back.
 
-    An adapter that unlearns is a layer over weights that still hold the data: whoever has the base has the data. The
-    forget metrics of this copy say so. A merged model (`UnlearningTrainer.save_model`) has no base to go back to.
+    An adapter that unlearns is a layer over weights that still hold the data: the base alone gives the data back, and
+    the forget metrics of this copy show it. A merged model (`UnlearningTrainer.save_model`) has no base to go back to.
 
     Every weight requires gradients. An adapter that was merged in place is taken out again, which is exact up to
-    rounding. Initialisations that move weights from the base into the adapter (PiSSA, OLoRA, LoftQ) leave what they
-    left in the base.
+    rounding. Initialisations that move weights from the base into the adapter (PiSSA, OLoRA, LoftQ) are not undone.
 
     Raises:
         ValueError: `model` is not a `PeftModel`, or its adapter trained the biases of the base, which are lost.
@@ -96,13 +97,15 @@ def without_adapter(model: Any) -> Any:
         if (bias := getattr(config, "bias", "none")) != "none":
             raise ValueError(f"model: adapter {name!r} has bias={bias!r} and changed the base itself; load the base")
     clone = copy.deepcopy(model)
-    if not isinstance(clone.base_model, BaseTuner):
-        return clone.base_model.requires_grad_(True)
+    tuner: Any = clone.base_model
+    if not isinstance(tuner, BaseTuner):
+        return tuner.requires_grad_(True)
     for layer in clone.modules():
         if isinstance(layer, BaseTunerLayer) and layer.merged:
             layer.unmerge()
     # PEFT's unload keeps the heads that trained with the adapter.
-    wrappers = [(name, m) for name, m in clone.base_model.model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
+    base: nn.Module = tuner.model
+    wrappers = [(name, m) for name, m in base.named_modules() if isinstance(m, ModulesToSaveWrapper)]
     for name, wrapper in wrappers:
-        clone.base_model.model.set_submodule(name, wrapper.original_module)
-    return clone.base_model.unload().requires_grad_(True)
+        base.set_submodule(name, wrapper.original_module)
+    return cast(PreTrainedModel, tuner.unload().requires_grad_(True))

@@ -1,13 +1,14 @@
 """Does the forgotten data come back when the model is trained a little? Curves, and what to read off them.
 
 An unlearned model that gives the data back after ten steps has hidden it, not forgotten it. A model retrained without
-the data learns it too, as anyone learns anything: compare with its curve.
+the data can learn it too: compare with its curve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import datasets
 import torch
@@ -18,21 +19,22 @@ from tqdm.auto import tqdm
 
 from hf_unlearn.auditing.recovery import plain_copy
 from hf_unlearn.auditing.statistics import collect_statistics
-from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.auditing.types import AnyDataset, Model
+from hf_unlearn.data.collator import Collator, readable_collator
 from hf_unlearn.data.splitting import subsample
 from hf_unlearn.losses import head_of, label_problem
 
-Curve = dict[str, list[float]]
+Curve: TypeAlias = dict[str, list[float]]
 
 # Of a model of up to a million weights; the rule of UnlearningArguments for larger ones.
 LEARNING_RATE = 3e-4
-# Samples that a point of a curve looks at: enough for half a point of accuracy.
+# Samples that a point of a curve is measured on: enough for half a point of accuracy.
 MEASURED_SAMPLES = 2000
 
 
 def relearn(
-    model: Any,
-    forget: Any,
+    model: Model,
+    forget_ds: AnyDataset,
     *,
     samples: int = 16,
     steps: int = 50,
@@ -40,8 +42,8 @@ def relearn(
     batch_size: int = 64,
     seed: int = 0,
     measure_every: int = 5,
-    data_collator: Callable | None = None,
-    measured: Any = None,
+    data_collator: Collator | None = None,
+    measured_ds: AnyDataset | None = None,
 ) -> Curve:
     """Train a copy on a few forget samples, and measure how the rest of the forget dataset comes back.
 
@@ -51,13 +53,13 @@ def relearn(
 
     When a whole class was forgotten, the samples to train on are all of that class, and a few steps teach any model to
     answer it to everything, a retrained one too; a head that scores the class far too low resists longer although its
-    features know it. There `linear_probe` says more.
+    features know it. Then `linear_probe` says more.
 
     Source: relearn time of Golatkar et al. 2020 (arXiv 1911.04933) and Tarun et al. 2023 (arXiv 2111.08947).
 
     Args:
         model: any model with a head; it stays as it is.
-        forget: the forget dataset, samples ready for the model.
+        forget_ds: the forget dataset, samples ready for the model.
         samples: forget samples to train on, drawn with `seed`.
         steps: optimizer steps.
         learning_rate: default: 3e-4, times `sqrt(1e6 / weights)` for models of more than a million weights.
@@ -65,67 +67,64 @@ def relearn(
         seed: of the samples that are drawn, and of their order.
         measure_every: steps between two measurements; before the first step and after the last is always measured.
         data_collator: samples to batch; default: `readable_collator(model)`.
-        measured: samples to measure instead of the forget samples that are not trained on.
+        measured_ds: samples to measure instead of the forget samples that are not trained on.
 
     Returns:
         `steps`; `forget_loss`, in nats; `forget_accuracy`, in [0, 1], left out where the head has none: means over at
         most 2,000 samples, one number for each entry of `steps`.
 
     Raises:
-        ValueError: too few forget samples to train on `samples` and measure others; a number out of its range; a label that
-            the head cannot use; a model that cannot be copied without its adapter (`plain_copy`).
+        ValueError: too few forget samples to train on `samples` and measure others; a number out of its range; a label
+            that the head cannot use; a model that cannot be copied without its adapter (`plain_copy`).
     """
-    if measured is None and len(forget) < 2:
-        raise ValueError(f"forget: has {len(forget)} samples; give two or more, one to train on and one to measure")
-    most = len(forget) - (measured is None)
-    if not 1 <= samples <= most:
+    training = _Training(steps, learning_rate, batch_size, seed, measure_every, data_collator)
+    count = len(forget_ds)
+    if measured_ds is None and count < 2:
+        raise ValueError(f"forget_ds: has {count} samples; give two or more, one to train on and one to measure")
+    max_samples = count - (measured_ds is None)
+    if not 1 <= samples <= max_samples:
         raise ValueError(
-            f"samples: found {samples} of {len(forget)} forget samples; give 1 to {most}, the rest is measured"
+            f"samples: found {samples} of {count} forget samples; give 1 to {max_samples}, the rest is measured"
         )
-    order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(seed)).tolist()
-    if measured is None:
-        measured = _select(forget, sorted(order[samples:]))
-    return _curve(
-        model, _select(forget, sorted(order[:samples])), measured, "Relearning", steps=steps, learning_rate=learning_rate,
-        batch_size=batch_size, seed=seed, measure_every=measure_every, data_collator=data_collator,
-    )  # fmt: skip
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    if measured_ds is None:
+        measured_ds = _select(forget_ds, sorted(order[samples:]))
+    return _curve(model, _select(forget_ds, sorted(order[:samples])), measured_ds, training, "Relearning")
 
 
 def finetune(
-    model: Any,
-    retain: Any,
-    forget: Any,
+    model: Model,
+    retain_ds: AnyDataset,
+    forget_ds: AnyDataset,
     *,
     steps: int = 50,
     learning_rate: float | None = None,
     batch_size: int = 64,
     seed: int = 0,
     measure_every: int = 5,
-    data_collator: Callable | None = None,
+    data_collator: Collator | None = None,
 ) -> Curve:
     """Train a copy on retain samples, and measure whether the forget dataset comes back without being shown.
 
-    What a user does who adapts the unlearned model to data of their own. Training, arguments and result as in
-    `relearn`; here `forget` is measured, and every step takes `batch_size` samples of `retain`.
+    This is what a user does who adapts the unlearned model to other data. Training, arguments and result as in
+    `relearn`; here `forget_ds` is measured, and every step takes `batch_size` samples of `retain_ds`.
 
     Raises:
-        ValueError: as in `relearn`; also when a set is empty.
+        ValueError: as in `relearn`; also for an empty dataset.
     """
-    for name, samples in (("retain", retain), ("forget", forget)):
-        if len(samples) == 0:
+    training = _Training(steps, learning_rate, batch_size, seed, measure_every, data_collator)
+    for name, dataset in (("retain_ds", retain_ds), ("forget_ds", forget_ds)):
+        if len(dataset) == 0:
             raise ValueError(f"{name}: is empty; give at least one sample")
-    return _curve(
-        model, retain, forget, "Fine-tuning", steps=steps, learning_rate=learning_rate,
-        batch_size=batch_size, seed=seed, measure_every=measure_every, data_collator=data_collator,
-    )  # fmt: skip
+    return _curve(model, retain_ds, forget_ds, training, "Fine-tuning")
 
 
 def relearn_time(curve: Mapping[str, list[float]], threshold: float) -> int | None:
     """The first measured step at which the forget accuracy is at least `threshold`; None if it never is.
 
     For a curve without accuracies, the first step at which the forget loss is at most `threshold`. A common threshold
-    is the original model's own figure, or a few points less. The quotient of this time and that of a retrained model
-    is the anamnesis index of Chundawat et al. 2023 (arXiv 2201.05629): 1 is best, towards 0 the data was only hidden.
+    is the original model's own value, or a few points less. The quotient of this time and that of a retrained model
+    is the anamnesis index of Chundawat et al. 2023 (arXiv 2201.05629): 1 is best, near 0 the data was only hidden.
 
     Raises:
         ValueError: a threshold outside [0, 1] for accuracies.
@@ -142,14 +141,14 @@ def relearn_time(curve: Mapping[str, list[float]], threshold: float) -> int | No
         reached = [accuracy >= threshold for accuracy in accuracies]
     else:
         raise ValueError(f"threshold: found {threshold} for a curve of accuracies; give a number in [0, 1]")
-    return next((int(step) for step, yes in zip(curve["steps"], reached, strict=True) if yes), None)
+    return next((int(step) for step, passed in zip(curve["steps"], reached, strict=True) if passed), None)
 
 
 def relearn_advantage(curve: Mapping[str, list[float]], retrained: Mapping[str, list[float]]) -> dict[str, float]:
     """How much better a model relearns than a model that never saw the forget dataset: 0 or less is best.
 
     The mean over the measured steps after the first (step 0, before training, says how far the model forgot, not how
-    fast it remembers), unlike a relearn time without a threshold that someone has to choose.
+    fast it remembers), so that, unlike for a relearn time, no threshold has to be chosen.
 
     Args:
         curve: of the model, from `relearn` or `finetune`.
@@ -177,75 +176,96 @@ def relearn_advantage(curve: Mapping[str, list[float]], retrained: Mapping[str, 
     def mean_difference(name: str) -> float:
         return sum(a - b for a, b in zip(curve[name][1:], retrained[name][1:], strict=True)) / (len(curve[name]) - 1)
 
-    found = {"relearn_loss_advantage": -mean_difference("forget_loss")}
+    advantages = {"relearn_loss_advantage": -mean_difference("forget_loss")}
     if "forget_accuracy" in curve and "forget_accuracy" in retrained:
-        found["relearn_accuracy_advantage"] = 100 * mean_difference("forget_accuracy")
-    return found
+        advantages["relearn_accuracy_advantage"] = 100 * mean_difference("forget_accuracy")
+    return advantages
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The settings of a training run of a copy; see `relearn`."""
+
+    steps: int
+    learning_rate: float | None
+    batch_size: int
+    seed: int
+    measure_every: int
+    data_collator: Collator | None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "measure_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"learning_rate: must be above 0, got {self.learning_rate}")
 
 
 def _curve(
-    model: Any, trained: Any, measured: Any, description: str, *, steps: int, learning_rate: float | None,
-    batch_size: int, seed: int, measure_every: int, data_collator: Callable | None,
-) -> Curve:  # fmt: skip
-    """Train a copy of `model` on `trained`, and measure it on `measured` on the way."""
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("measure_every", measure_every)):
-        if value < 1:
-            raise ValueError(f"{name}: must be at least 1, got {value}")
-    if learning_rate is not None and learning_rate <= 0:
-        raise ValueError(f"learning_rate: must be above 0, got {learning_rate}")
-    collator = data_collator or readable_collator(model)
+    model: Model, train_ds: AnyDataset, measured_ds: AnyDataset, training: _Training, description: str
+) -> Curve:
+    """Train a copy of `model` on `train_ds`, and measure it on `measured_ds` on the way."""
+    collator = training.data_collator or readable_collator(model)
     accelerator = Accelerator()
-    student = plain_copy(model).to(accelerator.device).requires_grad_(True)
-    if student.dtype in (torch.float16, torch.bfloat16):
-        student.float()  # the steps of a small learning rate are lost in the rounding of half precision
-    head = head_of(student)
-    weights = list(student.parameters())
-    rate = learning_rate or LEARNING_RATE * min(1.0, (1e6 / sum(w.numel() for w in weights)) ** 0.5)
+    trained = _trainable_copy(model).to(accelerator.device)
+    head = head_of(trained)
+    weights = list(trained.parameters())
+    rate = training.learning_rate or LEARNING_RATE * min(1.0, (1e6 / sum(w.numel() for w in weights)) ** 0.5)
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
-    measured = subsample(measured, MEASURED_SAMPLES, seed)
-    found: Curve = {"steps": [], "forget_loss": [], "forget_accuracy": []}
+    measured_ds = subsample(measured_ds, MEASURED_SAMPLES, training.seed)
+    curve: Curve = {"steps": [], "forget_loss": [], "forget_accuracy": []}
 
     def measure(step: int) -> None:
-        signals = collect_statistics(
-            student, measured, head=head, collator=collator, accelerator=accelerator, batch_size=batch_size
-        )
-        found["steps"].append(step)
-        found["forget_loss"].append(float(signals.losses.double().mean()))
-        found["forget_accuracy"].append(float(signals.correct.double().nanmean()))
+        statistics = collect_statistics(
+            trained, measured_ds, head=head, collator=collator, accelerator=accelerator,
+            batch_size=training.batch_size,
+        )  # fmt: skip
+        curve["steps"].append(step)
+        curve["forget_loss"].append(float(statistics.losses.double().mean()))
+        curve["forget_accuracy"].append(float(statistics.correct.double().nanmean()))
 
     measure(0)
-    batches = _batches(len(trained), batch_size, steps, seed)
-    quiet = not accelerator.is_main_process
-    # Every process trains on the same samples, so the copies stay equal without talking to each other.
-    for step, chosen in enumerate(
-        tqdm(batches, desc=description, total=steps, unit="step", delay=1.0, leave=False, disable=quiet), start=1
-    ):
-        batch = send_to_device(collator([trained[i] for i in chosen]), accelerator.device)
+    batches = tqdm(
+        _batches(len(train_ds), training), desc=description, total=training.steps, unit="step", delay=1.0,
+        leave=False, disable=not accelerator.is_main_process,
+    )  # fmt: skip
+    # Every process trains on the same samples, so the copies stay equal without communication.
+    for step, indices in enumerate(batches, start=1):
+        batch = send_to_device(collator([train_ds[i] for i in indices]), accelerator.device)
         if problem := label_problem(head, batch):
             raise ValueError(problem)
-        student.eval()
-        head.losses(student(**head.inputs(batch)), batch).mean().backward()
+        trained.eval()
+        head.losses(trained(**head.inputs(batch)), batch).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % measure_every == 0 or step == steps:
+        if step % training.measure_every == 0 or step == training.steps:
             measure(step)
-    if any(accuracy != accuracy for accuracy in found["forget_accuracy"]):
-        del found["forget_accuracy"]
-    return found
+    if any(accuracy != accuracy for accuracy in curve["forget_accuracy"]):
+        del curve["forget_accuracy"]
+    return curve
 
 
-def _batches(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
-    """Sample numbers of every step: shuffled passes over `count` samples, one after the other."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(size, count)
+def _trainable_copy(model: Model) -> Any:
+    copied = plain_copy(model).requires_grad_(True)
+    if copied.dtype in (torch.float16, torch.bfloat16):
+        copied.float()  # the steps of a small learning rate are lost in the rounding of half precision
+    return copied
+
+
+def _batches(count: int, training: _Training) -> Iterator[list[int]]:
+    """Sample indices of every step: shuffled passes over `count` samples, one after the other."""
+    generator = torch.Generator().manual_seed(training.seed)
+    size = min(training.batch_size, count)
     waiting: list[int] = []
-    for _ in range(steps):
+    for _ in range(training.steps):
         if len(waiting) < size:
             waiting += torch.randperm(count, generator=generator).tolist()
         yield waiting[:size]
         waiting = waiting[size:]
 
 
-def _select(dataset: Any, chosen: list[int]) -> Any:
-    return dataset.select(chosen) if isinstance(dataset, datasets.Dataset) else Subset(dataset, chosen)
+def _select(dataset: AnyDataset, indices: list[int]) -> AnyDataset:
+    if isinstance(dataset, datasets.Dataset):
+        return dataset.select(indices)
+    return Subset(dataset, indices)  # type: ignore[arg-type]

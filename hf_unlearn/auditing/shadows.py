@@ -1,4 +1,4 @@
-"""Shadow models: the same training on other halves of the data, to know how a sample looks to those that never saw it."""
+"""Shadow models: the same training on random halves of the data, so that each sample is unseen to half of them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.auditing.types import AnyDataset, Model
+from hf_unlearn.data.collator import Collator, readable_collator
 from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.models.loading import load_model
 
-Unlearn = Callable[[Any, Any, Any], Any]
-PLAN = "rows.npz"
+# Model, forget samples, retain samples to the unlearned model.
+Unlearn: TypeAlias = Callable[[Model, AnyDataset, AnyDataset], Model]
+PLAN_FILE = "plan.npz"
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,12 @@ class Shadows:
 
     Attributes:
         folders: one a model, as `from_pretrained` reads them.
-        members: set ("forget", "unseen", ...) to [models, samples]: was the model trained on the sample? After unlearning:
-            has it forgotten the sample?
-        unseen: the same: was the model never trained on the sample? Neither member nor unseen are samples that an unlearned
-            shadow model was trained on and kept.
-        hashes: set to the content hashes of its samples, in the order of the masks; a set that is not named is not known.
+        members: dataset ("forget", "unseen", ...) to [models, samples]: was the model trained on the sample? After
+            unlearning: has it forgotten the sample?
+        unseen: the same: was the model never trained on the sample? Samples that an unlearned shadow model was trained
+            on and kept are neither members nor unseen.
+        hashes: dataset to the content hashes of its samples, in the order of the masks; a dataset without hashes is
+            not checked.
     """
 
     folders: tuple[Path, ...]
@@ -43,46 +46,46 @@ class Shadows:
     hashes: Mapping[str, list[bytes]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Models."""
+        """The number of models."""
         return len(self.folders)
 
-    def models(self) -> Iterator[Any]:
+    def models(self) -> Iterator[PreTrainedModel]:
         """The models, one after the other: only one is in memory."""
         for folder in self.folders:
             yield load_model(str(folder))
 
 
 def train_shadows(
-    build: Callable[[int], Any],
-    forget_ds: Any,
-    retain_ds: Any,
-    unseen_ds: Any,
+    build: Callable[[int], PreTrainedModel],
+    forget_ds: AnyDataset,
+    retain_ds: AnyDataset,
+    unseen_ds: AnyDataset,
     output_dir: str | Path,
     args: TrainingArguments,
     *,
     count: int = 16,
-    data_collator: Any = None,
+    data_collator: Collator | None = None,
     unlearn: Unlearn | None = None,
     forget_share: float = 0.25,
     seed: int = 0,
     process_index: int = 0,
     num_processes: int = 1,
 ) -> Shadows:
-    """Train `count` shadow models, each on a random half of all samples; what is there already is not trained again.
+    """Train `count` shadow models, each on a random half of all samples; models in the folder are not trained again.
 
-    Every sample is in exactly half of the models (Carlini et al. 2022, arXiv 2112.03570, section 5). An interrupted run
-    goes on with the first model that is not whole. Several processes share the work: give each its `process_index`;
-    each is an ordinary process that trains models of its own, not a distributed run.
+    Every sample is in exactly half of the models (Carlini et al. 2022, arXiv 2112.03570, section 5). An interrupted
+    run continues with the first model that was not finished. Several processes share the work when each gets its
+    `process_index`: these are ordinary processes that train different models, not a distributed run.
 
     Args:
-        build: seed to a fresh model of the original's class and configuration.
+        build: seed to a new model of the original's class and configuration.
         forget_ds: the forget dataset of the audit, ready for the model, as are the others.
         retain_ds: the retain dataset of the audit.
         unseen_ds: the unseen dataset of the audit.
         output_dir: where the models go, one folder each. They hold what they were trained on, forget samples included:
             delete them after the audit.
-        args: how the original was trained; `output_dir` and `seed` of it are not used.
-        count: models, even.
+        args: how the original was trained; its `output_dir` and `seed` are not used.
+        count: number of models, even.
         data_collator: samples to batch; default: the model's.
         unlearn: model, forget samples, retain samples to the unlearned model, for U-LiRA (Hayes et al. 2024, arXiv
             2403.01218): each shadow model then forgets a random share of the samples it was trained on.
@@ -92,86 +95,93 @@ def train_shadows(
         num_processes: that share the work.
 
     Returns:
-        All shadow models, where all are there; the other processes' may still be in the making: see `Shadows`.
+        The shadow models that are finished: all of them, unless other processes are still training theirs.
 
     Raises:
-        ValueError: `count` is odd or below 2, with `unlearn` too few models would forget a sample for U-LiRA to compare
-            (two are the least), or the folder holds shadow models of other samples or settings.
+        ValueError: `count` is odd or below 2, with `unlearn` too few models would forget a sample for U-LiRA to
+            compare (two are the least), or the folder holds shadow models of other samples or settings.
     """
     if count < 2 or count % 2:
         raise ValueError(
             f"count: expected an even number of shadow models, got {count}; every sample is in half of them"
         )
-    named = {"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds}
-    forgetting = 0 if unlearn is None else _forgetting(count, forget_share)
-    folder, sizes = Path(output_dir), {name: len(ds) for name, ds in named.items()}
-    trained, forgotten = _plan(sizes, count, forgetting, seed)
-    hashes = {name: sample_hashes(ds) for name, ds in named.items()}
-    _keep_plan(folder, trained, forgotten, hashes)
-    everything: ConcatDataset = ConcatDataset(list(named.values()))
+    datasets_by_name = {"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds}
+    forgetting = 0 if unlearn is None else _forgetting_models(count, forget_share)
+    folder, sizes = Path(output_dir), {name: len(ds) for name, ds in datasets_by_name.items()}
+    trained, forgotten = _plan(sum(sizes.values()), count, forgetting, seed)
+    hashes = {name: sample_hashes(ds) for name, ds in datasets_by_name.items()}
+    _save_plan(folder, trained, forgotten, hashes)
+    all_samples: ConcatDataset = ConcatDataset(list(datasets_by_name.values()))  # type: ignore[arg-type]
     folders = tuple(folder / f"shadow-{number:03d}" for number in range(count))
-    mine = [i for i in range(process_index, count, num_processes) if not folders[i].exists()]
-    for i in tqdm(mine, desc="Training shadow models", disable=args.disable_tqdm or not mine):
-        model = build(seed + i)
-        model = _trained(model, Subset(everything, np.flatnonzero(trained[i]).tolist()), args, seed + i, data_collator)
+    missing = [i for i in range(process_index, count, num_processes) if not folders[i].exists()]
+    for i in tqdm(missing, desc="Training shadow models", disable=args.disable_tqdm or not missing):
+        model: Model = _train(build(seed + i), _subset(all_samples, trained[i]), args, seed + i, data_collator)
         if unlearn is not None:
-            kept = np.flatnonzero(trained[i] & ~forgotten[i]).tolist()
-            model = unlearn(model, Subset(everything, np.flatnonzero(forgotten[i]).tolist()), Subset(everything, kept))
-        # Written aside and renamed: a folder that is there is whole.
+            retained = trained[i] & ~forgotten[i]
+            model = unlearn(model, _subset(all_samples, forgotten[i]), _subset(all_samples, retained))
+        # Written aside and renamed: a folder that exists is complete.
         partial = folders[i].with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)
         os.rename(partial, folders[i])
+    finished = [i for i, path in enumerate(folders) if path.exists()]
+
+    def split(mask: np.ndarray) -> dict[str, np.ndarray]:
+        parts = np.split(mask[finished], np.cumsum(list(sizes.values()))[:-1], axis=1)
+        return dict(zip(sizes, parts, strict=True))
+
     members = forgotten if unlearn is not None else trained
-    places = np.cumsum(list(sizes.values()))[:-1]
-    split = [dict(zip(sizes, np.split(mask, places, axis=1), strict=True)) for mask in (members, ~trained)]
-    there = [i for i, path in enumerate(folders) if path.exists()]
-    of_there = [{name: mask[there] for name, mask in masks.items()} for masks in split]
-    return Shadows(tuple(folders[i] for i in there), of_there[0], of_there[1], hashes)
+    return Shadows(tuple(folders[i] for i in finished), split(members), split(~trained), hashes)
 
 
-def _forgetting(count: int, share: float) -> int:
+def _subset(samples: ConcatDataset, mask: np.ndarray) -> Subset:
+    return Subset(samples, np.flatnonzero(mask).tolist())
+
+
+def _forgetting_models(count: int, share: float) -> int:
     """How many of the models that are trained on a sample forget it."""
     if not 0 < share < 1:
         raise ValueError(f"forget_share: must lie between 0 and 1, got {share}")
-    if 2 <= (found := round(share * count / 2)) < count // 2:
-        return found
-    enough = next(each for each in itertools.count(6, 2) if 2 <= round(share * each / 2) < each // 2)
-    other = f", or forget_share={4 / count:.2g}" if count > 4 else ""
+    if 2 <= (forgetting := round(share * count / 2)) < count // 2:
+        return forgetting
+    enough = next(n for n in itertools.count(6, 2) if 2 <= round(share * n / 2) < n // 2)
+    alternative = f", or forget_share={4 / count:.2g}" if count > 4 else ""
     raise ValueError(
-        f"forget_share: {share} of the {count // 2} models that are trained on a sample makes {found} that forget it; "
-        f"U-LiRA needs two of them, and one that keeps the sample: use count={enough}{other}"
+        f"forget_share: {share} of the {count // 2} models that are trained on a sample makes {forgetting} that "
+        f"forget it; U-LiRA needs two of them, and one that keeps the sample: use count={enough}{alternative}"
     )
 
 
-def _plan(sizes: Mapping[str, int], count: int, forgetting: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """[models, samples]: which are trained on, and which of these are forgotten."""
+def _plan(samples: int, count: int, forgetting: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Masks [models, samples]: which samples each model is trained on, and which of these it forgets."""
     generator = np.random.default_rng(seed)
-    samples = sum(sizes.values())
     trained = generator.random((count, samples)).argsort(0) < count // 2
     order = np.where(trained, generator.random((count, samples)), 1.0).argsort(0).argsort(0)
     return trained, order < forgetting
 
 
-def _keep_plan(folder: Path, trained: np.ndarray, forgotten: np.ndarray, hashes: Mapping[str, list[bytes]]) -> None:
+def _save_plan(folder: Path, trained: np.ndarray, forgotten: np.ndarray, hashes: Mapping[str, list[bytes]]) -> None:
+    """Write the plan, or compare it with the one that the folder has."""
     plan = {"trained": trained, "forgotten": forgotten}
-    for name, samples in hashes.items():  # in the order of the sets, which the masks go by
+    for name, samples in hashes.items():  # in the order of the masks' columns
         plan[f"{len(plan)} {name}"] = np.frombuffer(b"".join(samples), np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / PLAN).exists():
-        with np.load(folder / PLAN) as kept:
-            same = kept.keys() == plan.keys() and all(np.array_equal(kept[name], plan[name]) for name in plan)
-            if not same:
-                raise ValueError(
-                    f"output_dir: {folder} holds shadow models of other sets, count, seed or forget_share; use another"
-                )
+    if (folder / PLAN_FILE).exists():
+        with np.load(folder / PLAN_FILE) as saved:
+            same = saved.keys() == plan.keys() and all(np.array_equal(saved[name], plan[name]) for name in plan)
+        if not same:
+            raise ValueError(
+                f"output_dir: {folder} holds shadow models of other datasets, count, seed or forget_share; use another"
+            )
         return
-    partial = folder / f"{os.getpid()}-{PLAN}"  # several processes may start together
+    partial = folder / f"{os.getpid()}-{PLAN_FILE}"  # several processes may start together
     np.savez(partial, **plan)  # type: ignore[arg-type]
-    os.replace(partial, folder / PLAN)
+    os.replace(partial, folder / PLAN_FILE)
 
 
-def _trained(model: Any, samples: Any, args: TrainingArguments, seed: int, data_collator: Any) -> Any:
+def _train(
+    model: PreTrainedModel, samples: Subset, args: TrainingArguments, seed: int, data_collator: Collator | None
+) -> Any:
     args = copy.copy(args)
     args.seed = args.data_seed = seed
     args.eval_strategy = args.save_strategy = "no"

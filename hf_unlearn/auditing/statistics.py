@@ -1,4 +1,4 @@
-"""What a model says about every sample of a dataset, in one pass."""
+"""Per-sample statistics of a model on a dataset, collected in one pass."""
 
 from __future__ import annotations
 
@@ -10,40 +10,44 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.sample_scores import sample_scores
+from hf_unlearn.auditing.types import AnyDataset
 from hf_unlearn.data.collator import Collator
 from hf_unlearn.losses import Head, label_problem
 
 
 @dataclass(frozen=True)
 class SampleStatistics:
-    """Per-sample signals of one set, in the order of the set, on the CPU.
+    """Per-sample statistics of a model on one dataset, in the order of the dataset, on the CPU.
 
     Attributes:
         losses: [n] float32 or better.
         correct: [n] in [0, 1], share of right predictions; NaN where the head has none.
         labels: [n] class labels, single-label heads only.
-        scores: name to [n], where asked for: `loss`, minus the loss, and those of
+        scores: name to [n], when requested: `loss`, minus the loss, and those of
             `hf_unlearn.auditing.sample_scores.sample_scores`.
-        log_probs: [n, classes], where asked for, single-label heads only.
-        profiles: [n, 8], heads that score a sample on several tokens only; see `hf_unlearn.losses.Head.token_loss_profiles`.
+        log_probs: [n, classes], when requested, single-label heads only.
+        token_loss_profiles: [n, 8], heads that score a sample on several tokens only; see
+            `hf_unlearn.losses.Head.token_loss_profiles`.
     """
 
-    losses: torch.Tensor
-    correct: torch.Tensor
-    labels: torch.Tensor | None = None
-    scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    log_probs: torch.Tensor | None = None
-    token_loss_profiles: torch.Tensor | None = None
+    losses: Tensor
+    correct: Tensor
+    labels: Tensor | None = None
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    log_probs: Tensor | None = None
+    token_loss_profiles: Tensor | None = None
 
     def __len__(self) -> int:
-        """Samples."""
+        """The number of samples."""
         return len(self.losses)
 
-    def select(self, mask: torch.Tensor) -> SampleStatistics:
+    def select(self, mask: Tensor) -> SampleStatistics:
         """The samples where `mask` [n] is true."""
         return SampleStatistics(
             self.losses[mask],
@@ -58,7 +62,7 @@ class SampleStatistics:
 @torch.no_grad()
 def collect_statistics(
     model: Any,
-    dataset: Any,
+    dataset: AnyDataset,
     *,
     head: Head,
     collator: Collator,
@@ -67,31 +71,32 @@ def collect_statistics(
     description: str = "Measuring",
     scores: bool = False,
     log_probs: bool = False,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> SampleStatistics:
-    """One pass of the model over `dataset`, spread over the processes; every process gets every sample's signals.
+    """One pass of the model over `dataset`, spread over the processes; every process gets all statistics.
 
     Args:
         model: the model; it is in eval mode afterwards.
         dataset: map-style dataset of samples that `collator` takes.
         head: scores the samples.
         collator: samples to batch.
-        accelerator: places and gathers.
-        batch_size: samples a process in a batch.
+        accelerator: places the batches, and gathers the statistics.
+        batch_size: samples a batch and process.
         description: text of the progress bar, shown when the pass takes more than a second.
         scores: whether to compute the scores of membership attacks as well.
         tokenizer: for the scores of language models that need the text.
-        log_probs: whether to keep the predictions of single-label heads, which takes memory by the set.
+        log_probs: whether to keep the predictions of single-label heads, which takes memory for the whole dataset.
 
     Raises:
         ValueError: a label is missing or out of range.
     """
-    # Where samples are drawn anew, their lengths are, too: one process decides.
+    # Samples of a random transform have other lengths every time: one process decides.
     shared = [_longest_first(dataset) if accelerator.is_main_process else []]
     broadcast_object_list(shared)
     order = shared[0]
-    loader = accelerator.prepare(DataLoader(Subset(dataset, order), batch_size=batch_size, collate_fn=collator))
-    parts: list[dict[str, torch.Tensor]] = []
+    ordered: Subset = Subset(dataset, order)  # type: ignore[arg-type]
+    loader = accelerator.prepare(DataLoader(ordered, batch_size=batch_size, collate_fn=collator))
+    parts: list[dict[str, Tensor]] = []
     model.eval()
     quiet = not accelerator.is_main_process
     for batch in tqdm(loader, desc=description, delay=1.0, leave=False, disable=quiet):
@@ -109,22 +114,23 @@ def collect_statistics(
             if log_probs:
                 part["log_probs"] = outputs["logits"].float().log_softmax(-1)
         if scores:
-            found = {"loss": -part["losses"], **sample_scores(head, outputs, batch, tokenizer)}
-            part |= {f"score {name}": values for name, values in found.items()}
+            scores_by_name = {"loss": -part["losses"], **sample_scores(head, outputs, batch, tokenizer)}
+            part |= {f"score {name}": values for name, values in scores_by_name.items()}
         parts.append({name: t.cpu() for name, t in accelerator.gather_for_metrics(part).items()})
-    place = torch.tensor(order).argsort()
-    columns = {name: torch.cat([part[name] for part in parts])[place] for name in parts[0]}
-    apart = {name.removeprefix("score "): columns.pop(name) for name in list(columns) if name.startswith("score ")}
-    return SampleStatistics(**columns, scores=apart)
+    positions = torch.tensor(order).argsort()
+    columns = {name: torch.cat([part[name] for part in parts])[positions] for name in parts[0]}
+    score_names = [name for name in columns if name.startswith("score ")]
+    score_columns = {name.removeprefix("score "): columns.pop(name) for name in score_names}
+    return SampleStatistics(**columns, scores=score_columns)
 
 
-def _longest_first(dataset: Any) -> list[int]:
-    """The samples of a set, those of tokens by their number: samples of one length in a batch need no padding."""
+def _longest_first(dataset: AnyDataset) -> list[int]:
+    """The indices of the samples, those with most tokens first: samples of one length in a batch need no padding."""
     lengths: list[int] = []
     if isinstance(dataset, datasets.Dataset):
-        # What a transform makes of the samples is not what is stored.
+        # With a transform, the stored tokens are not those that the model gets.
         if "input_ids" in dataset.column_names and dataset.format["type"] != "custom":
-            lengths = [len(each) for each in dataset.with_format(None).select_columns("input_ids")["input_ids"]]
+            lengths = [len(ids) for ids in dataset.with_format(None).select_columns("input_ids")["input_ids"]]
     elif isinstance(dataset[0], Mapping) and "input_ids" in dataset[0]:
         lengths = [len(dataset[i]["input_ids"]) for i in range(len(dataset))]
     return sorted(range(len(dataset)), key=lambda i: -lengths[i] if lengths else 0)

@@ -2,7 +2,7 @@
 
 An answer's loss is the mean negative log-likelihood of its tokens given the question, in nats, so that `exp(-loss)` is
 `P(answer | question) ** (1 / tokens)`. Where a benchmark's code differs from its paper, the code is followed; where a
-function here differs from that code, its docstring says so.
+function differs from that code, its docstring says so.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from hf_unlearn.auditing.metrics import check_losses, check_numbers, check_pairs
 def wer(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Word error rate: word errors over reference words, over all samples. At least 0, lower is better (`jiwer.wer`).
 
-    `(substitutions + deletions + insertions) / words`; above 1 where much is inserted. On the forget dataset best as in a
-    retrained model.
+    `(substitutions + deletions + insertions) / words`; above 1 where much is inserted. On the forget dataset best when
+    equal to a retrained model's.
 
     Args:
         predictions: [n] transcripts.
@@ -60,10 +60,11 @@ def cer(predictions: Sequence[str], references: Sequence[str]) -> float:
 def perplexity(losses: Sequence[Any]) -> float:
     """`exp` of the mean loss over all tokens: at least 1, lower is better.
 
-    On the forget dataset best as in a retrained model. The mean is over tokens, not over samples: long samples weigh more.
+    On the forget dataset best when equal to a retrained model's. The mean is over tokens, not over samples: long
+    samples weigh more.
 
     Args:
-        losses: negative log-likelihoods in nats of the tokens that count, [tokens] or samples of them of any lengths.
+        losses: negative log-likelihoods in nats of the labelled tokens, [tokens] or samples of them of any lengths.
 
     Raises:
         ValueError: there is no token, or a loss is negative or not finite.
@@ -80,7 +81,7 @@ def perplexity(losses: Sequence[Any]) -> float:
 def answer_probability(losses: Sequence[float]) -> float:
     """TOFU's probability of the answers: mean over samples of `P(a|q) ** (1 / tokens)`. In [0, 1].
 
-    Maini et al. 2024 (arXiv 2401.06121, section 2.2). Higher is better on what is retained, lower on the forget dataset.
+    Maini et al. 2024 (arXiv 2401.06121, section 2.2). Higher is better on retained data, lower on the forget dataset.
 
     Args:
         losses: [n] the loss of every answer (see the module).
@@ -96,7 +97,7 @@ def answer_probability(losses: Sequence[float]) -> float:
 
 
 def choice_probability(correct_losses: Sequence[float], wrong_losses: Any) -> float:
-    """TOFU's probability where there are options: the right one's share, mean over samples. In [0, 1], higher is better.
+    """TOFU's probability of the right answer among options, mean over samples. In [0, 1], higher is better.
 
     `P(a_1) / sum_i P(a_i)`, each `P` to the power of `1 / tokens` (Maini et al. 2024, arXiv 2401.06121, section 2.2;
     real authors and world facts). open-unlearning adds 1e-10 to the sum, this does not.
@@ -120,7 +121,7 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> flo
     """ROUGE-L recall with stemming, mean over samples: TOFU's ROUGE. In [0, 1], higher is closer to the reference.
 
     Words of the longest common subsequence over words of the reference (Maini et al. 2024, arXiv 2401.06121, section
-    2.2; `rouge_score`). Higher is better on what is retained, lower on the forget dataset.
+    2.2; `rouge_score`). Higher is better on retained data, lower on the forget dataset.
 
     Args:
         predictions: [n] generated answers.
@@ -140,12 +141,12 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> flo
 def verbatim_memorization(predictions: Sequence[str], references: Sequence[str]) -> float:
     """MUSE's VerbMem: ROUGE-L F1 of continuation and truth, mean over samples. In [0, 1].
 
-    On the forget dataset lower is better. Shi et al. 2024 (arXiv 2407.06460; there times 100). As in MUSE's code words are
-    not stemmed; open-unlearning stems them.
+    On the forget dataset lower is better. Shi et al. 2024 (arXiv 2407.06460; there times 100). As in MUSE's code words
+    are not stemmed; open-unlearning stems them.
 
     Args:
         predictions: [n] greedy continuations of prefixes of forgotten texts.
-        references: [n] true continuations, as long as the model was let to write.
+        references: [n] true continuations, of the length that the model was allowed to generate.
 
     Raises:
         ValueError: lengths differ or are 0.
@@ -159,16 +160,16 @@ def verbatim_memorization(predictions: Sequence[str], references: Sequence[str])
 
 
 def truth_ratios(paraphrased_losses: Sequence[float], perturbed_losses: Any) -> np.ndarray:
-    """TOFU's truth ratio R of every sample: how likely are wrong answers, against a right one? [n], in [0, inf].
+    """TOFU's truth ratio R [n] of every sample, of wrong answers to a right one. In [0, inf].
 
     Maini et al. 2024 (arXiv 2401.06121, equation 1): the mean over perturbed answers of `P ** (1 / tokens)`, over that
     of the paraphrased answer. The mean is geometric, `exp(loss - mean perturbed loss)`, as in the code of TOFU and
-    open-unlearning; the paper prints an arithmetic one. open-unlearning adds 1e-10 to the denominator, which turns the
-    ratio of a model that has lost both answers into 0, "knows the truth"; this does not.
+    open-unlearning; the paper prints an arithmetic one. open-unlearning adds 1e-10 to the denominator, so that a
+    model to which both answers are impossible gets 0, "knows the truth"; this does not.
 
     Args:
-        paraphrased_losses: [n] the loss of the paraphrased answer (see the module); real authors and world facts have
-            none: that of the answer itself.
+        paraphrased_losses: [n] the loss of the paraphrased answer (see the module); for real authors and world facts,
+            which have none, the loss of the answer itself.
         perturbed_losses: [n, answers] the losses of the perturbed answers.
 
     Raises:
@@ -188,9 +189,9 @@ def truth_ratio(
 ) -> float:
     """TOFU's truth ratios in one metric. In [0, 1], higher is better.
 
-    Maini et al. 2024 (arXiv 2401.06121, section 2.2), as in open-unlearning. On what is retained (retain dataset, real
-    authors, world facts) the mean of `max(0, 1 - R)`: the right answer should be likelier. On the forget dataset the mean
-    of `min(R, 1 / R)`: neither should be.
+    Maini et al. 2024 (arXiv 2401.06121, section 2.2), as in open-unlearning. On retained data (retain dataset, real
+    authors, world facts) the mean of `max(0, 1 - R)`: the right answer should be more likely. On the forget dataset
+    the mean of `min(R, 1 / R)`: both should be equally likely.
 
     Args:
         paraphrased_losses: as in `truth_ratios`.
@@ -198,7 +199,7 @@ def truth_ratio(
         on: `"retain"` or `"forget"`.
 
     Raises:
-        ValueError: as in `truth_ratios`, or `on` is another one.
+        ValueError: as in `truth_ratios`, or `on` is neither of these.
 
     Examples:
         >>> round(truth_ratio([np.log(2), np.log(8)], [[np.log(8)], [np.log(2)]]), 12)
@@ -224,7 +225,7 @@ def forget_quality(predictions: Sequence[float], references: Sequence[float]) ->
 
     Args:
         predictions: [n] `truth_ratios` of the unlearned model on the forget dataset.
-        references: [m] those of a model that never saw it.
+        references: [m] `truth_ratios` of a retrained model.
 
     Raises:
         ValueError: there is no ratio, or one is negative or NaN.
@@ -233,15 +234,15 @@ def forget_quality(predictions: Sequence[float], references: Sequence[float]) ->
         >>> forget_quality([0.2, 0.4, 0.6], [0.2, 0.4, 0.6])
         1.0
     """
-    found, wanted = check_numbers("predictions", predictions, 0), check_numbers("references", references, 0)
-    return float(ks_2samp(found, wanted).pvalue)
+    unlearned, retrained = check_numbers("predictions", predictions, 0), check_numbers("references", references, 0)
+    return float(ks_2samp(unlearned, retrained).pvalue)
 
 
 def model_utility(scores: Sequence[float]) -> float:
     """TOFU's model utility: the harmonic mean of nine scores. In [0, 1], higher is better; 0 when one of them is.
 
     Maini et al. 2024 (arXiv 2401.06121, section 2.2): probability, ROUGE-L recall and truth ratio, each on the retain
-    set (`answer_probability`), real authors and world facts (`choice_probability`).
+    dataset (`answer_probability`), real authors and world facts (`choice_probability`).
 
     Args:
         scores: [9], in any order.
@@ -253,17 +254,19 @@ def model_utility(scores: Sequence[float]) -> float:
         >>> round(model_utility([0.5] * 8 + [0.25]), 12)
         0.45
     """
-    found = check_numbers("scores", scores, 0, 1)
-    if len(found) != 9:
-        raise ValueError(f"scores: nine (three metrics on each of three sets), got {len(found)}")
-    return float(hmean(found))
+    nine_scores = check_numbers("scores", scores, 0, 1)
+    if len(nine_scores) != 9:
+        raise ValueError(f"scores: nine (three metrics on each of three datasets), got {len(nine_scores)}")
+    return float(hmean(nine_scores))
 
 
 def _answers(right_name: str, right: Any, wrong_name: str, wrong: Any) -> tuple[np.ndarray, np.ndarray]:
-    found, others = check_losses(right_name, right), check_losses(wrong_name, wrong, ndim=2)
-    if len(found) != len(others):
-        raise ValueError(f"{wrong_name}: {len(others)} samples, but {right_name} has {len(found)}; pass one each")
-    return found, others
+    right_losses, wrong_losses = check_losses(right_name, right), check_losses(wrong_name, wrong, ndim=2)
+    if len(right_losses) != len(wrong_losses):
+        raise ValueError(
+            f"{wrong_name}: {len(wrong_losses)} samples, but {right_name} has {len(right_losses)}; pass one each"
+        )
+    return right_losses, wrong_losses
 
 
 def _rouge_l(predictions: Sequence[str], references: Sequence[str], stem: bool) -> list[Any]:

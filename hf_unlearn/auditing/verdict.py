@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-# Metrics in which forgetting shows: higher means better remembered.
+# Metrics of forgetting: higher means better remembered.
 REMEMBERING = ("forget_accuracy", "mia_loss_auc", "mia_lira_auc", "mia_rmia_auc")
-# Points of accuracy on retain samples below which nobody calls a model damaged, whatever the interval says.
+# A loss of retain accuracy up to this is no damage, whatever the interval says.
 DAMAGE = 0.02
 
 
@@ -15,55 +15,59 @@ def verdict_of(
     request: str,
     hidden: Sequence[str] = (),
 ) -> dict[str, str]:
-    """What the metrics say: `level` and `sentence`.
+    """The verdict that the metrics allow: `level` and `sentence`.
 
-    The yardstick is the model retrained without the forget samples, where there is one. Without it, unseen samples are: for
-    random samples and groups an attack at chance, and the accuracy on unseen samples. After a class was removed, neither
-    says anything: the class is told from others by itself. Where the original model cannot be told either, the metrics
-    have no power, and the verdict is "unclear".
+    The metrics are compared with those of the retrained model, where there is one. Without it, they are compared with
+    unseen samples: for random samples and groups an attack at chance, and the accuracy on unseen samples. After a
+    class was removed, neither means anything: a class can be told from others in any model. Where even the original
+    model cannot be told apart, the metrics have no power, and the verdict is "unclear".
 
     Args:
-        metrics: model ("audited", and where there are "original", "retrained") to flat metrics with intervals.
+        metrics: model ("audited", and where given "original", "retrained") to flat metrics with intervals.
         request: `"samples"`, `"class"` or `"group"`.
-        hidden: what showed that the data is still there behind the predictions.
+        hidden: evidence that the data is still in the model behind the predictions.
     """
     audited, original, retrained = (metrics.get(name) for name in ("audited", "original", "retrained"))
     assert audited is not None
     if retrained is None and request == "class":
         return _verdict("unclear", "without a model retrained without the class, chance means nothing")
-    yardstick = "samples that it has never seen" if retrained is None else "a model retrained without them"
-    known = "can be told from" if retrained is None else "are better known than to"
-    wanted = retrained or _as_unseen(audited)
-    if not any(f"{name}_low" in audited and f"{name}_low" in wanted for name in REMEMBERING[1:]):
+    baseline = "samples that it has never seen" if retrained is None else "a model retrained without them"
+    relation = "can be told from" if retrained is None else "are better known than to"
+    expected = retrained or _as_unseen(audited)
+    if not any(f"{name}_low" in audited and f"{name}_low" in expected for name in REMEMBERING[1:]):
         return _verdict("unclear", "too few samples for an attack")
-    if above := _apart(audited, wanted, above=True):
-        return _verdict("remembers", f"the forget samples {known} {yardstick}", _named(above, audited, wanted))
+    if above := _apart(audited, expected, above=True):
+        return _verdict("remembers", f"the forget samples {relation} {baseline}", _named(above, audited, expected))
     if hidden:
         return _verdict("hidden", "the predictions have changed, but the data is still in the model", hidden)
-    if below := _apart(audited, wanted, above=False):
-        why = (
-            f"the forget samples stand out the other way, against {yardstick}: pushed too far, they can be told again"
-        )
-        return _verdict("over-forgotten", why, _named(below, audited, wanted))
-    kept, lost = retrained or original, "retain_accuracy"
-    if kept is not None and f"{lost}_low" in kept and audited[f"{lost}_high"] < kept[f"{lost}_low"] - DAMAGE:
-        return _verdict("damaged", "forgetting has cost retain samples", _named([lost], audited, kept))
+    if below := _apart(audited, expected, above=False):
+        why = f"the forget samples stand out the other way, against {baseline}: pushed too far, they can be told again"
+        return _verdict("over-forgotten", why, _named(below, audited, expected))
+    undamaged, metric = retrained or original, "retain_accuracy"
+    if (
+        undamaged is not None
+        and f"{metric}_low" in undamaged
+        and audited[f"{metric}_high"] < undamaged[f"{metric}_low"] - DAMAGE
+    ):
+        return _verdict("damaged", "forgetting has cost retain samples", _named([metric], audited, undamaged))
     if original is not None and not _apart(original, retrained or _as_unseen(original), above=True):
         return _verdict(
             "unclear",
-            f"not even the original model could be told from {yardstick}: more samples or shadow models say more",
+            f"not even the original model could be told from {baseline}: use more samples or shadow models",
         )
-    return _verdict("consistent", f"within the intervals, no different from {yardstick}")
+    return _verdict("consistent", f"within the intervals, no different from {baseline}")
 
 
 def _as_unseen(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What a model's forget samples would look like, were they unseen samples: their accuracy, and attacks at chance."""
-    found = {name.replace("unseen", "forget"): value for name, value in metrics.items() if "unseen_accuracy" in name}
-    return found | {f"{name}{end}": 0.5 for name in REMEMBERING[1:] for end in ("", "_low", "_high")}
+    """The metrics that forget samples would have, were they unseen samples: their accuracy, and attacks at chance."""
+    accuracies = {
+        name.replace("unseen", "forget"): value for name, value in metrics.items() if "unseen_accuracy" in name
+    }
+    return accuracies | {f"{name}{end}": 0.5 for name in REMEMBERING[1:] for end in ("", "_low", "_high")}
 
 
 def _apart(one: Mapping[str, float], other: Mapping[str, float], above: bool) -> list[str]:
-    """The metrics whose intervals do not meet, with `one` above or below."""
+    """The metrics whose intervals do not overlap, with `one` above or below."""
     higher, lower = (one, other) if above else (other, one)
     shared = [name for name in REMEMBERING if f"{name}_low" in one and f"{name}_low" in other]
     return [name for name in shared if higher[f"{name}_low"] > lower[f"{name}_high"]]
@@ -80,8 +84,8 @@ LEADS = {
 
 
 def _verdict(level: str, why: str, evidence: Sequence[str] = ()) -> dict[str, str]:
-    shown = f" ({'; '.join(evidence)})" if evidence else ""
-    return {"level": level, "sentence": f"{LEADS[level]}: {why}{shown}."}
+    details = f" ({'; '.join(evidence)})" if evidence else ""
+    return {"level": level, "sentence": f"{LEADS[level]}: {why}{details}."}
 
 
 def _named(names: Sequence[str], audited: Mapping[str, float], other: Mapping[str, float]) -> list[str]:

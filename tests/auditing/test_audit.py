@@ -230,7 +230,7 @@ def test_curves_counts_and_groups(scene, reports):
             if near > 1e-5:
                 expected = np.histogram(outputs(models["second"], samples)[0], edges)[0].tolist()
                 assert model != "audited" or counts[which] == expected
-    entries = [entry for entry in report.breakdown if entry["set"] == "forget"]
+    entries = [entry for entry in report.breakdown if entry["dataset"] == "forget"]
     assert sum(entry["samples"] for entry in entries) == FORGET
     mean = sum(entry["samples"] * entry["audited"] for entry in entries) / FORGET
     assert mean == pytest.approx(report.metrics["forget_accuracy"])
@@ -500,7 +500,7 @@ def test_bad_input_is_refused_before_any_forward_pass(scene, tmp_path):
         ({"retain": [*retain, forget[0]]}, "forget_ds and retain_ds share 1 samples"),
         ({"retrained": models["second"]}, "retrained: is a ViTForImageClassification, the model a Silent"),
         ({"original": larger}, "original: has num_labels=11, the model 10"),
-        ({"shadows": others}, "shadows: know 7 forget samples, the set has 100"),
+        ({"shadows": others}, "shadows: know 7 forget samples, the dataset has 100"),
         ({"request": "classes"}, "request: "),
     ):
         with pytest.raises(ValueError, match=f"^{message}") as raised:

@@ -122,7 +122,7 @@ def test_fine_tuning_on_retain_samples_measures_the_forget_samples(scene):
     assert curve["forget_accuracy"][0] == pytest.approx(accuracy(models["hidden"], forget))
     assert curve == finetune(models["hidden"], retain, forget, steps=5, measure_every=2, batch_size=16)
     assert curve != finetune(models["hidden"], retain, forget, steps=5, measure_every=2, batch_size=16, seed=1)
-    with pytest.raises(ValueError, match=r"^retain: is empty"):
+    with pytest.raises(ValueError, match=r"^retain_ds: is empty"):
         finetune(models["hidden"], [], forget)
 
 
@@ -157,7 +157,7 @@ def test_the_model_stays_as_it_is(scene):
 def test_any_head_relearns(name):
     model, batch = tiny.make(name)
     before, forget = state(model), tiny.samples(batch(6))
-    curve = relearn(model, forget, samples=3, steps=10, measured=forget[:3], learning_rate=1e-2, seed=3)
+    curve = relearn(model, forget, samples=3, steps=10, measured_ds=forget[:3], learning_rate=1e-2, seed=3)
     assert curve["forget_loss"][-1] < curve["forget_loss"][0]
     assert ("forget_accuracy" in curve) == (name != "wav2vec2_ctc")
     assert_same(before, state(model))
@@ -255,14 +255,14 @@ def test_refusals(scene):
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             relearn(model, forget, **arguments)
-    with pytest.raises(ValueError, match=r"^forget: has 1 samples"):
+    with pytest.raises(ValueError, match=r"^forget_ds: has 1 samples"):
         relearn(model, forget[:1], samples=1)
-    assert relearn(model, forget[:1], samples=1, steps=1, measured=forget[1:3])["steps"] == [0, 1]
+    assert relearn(model, forget[:1], samples=1, steps=1, measured_ds=forget[1:3])["steps"] == [0, 1]
     with pytest.raises(ValueError, match=r"^bits: found 3; use one of \(4, 8\)"):
         quantised(model, 3)
     with pytest.raises(ValueError, match=r"^model: ViTForImageClassification is not a PeftModel"):
         without_adapter(model)
-    with pytest.raises(ValueError, match=r"^forget: has 1 samples"):
+    with pytest.raises(ValueError, match=r"^forget_ds: has 1 samples"):
         linear_probe(model, forget[:1], retain)
     with pytest.raises(ValueError, match=r"^model: has a causal_lm head"):
         linear_probe(tiny.make("llama")[0], forget, retain)

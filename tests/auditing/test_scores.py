@@ -164,13 +164,13 @@ def test_chunks_change_nothing(name, monkeypatch):
     monkeypatch.setattr(scores_module, "_token_scores", lambda *part: calls.append(len(part[0])) or one(*part))
     for samples, expected in [(1, [1] * 9), (2, [2, 2, 2, 2, 1]), (4, [4, 4, 1]), (100, [9])]:
         calls.clear()
-        monkeypatch.setattr(scores_module, "ELEMENTS", samples * outputs.logits[0].numel())
+        monkeypatch.setattr(scores_module, "MAX_LOGITS", samples * outputs.logits[0].numel())
         found = sample_scores(head, outputs, batch)
         assert calls == expected
         for score, values in whole.items():
             torch.testing.assert_close(found[score], values, rtol=1e-6, atol=1e-6)
     calls.clear()
-    monkeypatch.setattr(scores_module, "ELEMENTS", 1)  # a sample alone is more than that
+    monkeypatch.setattr(scores_module, "MAX_LOGITS", 1)  # a sample alone is more than that
     sample_scores(head, outputs, batch)
     assert calls == [1] * 9
 

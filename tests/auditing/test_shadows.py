@@ -12,7 +12,7 @@ from transformers import TrainingArguments, ViTForImageClassification
 
 from hf_unlearn import audit
 from hf_unlearn.auditing import shadows as module
-from hf_unlearn.auditing.shadows import _trained, train_shadows
+from hf_unlearn.auditing.shadows import _train, train_shadows
 
 SIZES = {"forget": 9, "retain": 6, "unseen": 10}
 
@@ -75,7 +75,7 @@ def test_every_row_is_in_exactly_half_of_the_models(alone):
     # By chance, not always the same half.
     everything = np.concatenate([shadows.members[name] for name in SIZES], axis=1)
     assert len(np.unique(everything, axis=1).T) >= 4 and everything.sum(1).std() > 0
-    assert sorted(path.name for path in folder.iterdir()) == ["rows.npz", *(f"shadow-00{i}" for i in range(4))]
+    assert sorted(path.name for path in folder.iterdir()) == ["plan.npz", *(f"shadow-00{i}" for i in range(4))]
     models = list(shadows.models())
     assert all(type(model) is ViTForImageClassification for model in models)
     assert not torch.equal(models[0].classifier.weight, models[1].classifier.weight)
@@ -83,9 +83,9 @@ def test_every_row_is_in_exactly_half_of_the_models(alone):
 
 def test_a_model_was_trained_on_its_members_and_on_nothing_else(tmp_path, monkeypatch):
     """The samples that reach the trainer, beside the masks that the attacks go by."""
-    seen, whole = [], module._trained
+    seen, whole = [], module._train
     monkeypatch.setattr(
-        module, "_trained", lambda model, samples, *more: seen.append(list(samples)) or whole(model, samples, *more)
+        module, "_train", lambda model, samples, *more: seen.append(list(samples)) or whole(model, samples, *more)
     )
     data = sets()
     shadows = train(tmp_path, sets=data)
@@ -160,7 +160,9 @@ def test_a_folder_of_other_shadow_models_is_refused(alone, tmp_path):
     unlearning = {"unlearn": lambda model, forget, kept: model, "forget_share": 0.6, "count": 6}
     for settings in ({"seed": 1}, {"count": 6}, {"sets": sets(other)}, {"sets": sets(turned)}, {"sets": sets(seed=2)},
                      unlearning):  # fmt: skip
-        with pytest.raises(ValueError, match=r"output_dir: .*again holds shadow models of other sets, count, seed"):
+        with pytest.raises(
+            ValueError, match=r"output_dir: .*again holds shadow models of other datasets, count, seed"
+        ):
             train(folder, **settings)
     assert_equal(weights(train(folder)), weights(alone[0]))
 
@@ -231,7 +233,7 @@ def test_too_few_models_that_forget_a_row_are_refused_before_training(count, sha
     assert not (tmp_path / "none").exists()
     if advice.endswith("$"):
         for number, of_it in ((int(advice.split("count=")[1].rstrip("$").split(",")[0]), share), (16, 0.25)):
-            assert 2 <= module._forgetting(number, of_it) < number // 2
+            assert 2 <= module._forgetting_models(number, of_it) < number // 2
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +247,7 @@ def memorised(tmp_path_factory):
     )
     known = {"forget": data["forget"], "retain": data["retain"]}
     original, retrained = (
-        _trained(build(90), ConcatDataset(samples), args, 90, None)
+        _train(build(90), ConcatDataset(samples), args, 90, None)
         for samples in (list(known.values()), [data["retain"]])
     )
     return data, shadows, original, retrained
@@ -271,10 +273,10 @@ def test_an_audit_with_unlearned_shadow_models(tmp_path):
 
 def test_an_audit_of_other_sets_than_those_of_the_shadow_models_is_refused(alone):
     for name, size, known in (("forget", 8, 9), ("unseen", 11, 10)):
-        with pytest.raises(ValueError, match=f"shadows: know {known} {name} samples, the set has {size}; give"):
+        with pytest.raises(ValueError, match=f"shadows: know {known} {name} samples, the dataset has {size}; give"):
             audit(build(0), **tiny.named(sets({**SIZES, name: size})), shadows=alone[0], resamples=2)
     others = {name: list(samples)[::-1] for name, samples in sets().items()}
     with pytest.raises(
-        ValueError, match="shadows: know other forget samples than the set has; give train_shadows the"
+        ValueError, match="shadows: know other forget samples than the dataset has; give train_shadows the"
     ):
         audit(build(0), **tiny.named(others), shadows=alone[0], resamples=2)
