@@ -1,4 +1,4 @@
-"""What an audit found: numbers with their intervals, the curves behind them, and a sentence."""
+"""The result of an audit: metrics with their intervals, the curves behind them, and a verdict."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # The models of an audit, in the order in which they are shown.
 MODELS = ("original", "audited", "retrained")
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The result of `hf_unlearn.audit`. Plain numbers and short strings: no sample, text or file name of any set.
+    """The result of `hf_unlearn.audit`. Plain numbers and short strings: no sample, text or file name of any dataset.
 
     Attributes:
         metrics: flat metrics of the audited model: `forget_accuracy`, `unseen_loss`, `mia_loss_auc`, `gap`, ...; each
             estimated one with its 95 % interval in `<name>_low` and `<name>_high`.
         verdict: `level`, one of "consistent", "remembers", "over-forgotten", "hidden", "damaged", "unclear", and
             `sentence`, what it means in words.
-        metrics: model ("original", "audited", "retrained") to its flat metrics, intervals included.
+        metrics_by_model: model ("original", "audited", "retrained") to its flat metrics, intervals included.
         roc: of the audited model: attack ("loss", "confidence", ...) to `{"fpr": [...], "tpr": [...]}`.
-        histograms: of the losses: `edges` [bins + 1], and `counts`: model to set ("forget", "retain", "unseen") to
+        histograms: of the losses: `edges` [bins + 1], and `counts`: model to dataset ("forget", "retain", "unseen") to
             counts [bins].
         relearning: model to `{"steps": [...], "forget_loss": [...], "forget_accuracy": [...]}`; may be empty.
-        breakdown: one entry a class or group: `group`, `set` ("forget", ...), `samples`, and model to accuracy (or loss).
+        breakdown: one entry a class or group: `group`, `dataset` ("forget", ...), `samples`, and model to accuracy (or
+            loss).
         training: the log of the run, when a trainer made the model: `step`, `forget_loss`, `retain_loss`, `target`.
-        notes: what could not be measured, and why; what to keep in mind when reading.
+        notes: what could not be measured, and why; what else a reader has to know.
         about: counts of samples, seed, device, versions.
     """
 
@@ -45,26 +46,26 @@ class AuditReport:
     about: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON, with the version of its schema."""
+        """All fields, ready for JSON, with the version of the schema."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
     def to_json(self, path: str | Path) -> Path:
-        """Write the report; numbers that are not finite do not occur in it."""
+        """Write the report as JSON; all of its numbers are finite."""
         path = Path(path)
         path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         return path
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> AuditReport:
-        """The report that `to_dict` gave.
+    def from_dict(cls, values: Mapping[str, Any]) -> AuditReport:
+        """The report that `to_dict` returned.
 
         Raises:
             ValueError: when it has another version of the schema.
         """
-        version = found.get("schema_version")
+        version = values.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ValueError(f"AuditReport: schema version {version!r} is not {SCHEMA_VERSION}; audit the model again")
-        return cls(**{name: value for name, value in found.items() if name != "schema_version"})
+        return cls(**{name: value for name, value in values.items() if name != "schema_version"})
 
     @classmethod
     def from_json(cls, path: str | Path) -> AuditReport:
@@ -72,19 +73,19 @@ class AuditReport:
         return cls.from_dict(json.loads(Path(path).read_text()))
 
     def to_html(self, path: str | Path) -> Path:
-        """Write the report as one page that needs no network and nothing beside it.
+        """Write the HTML report: one file that needs no network and no other file.
 
         Raises:
             ImportError: when jinja2 is not installed (`pip install hf-unlearn[report]`).
         """
-        # Here, not above: the auditing modules know no page, and jinja2 is an extra.
+        # Here, not above: jinja2 is an extra, and html_report imports this module.
         from hf_unlearn.report.html_report import to_html
 
         return to_html(self, path)
 
     def print(self) -> None:
         """Print the verdict and the metrics in the terminal."""
-        # Here, not above: the auditing modules know no table.
+        # Here, not above: tables imports this module.
         from hf_unlearn.report.tables import print_report
 
         print_report(self)

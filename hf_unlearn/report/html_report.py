@@ -1,4 +1,4 @@
-"""The page of an audit report: one HTML file, nothing beside it, nothing fetched."""
+"""The HTML report of an audit: one file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_unlearn.report import svg
 from hf_unlearn.report.audit_report import MODELS, AuditReport
-from hf_unlearn.report.svg import CHANCE, COLOURS, DASHES, MODEL_STYLES, SET_STYLES, Panel, Series, Style
+from hf_unlearn.report.svg import CHANCE, COLOURS, DASHES, DATASET_STYLES, MODEL_STYLES, Panel, Series, Style
 from hf_unlearn.report.tables import PERCENT, meaning, metric_names, metrics_by_model, show
 
-# Level of the verdict: sign and colour of its badge.
+# Level of the verdict to sign and colour of its badge.
 BADGES = {
     "consistent": ("✓", "green"),
     "remembers": ("✗", "vermillion"),
@@ -25,10 +25,11 @@ BADGES = {
     "damaged": ("!", "vermillion"),
     "unclear": ("?", "blue"),
 }
+# First word of a metric to the heading of its block.
 BLOCKS = {
-    "forget": "On rows to be forgotten",
-    "retain": "On rows to be kept",
-    "unseen": "On unseen rows",
+    "forget": "On forget samples",
+    "retain": "On retain samples",
+    "unseen": "On unseen samples",
     "mia": "Membership inference",
     "probe": "Gone, or only hidden",
     "relearn": "Gone, or only hidden",
@@ -36,13 +37,13 @@ BLOCKS = {
     "int8": "Gone, or only hidden",
     "int4": "Gone, or only hidden",
     "without": "Gone, or only hidden",
-    "": "All in all",
+    "": "Overall",
 }
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what to look for, charts that share one legend, and the numbers behind them."""
+    """A heading, how to read the charts, charts that share one legend, and the numbers behind them."""
 
     id: str
     title: str
@@ -54,11 +55,11 @@ class Section:
 
 
 def to_html(report: AuditReport, path: str | Path) -> Path:
-    """Write the page of a report: light and dark, without scripts, readable on a phone.
+    """Write the HTML report: light and dark, without scripts, readable on a phone.
 
     Args:
-        report: what the audit found; its texts are shown as they stand, never as HTML.
-        path: where the page goes.
+        report: the result of an audit; its texts are escaped, never read as HTML.
+        path: the file to write.
 
     Returns:
         `path`.
@@ -69,7 +70,7 @@ def to_html(report: AuditReport, path: str | Path) -> Path:
     )  # fmt: skip
     models = metrics_by_model(report)
     sections = (_histograms(report), _roc(report), _relearning(report), _training(report))
-    page = environment.get_template("audit.html").render(
+    html = environment.get_template("audit.html").render(
         verdict=report.verdict,
         badge=BADGES[report.verdict["level"]],
         models=list(models),
@@ -78,18 +79,18 @@ def to_html(report: AuditReport, path: str | Path) -> Path:
         sections=[section for section in sections if section],
         breakdown=_breakdown(report),
         notes=report.notes,
-        about={name: _plain(value) for name, value in report.about.items()},
+        about={name: _text(value) for name, value in report.about.items()},
         svg=svg,
     )
     path = Path(path)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(html, encoding="utf-8")
     return path
 
 
-def _plain(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(found)}" for name, found in value.items())
-    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _number(value: float) -> str:
@@ -97,7 +98,7 @@ def _number(value: float) -> str:
 
 
 def _blocks(models: Mapping[str, Mapping[str, float]]) -> dict[str, list[dict[str, Any]]]:
-    """Samples of the table of metrics, by what they are measured on."""
+    """Rows of the table of metrics, by the heading of their block."""
     blocks: dict[str, list[dict[str, Any]]] = {heading: [] for heading in BLOCKS.values()}
     for name in metric_names(models):
         cells = []
@@ -110,7 +111,7 @@ def _blocks(models: Mapping[str, Mapping[str, float]]) -> dict[str, list[dict[st
         label = re.sub(r"tpr at (0?)1pct fpr", lambda m: f"TPR at {'0.1' if m[1] else '1'} % FPR", label)
         label = re.sub(r"\b(auc|wer)\b", lambda m: m[0].upper(), label)
         blocks[BLOCKS.get(first, BLOCKS[""])].append({"name": label, "meaning": meaning(name), "cells": cells})
-    for rows in blocks.values():  # what means the same stands together: the AUC of every attack
+    for rows in blocks.values():  # metrics with one meaning are grouped: the AUC of every attack
         meanings = [row["meaning"] for row in rows]
         rows.sort(key=lambda row: meanings.index(row["meaning"]))
     return {heading: rows for heading, rows in blocks.items() if rows}
@@ -126,37 +127,38 @@ def _at_a_glance(models: Mapping[str, Mapping[str, float]]) -> Section | None:
     scores = [name for name in names if re.fullmatch("(forget|retain|unseen)_(accuracy|wer)", name)]
     panels: list[Panel] = []
     rows: list[list[str]] = []
-    for title, own, chance in (
+    for title, shown, chance in (
         ("Right and wrong answers", scores, None),
         ("Membership inference (AUC)", inference, 0.5),
     ):
-        if not own:
+        if not shown:
             continue
         points = [
             (model, i, [metrics.get(f"{name}{end}", metrics[name]) for end in ("", "_low", "_high")])
-            for i, name in enumerate(own)
+            for i, name in enumerate(shown)
             for model, metrics in models.items()
             if name in metrics
         ]
         values = [value for _, _, point in points for value in point]
         x = svg.linear("", values if chance is None else [*values, chance], percent=chance is None, zero=False)
-        labels = [(float(i), re.sub("^mia_|_auc$", "", name).replace("_", " ")) for i, name in enumerate(own)]
+        labels = [(float(i), re.sub("^mia_|_auc$", "", name).replace("_", " ")) for i, name in enumerate(shown)]
         left = 16 + 7 * max(len(label) for _, label in labels)  # pixels a letter
         panel = Panel(
-            title, f"One row a figure, one marker a model, with its 95 % interval: {', '.join(models)}.",
-            x, svg.Axis("", len(own) - 0.5, -0.5, labels), left=left, height=46 * len(own) + 52,
+            title, f"One row a metric, one marker a model, with its 95 % interval: {', '.join(models)}.",
+            x, svg.Axis("", len(shown) - 0.5, -0.5, labels), left=left, height=46 * len(shown) + 52,
         )  # fmt: skip
         for model, i, point in points:
             panel.interval(model, MODEL_STYLES[model], i + 0.24 * (MODELS.index(model) - 1), *point)
-            rows.append([own[i].replace("_", " "), model, *map(_number, point)])
+            rows.append([shown[i].replace("_", " "), model, *map(_number, point)])
         if chance is not None:
-            panel.line("chance", CHANCE, [(chance, -0.5), (chance, len(own) - 0.5)])
+            panel.line("chance", CHANCE, [(chance, -0.5), (chance, len(shown) - 0.5)])
         panels.append(panel)
     if not panels:
         return None
     return Section(
         "glance", "At a glance",
-        "To have forgotten is to be where the retrained model is, which never saw the rows: neither above it nor below.",
+        "A model that has forgotten is where the retrained model is, which never saw the forget samples: neither "
+        "above nor below.",
         panels, _legend(panels), ["metric", "model", "value", "low", "high"], rows,
     )  # fmt: skip
 
@@ -166,27 +168,27 @@ def _histograms(report: AuditReport) -> Section | None:
         return None
     edges, counts = report.histograms["edges"], report.histograms["counts"]
     shares = {
-        (model, name): [count / max(1, sum(own)) for count in own]
+        (model, name): [count / max(1, sum(of_dataset)) for count in of_dataset]
         for model in MODELS
-        for name, own in counts.get(model, {}).items()
+        for name, of_dataset in counts.get(model, {}).items()
     }
-    other = "unseen" if any(name == "unseen" for _, name in shares) else "retain"
-    drawn = {key: heights for key, heights in shares.items() if key[1] in ("forget", other)}
+    compared = "unseen" if any(name == "unseen" for _, name in shares) else "retain"
+    shown = {key: heights for key, heights in shares.items() if key[1] in ("forget", compared)}
     x = svg.bins("loss (nats)", edges)
-    y = svg.linear("share of rows", [height for heights in drawn.values() for height in heights], percent=True)
+    y = svg.linear("share of samples", [height for heights in shown.values() for height in heights], percent=True)
     panels: dict[str, Panel] = {}
-    for (model, name), heights in drawn.items():
-        description = f"Losses of the forget rows against the {other} rows under the {model} model."
+    for (model, name), heights in shown.items():
+        description = f"Losses of the forget samples against the {compared} samples under the {model} model."
         panel = panels.setdefault(model, Panel(model, description, x, y))
-        panel.bars(name, SET_STYLES[name], edges, heights, filled=name == "forget")
+        panel.bars(name, DATASET_STYLES[name], edges, heights, filled=name == "forget")
     rows = [
         [f"{_number(low)} – {_number(high)}", *(_number(counts[model][name][i]) for model, name in shares)]  # noqa: RUF001
         for i, (low, high) in enumerate(pairwise(edges))
     ]
     return Section(
-        "losses", f"Losses: forgotten against {other} rows",
-        f"A model that never saw the forget rows gives them losses like those of {other} rows. The axes are shared; "
-        "every bin is drawn equally wide.",
+        "losses", f"Losses: forget against {compared} samples",
+        f"A model that never saw the forget samples gives them losses like those of {compared} samples. The axes are "
+        "shared; every bin is drawn equally wide.",
         list(panels.values()), _legend(list(panels.values())),
         ["loss", *(f"{model}: {name}" for model, name in shares)], rows,
     )  # fmt: skip
@@ -196,13 +198,13 @@ def _roc(report: AuditReport) -> Section | None:
     if not report.roc:
         return None
     shares = [value for curve in report.roc.values() for value in (*curve["fpr"], *curve["tpr"])]
-    x, y = svg.log("unseen rows accused (FPR)", shares), svg.log("forgotten rows found (TPR)", shares)
+    x, y = svg.log("false positive rate (FPR)", shares), svg.log("true positive rate (TPR)", shares)
     panel = Panel(
         "audited", f"ROC curves of the attacks {', '.join(report.roc)} and the line of chance.", x, y, height=290
     )
     for i, (attack, curve) in enumerate(report.roc.items()):
         style = Style(COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)])
-        # On the left border, which stands for zero, only the highest point is a result.
+        # On the left border, which stands for zero, only the highest point counts.
         points = list(zip(curve["fpr"], curve["tpr"], strict=True))
         start = max((point for point in points if point[0] <= x.low), default=(x.low, 0.0))
         panel.line(attack, style, [start, *(point for point in points if point[0] > x.low)])
@@ -213,9 +215,10 @@ def _roc(report: AuditReport) -> Section | None:
         for point in zip(curve["fpr"], curve["tpr"], strict=True)
     ]
     return Section(
-        "roc", "Attacks: how many forgotten rows are found",
-        "Each curve is an attack that tells forgotten rows from unseen ones by one score. On the line of chance it "
-        "finds nothing; far above it on the left, it names rows with few false alarms. Both axes are logarithmic.",
+        "roc", "Attacks: how many forget samples are found",
+        "Each curve is an attack that tells forget samples from unseen ones by one score. On the line of chance it "
+        "finds nothing; far above it on the left, it finds forget samples with few false positives. Both axes are "
+        "logarithmic.",
         [panel], _legend([panel]), ["attack", "FPR", "TPR"], rows,
     )  # fmt: skip
 
@@ -227,17 +230,19 @@ def _relearning(report: AuditReport) -> Section | None:
         return None
     panels = []
     for name in measures:
-        own = {
+        points_by_model = {
             model: list(zip(curve["steps"], curve[name], strict=True))
             for model, curve in curves.items()
             if name in curve
         }
         label = name.replace("_", " ")
-        x = svg.linear("steps of training on forget rows", [step for points in own.values() for step, _ in points])
-        y = svg.linear(label, [value for points in own.values() for _, value in points], name.endswith(PERCENT))
-        ends = (f"{model} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for model, points in own.items())
-        panel = Panel(label, f"While training on forget rows: {'; '.join(ends)}.", x, y)
-        for model, points in own.items():
+        steps = [step for points in points_by_model.values() for step, _ in points]
+        values = [value for points in points_by_model.values() for _, value in points]
+        x = svg.linear("steps of training on forget samples", steps)
+        y = svg.linear(label, values, name.endswith(PERCENT))
+        ends = (f"{model} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for model, points in points_by_model.items())
+        panel = Panel(label, f"While training on forget samples: {'; '.join(ends)}.", x, y)
+        for model, points in points_by_model.items():
             panel.line(model, MODEL_STYLES[model], points, marked=len(points) <= 30)
         panels.append(panel)
     rows = [
@@ -247,7 +252,7 @@ def _relearning(report: AuditReport) -> Section | None:
     ]
     return Section(
         "relearning", "Relearning",
-        "What is gone is learned again as slowly as by the retrained model; what was only hidden comes back at once.",
+        "Forgotten data is learned again as slowly as by the retrained model; hidden data comes back at once.",
         panels, _legend(panels), ["model", "step", *(name.replace("_", " ") for name in measures)], rows,
     )  # fmt: skip
 
@@ -264,7 +269,7 @@ def _training(report: AuditReport) -> Section | None:
     panel = Panel("audited", f"Over the run: {'; '.join(ends)}.", x, svg.symlog("loss (nats)", values))
     for name, points in curves.items():
         panel.line(
-            name.replace("_", " "), SET_STYLES[names[name]], points, marked=name != "target" and len(points) <= 30
+            name.replace("_", " "), DATASET_STYLES[names[name]], points, marked=name != "target" and len(points) <= 30
         )
     rows = [
         [_number(entry["step"]), *(_number(entry[n]) if n in entry else "-" for n in curves)]
@@ -273,8 +278,8 @@ def _training(report: AuditReport) -> Section | None:
     ]
     return Section(
         "training", "The run that made the model",
-        "The loss of the forget rows rises towards the target, the loss of unseen rows; the retain loss should stay "
-        "low. The loss axis is logarithmic above 0.01.",
+        "The loss of the forget samples rises towards the target, the loss of unseen samples; the retain loss should "
+        "stay low. The loss axis is logarithmic above 0.01.",
         [panel], _legend([panel]), ["step", *(name.replace("_", " ") for name in curves)], rows,
     )  # fmt: skip
 
@@ -282,19 +287,19 @@ def _training(report: AuditReport) -> Section | None:
 def _breakdown(report: AuditReport) -> dict[str, Any]:
     """The table of classes or groups; bars are shares of the largest value, accuracies of 1."""
     models = [model for model in MODELS if any(model in entry for entry in report.breakdown)]
-    # A model that has accuracies has them per group too; another has losses.
+    # A model with accuracies has them per group too; a model without has losses.
     measure = (
         "accuracy" if any(name.endswith("_accuracy") and name[:3] != "mia" for name in report.metrics) else "loss"
     )
     largest = max([1.0, *(entry[model] for entry in report.breakdown for model in models if model in entry)])
 
     def cell(entry: dict[str, Any], model: str) -> tuple[str, float, str]:
-        """Text of the figure, per cent of its bar, colour."""
+        """Text of the metric, per cent of its bar, colour."""
         width = 100 * max(0.0, entry.get(model, 0.0)) / largest
         return show(entry.get(model), measure), round(width, 1), MODEL_STYLES[model].colour
 
     rows = [
-        {name: str(entry[name]) for name in ("group", "set", "samples")}
+        {name: str(entry[name]) for name in ("group", "dataset", "samples")}
         | {"cells": [cell(entry, model) for model in models]}
         for entry in report.breakdown
     ]

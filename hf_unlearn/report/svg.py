@@ -1,4 +1,4 @@
-"""Geometry of small charts: from numbers to SVG paths. The template draws them, and does the escaping."""
+"""Geometry of small charts: from numbers to SVG paths. The template draws and escapes them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 
 # Narrow enough for a phone at full size, so that the text in a chart is never scaled down.
 WIDTH, HEIGHT, TOP, RIGHT, BOTTOM, LEFT = 340, 230, 10, 20, 42, 52
-# From here on down, the symmetric log axis of losses is linear, as in `plots.loss_curves`.
+# Below this, the symmetric log axis of losses is linear, as in `plots.plot_loss_curves`.
 LINEAR_BELOW = 0.01
 
 
 @dataclass(frozen=True)
 class Style:
-    """Colour is never the only cue: every series has its own dashes and its own marker."""
+    """Colour, dashes and marker of a series; colour is never the only difference."""
 
     colour: str  # a CSS variable of the template, so that it follows dark mode
     dash: str = ""
     shape: str = "circle"
 
 
-# Okabe and Ito's palette, by the names that the template has for it.
+# Okabe and Ito's palette, by the names of the template's CSS variables.
 MODEL_STYLES = {
     "original": Style("blue", "2 3", "square"),
     "audited": Style("vermillion", "", "circle"),
     "retrained": Style("green", "7 3", "triangle"),
 }
-SET_STYLES = {
+DATASET_STYLES = {
     "forget": Style("vermillion"),
     "retain": Style("blue", "7 3", "square"),
     "unseen": Style("ink", "3 2", "triangle"),
@@ -42,7 +42,7 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale from `low` to `high`, and what is written along it."""
+    """A scale from `low` to `high`, with a label and ticks."""
 
     label: str
     low: float
@@ -51,13 +51,13 @@ class Axis:
     warp: Callable[[float], float] = float
 
     def at(self, value: float) -> float:
-        """Where a value lies: 0 at `low`, 1 at `high`; values outside lie on the border."""
+        """The position of a value: 0 at `low`, 1 at `high`; values outside are put on the border."""
         low, high = self.warp(self.low), self.warp(self.high)
         return min(1.0, max(0.0, (self.warp(value) - low) / (high - low)))
 
 
 def linear(label: str, values: Sequence[float], percent: bool = False, zero: bool = True) -> Axis:
-    """From a round number at or below the smallest value, zero when asked, to one at or above the largest."""
+    """From a round number at or below the smallest value (from zero with `zero`) to one at or above the largest."""
     low, high = (min(0.0, *values), max(0.0, *values)) if zero else (min(values), max(values))
     if low == high:
         low, high = (low - 0.1, high) if high > 0 else (0.0, 1.0)
@@ -70,30 +70,30 @@ def linear(label: str, values: Sequence[float], percent: bool = False, zero: boo
 
 
 def log(label: str, values: Sequence[float]) -> Axis:
-    """Shares from the decade of the smallest that is not zero up to 1; zero lies on the border."""
+    """Shares from the decade of the smallest value above zero to 1; zero is put on the border."""
     decade = min(-2, math.floor(math.log10(min(v for v in values if v > 0))))
     marks = [10.0**power for power in range(decade, 1)]
     return Axis(label, marks[0], 1.0, [(m, f"{100 * m:g} %") for m in marks], lambda v: math.log10(max(v, marks[0])))
 
 
 def symlog(label: str, values: Sequence[float]) -> Axis:
-    """Losses run from thousandths to tens; a symmetric log shows both ends, and zero."""
+    """A symmetric log scale for losses, which run from thousandths to tens: it shows both ends, and zero."""
     high = max(LINEAR_BELOW, 1.2 * max(values))
     marks = [0.0, *(10.0**power for power in range(-2, math.floor(math.log10(high)) + 1))]
     return Axis(label, min(0.0, *values), high, [(m, f"{m:g}") for m in marks], lambda v: math.asinh(v / LINEAR_BELOW))
 
 
 def bins(label: str, edges: Sequence[float]) -> Axis:
-    """Stretched so that all bins are equally wide, whatever their edges: bars then compare by height."""
+    """A scale on which all bins are equally wide, whatever their edges, so that bars compare by height."""
     numbers = np.arange(len(edges))
-    shown = sorted({round(i) for i in np.linspace(0, len(edges) - 1, 6)})
-    ticks = [(edges[i], f"{edges[i]:.2g}") for i in shown]
+    labelled = sorted({round(i) for i in np.linspace(0, len(edges) - 1, 6)})
+    ticks = [(edges[i], f"{edges[i]:.2g}") for i in labelled]
     return Axis(label, edges[0], edges[-1], ticks, lambda v: float(np.interp(v, edges, numbers)))
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: its name, its look, its path, and its markers as a second path."""
+    """One line of a chart: its name, its style, its path, and its markers as a second path."""
 
     name: str
     style: Style
@@ -104,7 +104,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart. `title` and `description` are for those who hear it; `title` is also its caption."""
+    """One chart. `title` and `description` are for screen readers; `title` is also the caption."""
 
     title: str
     description: str
@@ -124,9 +124,9 @@ class Panel:
 
     def line(self, name: str, style: Style, points: Sequence[tuple[float, float]], marked: bool = False) -> None:
         """Add a line through `points`, with a marker on each when `marked`."""
-        at = [(self.px(x), self.py(y)) for x, y in points]
-        marks = "".join(marker(style.shape, x, y) for x, y in at) if marked else ""
-        self.series.append(Series(name, style, "M" + "L".join(f"{x} {y}" for x, y in at), marks))
+        pixels = [(self.px(x), self.py(y)) for x, y in points]
+        marks = "".join(marker(style.shape, x, y) for x, y in pixels) if marked else ""
+        self.series.append(Series(name, style, "M" + "L".join(f"{x} {y}" for x, y in pixels), marks))
 
     def bars(self, name: str, style: Style, edges: Sequence[float], heights: Sequence[float], filled: bool) -> None:
         """Add the outline of a histogram."""
@@ -136,10 +136,10 @@ class Panel:
         self.series.append(Series(name, style, path + f"V{self.py(0)}", filled=filled))
 
     def interval(self, name: str, style: Style, row: float, value: float, low: float, high: float) -> None:
-        """Add a marker at `value`, with whiskers from `low` to `high`, on the height `row`."""
+        """Add a marker at `value`, with whiskers from `low` to `high`, at the height of `row`."""
         y = self.py(row)
         whisker = f"M{self.px(low)} {y}H{self.px(high)}" + "".join(f"M{self.px(end)} {y - 3}v6" for end in (low, high))
-        solid = Style(style.colour, "", style.shape)  # dashes would eat short whiskers
+        solid = Style(style.colour, "", style.shape)  # short whiskers would vanish in dashes
         self.series.append(Series(name, solid, whisker, marker(style.shape, self.px(value), y, 4.5)))
 
 

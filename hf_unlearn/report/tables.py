@@ -14,84 +14,86 @@ from hf_unlearn.report.audit_report import MODELS, AuditReport
 PERCENT = ("accuracy", "wer", "share")
 DECIMALS = {"seconds": 0, "gap": 1, "forget_loss": 2}
 
-SETS = {
-    "forget": "the rows to be forgotten",
-    "retain": "the rows to be kept",
-    "unseen": "rows that no model was trained on",
+DATASETS = {
+    "forget": "the forget samples",
+    "retain": "the retain samples",
+    "unseen": "samples that no model was trained on",
 }
 MEASURES = {
-    "accuracy": "Share of right answers on {}.",
+    "accuracy": "Share of correct predictions on {}.",
     "loss": "Mean loss on {}, in nats.",
-    "wer": "Wrong words per spoken word on {}; 0 is perfect.",
+    "wer": "Word errors per word on {}; 0 is perfect.",
 }
-# Ends of metrics of a membership inference attack, to what they mean.
+# The end of the name of a membership inference metric to its meaning.
 ATTACKS = {
-    "balanced_accuracy": "Samples told apart at the best threshold, forgotten from unseen; 50 % is chance.",
-    "accuracy": "Samples told apart by a classifier, forgotten from unseen; 50 % is chance.",
-    "auc": "Chance that a forgotten row looks more familiar than an unseen one; 0.5 cannot tell, 1 always can.",
-    "tpr_at_1pct_fpr": "Share of forgotten rows found while 1 % of the unseen are taken for them; 0.01 is chance.",
-    "tpr_at_01pct_fpr": "Share of forgotten rows found while 0.1 % of the unseen are taken for them; 0.001 is chance.",
+    "balanced_accuracy": "Forget samples told from unseen ones at the best threshold; 50 % is chance.",
+    "accuracy": "Forget samples told from unseen ones by a classifier; 50 % is chance.",
+    "auc": "Probability that a forget sample scores higher than an unseen one; 0.5 is chance, 1 tells all apart.",
+    "tpr_at_1pct_fpr": "Share of forget samples found while 1 % of the unseen are taken for them; 0.01 is chance.",
+    "tpr_at_01pct_fpr": "Share of forget samples found while 0.1 % of the unseen are taken for them; 0.001 is chance.",
 }
-# What was done to a copy before its forget rows were measured again.
-AFTERWARDS = {
-    "finetuned": "after 50 steps of training on retain rows",
+# What was done to a copy before its forget samples were measured again.
+RECOVERIES = {
+    "finetuned": "after 50 steps of training on retain samples",
     "int8": "with weights rounded to 8 bits",
     "int4": "with weights rounded to 4 bits",
     "without_adapter": "with the adapter dropped",
 }
-PROBE = "Right answers of a new linear head on the model's features, on {}; compare with the retrained model."
+PROBE = "Correct predictions of a new linear head on the model's features, on {}; compare with the retrained model."
 OTHERS = {
-    "gap": "Mean distance from the retrained model, in points; 0 is best.",
-    "tug_of_war": "Closeness to the retrained model's accuracies on all sets at once; 1 is best.",
-    "unlearning_impact_score": "What it cost on unseen rows, and how far it is from done; 0 is best.",
-    "forget_js_divergence": "How far predictions on forget rows are from the retrained model's; 0 equal, 0.69 disjoint.",
-    "unseen_js_divergence": "How far predictions on unseen rows are from the retrained model's; 0 equal, 0.69 disjoint.",
-    "relearn_loss_advantage": "How much lower than the retrained model's the forget loss is while relearning, in nats; "
-    "0 or less is best.",
-    "relearn_accuracy_advantage": "How much higher than the retrained model's the forget accuracy is while relearning, "
-    "in points; 0 or less is best.",
+    "gap": "Average gap to the retrained model, in points; 0 is best.",
+    "tug_of_war": "Closeness to the retrained model's accuracies on all datasets; 1 is best.",
+    "unlearning_impact_score": "Accuracy lost on unseen samples, and what is left to forget; 0 is best.",
+    "forget_js_divergence": "Distance of predictions on forget samples from the retrained model's; "
+    "0 equal, 0.69 disjoint.",
+    "unseen_js_divergence": "Distance of predictions on unseen samples from the retrained model's; "
+    "0 equal, 0.69 disjoint.",
+    "relearn_loss_advantage": "How much lower than the retrained model's the forget loss is while relearning, "
+    "in nats; 0 or less is best.",
+    "relearn_accuracy_advantage": "How much higher than the retrained model's the forget accuracy is while "
+    "relearning, in points; 0 or less is best.",
 }
 
 
 def show(value: float | None, name: str) -> str:
-    """A metric as text: percent for accuracies and error rates, two or three decimals else, a dash for none."""
+    """A metric as text: per cent for accuracies and error rates, otherwise up to three decimals, a dash for None."""
     if value is None:
         return "-"
     return f"{100 * value:.1f} %" if name.endswith(PERCENT) else f"{value:.{DECIMALS.get(name, 3)}f}"
 
 
 def print_comparison(
-    scenes: Mapping[str, Mapping[str, Mapping[str, float]]],
-    metrics: Mapping[str, str],
+    requests: Mapping[str, Mapping[str, Mapping[str, float]]],
+    columns: Mapping[str, str],
     title: str,
     console: Console | None = None,
 ) -> None:
-    """One row a model, one block a scene, one column a metric.
+    """Print one row a model, one block a request, one column a metric.
 
     Args:
-        scenes: scene to model to metrics.
-        metrics: column heading to metric.
-        title: caption of the table.
-        console: where to print; the terminal when left out.
+        requests: request to model to metrics.
+        columns: column heading to metric.
+        title: title of the table.
+        console: default: the terminal.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    for heading in ("forgotten", "model", *metrics):
+    for heading in ("forgotten", "model", *columns):
         table.add_column(heading, justify="left" if heading in ("forgotten", "model") else "right", no_wrap=True)
-    for scene, models in scenes.items():
-        for number, (name, found) in enumerate(models.items()):
-            shown = (show(found.get(metric), metric).removesuffix(" %") for metric in metrics.values())
-            table.add_row(scene if number == 0 else "", name, *shown)
+    for request, models in requests.items():
+        for number, (model, metrics) in enumerate(models.items()):
+            cells = (show(metrics.get(name), name).removesuffix(" %") for name in columns.values())
+            table.add_row(request if number == 0 else "", model, *cells)
         table.add_section()
     (console or Console()).print(table)
 
 
 def print_metrics(columns: Mapping[str, Mapping[str, float]], title: str, console: Console | None = None) -> None:
-    """One row a figure, one column a model (before, after, ...).
+    """Print one row a metric, one column a model (before, after, ...).
 
     Args:
-        columns: column heading to metrics, as `hf_unlearn.auditing.dataset_metrics.metrics` gives them.
-        title: caption of the table.
-        console: where to print; the terminal when left out.
+        columns: column heading to metrics, as `hf_unlearn.auditing.dataset_metrics.dataset_metrics` returns them.
+        title: title of the table.
+        console: default: the terminal.
     """
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
@@ -104,22 +106,22 @@ def print_metrics(columns: Mapping[str, Mapping[str, float]], title: str, consol
 
 
 def meaning(name: str) -> str:
-    """What a metric says, in one line; empty for a metric that explains itself.
+    """The meaning of a metric in one line; empty for an unknown metric.
 
     Examples:
         >>> meaning("forget_accuracy")
-        'Share of right answers on the rows to be forgotten.'
+        'Share of correct predictions on the forget samples.'
     """
     first, _, rest = name.partition("_")
-    if first in SETS and rest in MEASURES:
-        return MEASURES[rest].format(SETS[first])
+    if first in DATASETS and rest in MEASURES:
+        return MEASURES[rest].format(DATASETS[first])
     if first == "mia":
         return next((text for end, text in ATTACKS.items() if name.endswith(end)), "")
-    if first == "probe" and (found := rest.removesuffix("_accuracy")) in SETS:
-        return PROBE.format(SETS[found])
-    way, found, measure = name.partition("_forget_")
-    if found and way in AFTERWARDS:
-        return MEASURES[measure].format(SETS["forget"]).removesuffix(".") + f", {AFTERWARDS[way]}."
+    if first == "probe" and (dataset := rest.removesuffix("_accuracy")) in DATASETS:
+        return PROBE.format(DATASETS[dataset])
+    recovery, separator, measure = name.partition("_forget_")
+    if separator and recovery in RECOVERIES:
+        return MEASURES[measure].format(DATASETS["forget"]).removesuffix(".") + f", {RECOVERIES[recovery]}."
     return OTHERS.get(name, "")
 
 
@@ -140,28 +142,28 @@ def show_interval(metrics: Mapping[str, float], name: str) -> str:
 
 
 def metrics_by_model(report: AuditReport) -> dict[str, dict[str, float]]:
-    """The metrics of every model in the report, in the order in which models are shown."""
+    """The metrics of every model in the report, in the order of `MODELS`."""
     models = {name: dict(report.metrics_by_model[name]) for name in MODELS if name in report.metrics_by_model}
     models["audited"] = {**models.get("audited", {}), **report.metrics}
     return {name: models[name] for name in MODELS if name in models}
 
 
 def metric_names(models: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Every metric that any model has, without the ends of the intervals."""
+    """The metrics that any of the models has, without the ends of the intervals."""
     names = dict.fromkeys(name for metrics in models.values() for name in metrics)
     ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
     return [name for name in names if name not in ends]
 
 
 def print_report(report: AuditReport, console: Console | None = None) -> None:
-    """The verdict of an audit, then one row a figure, one column a model, with 95 % intervals.
+    """Print the verdict of an audit, then one row a metric, one column a model, with 95 % intervals.
 
     Args:
-        report: what the audit found.
-        console: where to print; the terminal when left out.
+        report: the result of an audit.
+        console: default: the terminal.
     """
     console = console or Console()
-    # Text, not str: what stands in a report is never markup.
+    # Text, not str: texts of a report are never markup.
     console.print(Text.assemble((report.verdict["level"], "bold"), ": ", report.verdict["sentence"]))
     models = metrics_by_model(report)
     # Three models with intervals fit into 80 columns, without breaking "confidence".

@@ -1,4 +1,4 @@
-"""The page of an audit report, and its table in the terminal."""
+"""The HTML report of an audit, and its table in the terminal."""
 
 import html
 import io
@@ -28,19 +28,19 @@ def example_report():
     for model, values in {
         "original": [0.998, 0.997, 0.942], "audited": [0.947, 0.991, 0.938], "retrained": [0.941, 0.996, 0.944],
     }.items():  # fmt: skip
-        own = {}
+        of_model = {}
         for name, value in zip(names, values, strict=True):
-            own |= {name: value, f"{name}_low": value - 0.031, f"{name}_high": min(1.0, value + 0.027)}
-            own[name.replace("accuracy", "loss")] = 2.4 * (1 - value) + 0.011
+            of_model |= {name: value, f"{name}_low": value - 0.031, f"{name}_high": min(1.0, value + 0.027)}
+            of_model[name.replace("accuracy", "loss")] = 2.4 * (1 - value) + 0.011
         for attack in ("loss", "confidence", "margin", "entropy"):
             area = {"original": 0.783, "audited": 0.527, "retrained": 0.504}[model] + 0.02 * generator.random()
-            own |= {
+            of_model |= {
                 f"mia_{attack}_auc": area,
                 f"mia_{attack}_auc_low": area - 0.05,
                 f"mia_{attack}_auc_high": area + 0.05,
             }
-            own[f"mia_{attack}_tpr_at_1pct_fpr"] = 0.021 + 0.004 * generator.random()
-        metrics[model] = own
+            of_model[f"mia_{attack}_tpr_at_1pct_fpr"] = 0.021 + 0.004 * generator.random()
+        metrics[model] = of_model
     roc = {}
     for attack, power in {"loss": 0.8, "confidence": 0.86, "margin": 0.7, "entropy": 0.97}.items():
         fpr = np.concatenate([[0.0], np.geomspace(0.001, 1, 60)])
@@ -66,7 +66,7 @@ def example_report():
     breakdown = [
         {
             "group": group,
-            "set": name,
+            "dataset": name,
             "samples": 40 + 3 * i,
             "original": 0.99,
             "audited": 0.9 - 0.06 * i,
@@ -101,17 +101,17 @@ def example_report():
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    return example_report().to_html(tmp_path_factory.mktemp("page") / "audit.html").read_text()
+def report_html(tmp_path_factory):
+    return example_report().to_html(tmp_path_factory.mktemp("report") / "audit.html").read_text()
 
 
-def test_the_page_fetches_nothing_and_runs_nothing(page):
-    # "#id" and "data:," stay within the page.
-    for match in re.finditer(r"""(?:src|href|srcset|action|poster|data)\s*=\s*["']?([^"'\s>]*)""", page):
+def test_the_html_report_fetches_nothing_and_runs_nothing(report_html):
+    # "#id" and "data:," stay within the file.
+    for match in re.finditer(r"""(?:src|href|srcset|action|poster|data)\s*=\s*["']?([^"'\s>]*)""", report_html):
         assert match[1].startswith(("#", "data:")), match[0]
     for never in ("http:", "https:", "@import", "url(", "<script", '<link rel="stylesheet', "javascript:", "onload"):
-        assert never not in page
-    assert "default-src 'none'" in page
+        assert never not in report_html
+    assert "default-src 'none'" in report_html
 
 
 def test_texts_of_a_report_are_never_html(tmp_path):
@@ -124,15 +124,15 @@ def test_texts_of_a_report_are_never_html(tmp_path):
     assert text.count(html.escape(EVIL)) >= 1 + 2 + 1 + 3 + 3
 
 
-def test_every_section_is_there_and_charts_are_named(page):
-    assert all(f'<section aria-labelledby="{name}">' in page for name in ("glance", "metrics", *SECTIONS))
-    ids = re.findall(r' id="([^"]+)"', page)
+def test_every_section_is_there_and_charts_are_named(report_html):
+    assert all(f'<section aria-labelledby="{name}">' in report_html for name in ("glance", "metrics", *SECTIONS))
+    ids = re.findall(r' id="([^"]+)"', report_html)
     assert len(ids) == len(set(ids))
-    named = re.findall(r'<svg [^>]*role="img" aria-labelledby="(\S+) (\S+)"', page)
+    named = re.findall(r'<svg [^>]*role="img" aria-labelledby="(\S+) (\S+)"', report_html)
     assert len(named) == CHARTS and all(part in ids for pair in named for part in pair)
-    assert [int(level) for level in re.findall(r"<h(\d)", page)] == [1] + [2] * (page.count("<h2"))
-    assert page.count("<details>") == 5 and page.count("<table>") == page.count("<caption>") == 7
-    assert "nan" not in page and "None" not in page
+    assert [int(level) for level in re.findall(r"<h(\d)", report_html)] == [1] + [2] * (report_html.count("<h2"))
+    assert report_html.count("<details>") == 5 and report_html.count("<table>") == report_html.count("<caption>") == 7
+    assert "nan" not in report_html and "None" not in report_html
 
 
 def test_sections_without_data_are_left_out(tmp_path):
@@ -145,14 +145,14 @@ def test_sections_without_data_are_left_out(tmp_path):
     assert not any(f'aria-labelledby="{name}"' in text for name in ("glance", *SECTIONS))
 
 
-def test_every_figure_and_interval_is_on_the_page(page):
+def test_every_metric_and_interval_is_in_the_html_report(report_html):
     for metrics in (*example_report().metrics_by_model.values(), example_report().metrics):
         for name, value in metrics.items():
             if not name.endswith(("_low", "_high")):
-                assert f"<td>{show(value, name)}<" in page, name
+                assert f"<td>{show(value, name)}<" in report_html, name
             if f"{name}_low" in metrics:
                 ends = [show(metrics[f"{name}_{end}"], name).removesuffix(" %") for end in ("low", "high")]
-                assert f"<small>{ends[0]} – {ends[1]}</small>" in page, name  # noqa: RUF001
+                assert f"<small>{ends[0]} – {ends[1]}</small>" in report_html, name  # noqa: RUF001
 
 
 @pytest.mark.parametrize("level", ["consistent", "remembers", "over-forgotten", "hidden", "damaged", "unclear"])
@@ -169,7 +169,7 @@ def test_a_report_is_the_same_after_json(tmp_path):
 def test_another_schema_is_refused(tmp_path):
     path = example_report().to_json(tmp_path / "audit.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99 is not 1"):
+    with pytest.raises(ValueError, match="schema version 99 is not 2"):
         AuditReport.from_json(path)
 
 
@@ -208,8 +208,8 @@ def test_axes():
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_contrast(page, mode):
-    light, dark = page.split("prefers-color-scheme: dark")
+def test_contrast(report_html, mode):
+    light, dark = report_html.split("prefers-color-scheme: dark")
     colours = dict(re.findall(r"--(\w+): (#\w+);", light))
     if mode == "dark":
         colours |= dict(re.findall(r"--(\w+): (#\w+);", dark.split("</style>")[0]))
@@ -222,7 +222,7 @@ def test_contrast(page, mode):
         )
 
     for name in ("ink", "muted", "blue", "vermillion", "green", "purple"):
-        for ground in ("page", "panel"):
+        for ground in ("background", "panel"):
             low, high = sorted(luminance(colours[key]) for key in (name, ground))
             # WCAG 2.2: 4.5 for text, 3 for lines.
             assert (high + 0.05) / (low + 0.05) >= (4.5 if name in ("ink", "muted") else 3.0), (name, ground)
@@ -234,7 +234,7 @@ def browse(tmp_path):
         yield visit
 
 
-def test_a_browser_shows_the_page(browse, tmp_path):
+def test_a_browser_shows_the_html_report(browse, tmp_path):
     example_report().to_html(tmp_path / "audit.html")
     dom, console, asked = browse("audit.html")
     assert dom.count('role="img"') == CHARTS and console == [] and asked == ["/audit.html"]
