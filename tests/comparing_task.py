@@ -14,7 +14,7 @@ class Small(Task):
     shadows = ()
 
     def load(self, samples=300):
-        return {name: each.select(range(min(samples, len(each)))) for name, each in digits_data(self.seed).items()}
+        return {name: ds.select(range(min(samples, len(ds)))) for name, ds in digits_data(self.seed).items()}
 
     def build(self, seed):
         set_seed(seed)
@@ -29,7 +29,7 @@ class Small(Task):
 
 
 class Broken(Small):
-    """It has no model for one seed."""
+    """Building its model fails on one seed."""
 
     def build(self, seed):
         if self.seed == 1:
@@ -38,7 +38,7 @@ class Broken(Small):
 
 
 class Dying(Small):
-    """Its process dies when it is to say where the target comes from, on one seed."""
+    """Its process dies when it is asked for the forgetting target, on one seed."""
 
     training: ClassVar = {**Small.training, "num_train_epochs": 1}
 
@@ -49,12 +49,12 @@ class Dying(Small):
 
 
 class Shadowed(Small):
-    """Its target is what a shadow model says about other samples."""
+    """Its forgetting target comes from a shadow model."""
 
     shadows = ("shadow",)
 
     def shadow_samples(self, name, forget):
-        return self.sets["train"].select(range(150))
+        return self.datasets["train"].select(range(150))
 
     def target(self, forget, shadows):
         model = shadows["shadow"]()
@@ -63,17 +63,20 @@ class Shadowed(Small):
 
 
 class Restless(Small):
-    """Its samples are others every time that they are loaded."""
+    """Its samples differ each time that they are loaded."""
 
     training: ClassVar = {**Small.training, "num_train_epochs": 1}
 
     def load(self):
-        samples = super().load()
-        return {**samples, "train": samples["train"].shuffle(seed=int.from_bytes(os.urandom(4), "big"))}
+        datasets_by_name = super().load()
+        return {
+            **datasets_by_name,
+            "train": datasets_by_name["train"].shuffle(seed=int.from_bytes(os.urandom(4), "big")),
+        }
 
 
 class RestlessShadow(Shadowed):
-    """The samples of its shadow model are others every time that they are asked for."""
+    """The samples of its shadow model differ each time that they are loaded."""
 
     def shadow_samples(self, name, forget):
-        return self.sets["train"].shuffle(seed=int.from_bytes(os.urandom(4), "big"))
+        return self.datasets["train"].shuffle(seed=int.from_bytes(os.urandom(4), "big"))

@@ -1,4 +1,4 @@
-"""`hf-unlearn compare`: methods side by side with a retrained model."""
+"""`hf-unlearn compare`: methods compared with a retrained model."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from hf_unlearn.training import quiet
 class CompareSettings:
     """The settings of `compare`."""
 
-    output_dir: str = setting("comparison", "Where models, cells, results.json, table.md and picture.png go.")
-    workers: int = setting(1, "Processes that share the work.")
+    output_dir: str = setting("comparison", "Folder of models, runs, results.json, table.md and picture.png.")
+    workers: int = setting(1, "Number of processes that share the work.")
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns its exit code: 1 where a cell has failed."""
+    """Run the command; returns its exit code: 1 if a run has failed."""
     file, flags = (None, argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
-    found = parse("compare CONFIG.yaml", [CompareSettings], flags)
-    if found is None:
+    parsed = parse("compare CONFIG.yaml", [CompareSettings], flags)
+    if parsed is None:
         return 0
-    [settings] = found
+    [settings] = parsed
     if file is None:
-        raise UsageError("CONFIG.yaml: the file that says what is compared comes first")
+        raise UsageError("CONFIG.yaml: expected the file of the comparison first, got None")
     try:
         config = Comparison.from_yaml(file)
-        config.task_class  # noqa: B018  what is not there is said before any work
+        config.load_task_class()  # a task that does not exist is bad usage, too
     except ValueError as error:
         raise UsageError(str(error)) from error
     quiet()
-    report = compare(config, settings.output_dir, workers=settings.workers)
-    print_lines(report)
+    results = compare(config, settings.output_dir, workers=settings.workers)
+    print_lines(results)
     print(f"Table, picture and results: {settings.output_dir}")
-    return int(any(cell["status"] == "failed" for cell in report["cells"]))
+    return int(any(run["status"] == "failed" for run in results["runs"]))

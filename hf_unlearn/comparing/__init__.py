@@ -1,4 +1,4 @@
-"""Methods side by side with a retrained model, on any data: `compare`."""
+"""Methods compared with a retrained model, on any data: `compare`."""
 
 from hf_unlearn.comparing.config import Comparison
 from hf_unlearn.comparing.running import compare

@@ -1,4 +1,4 @@
-"""What a comparison is: one YAML file."""
+"""The configuration of a comparison: one YAML file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
 
-from hf_unlearn.comparing.task import NamedTask
+from hf_unlearn.comparing.task import NamedTask, Task
 from hf_unlearn.methods import METHODS
 
 BUDGETS = ("max_steps", "seconds")
@@ -26,8 +27,8 @@ class Request:
     Attributes:
         forget: one expression a seed, in the grammar of `hf_unlearn.data.loading.parse_forget`.
         retain_samples: how many retain samples the methods have; None for all. Models are retrained on all of them.
-        retrained: checkpoints of models that were retrained without these samples, one a seed: the retrained model is then
-            loaded. A second retrained model, which `Comparison.retrained` asks for, is trained here nevertheless.
+        retrained: checkpoints of models that were retrained without these samples, one a seed; they are loaded instead
+            of being trained. A second retrained model, which `Comparison.retrained` asks for, is always trained.
     """
 
     forget: tuple[str, ...]
@@ -41,17 +42,19 @@ class Comparison:
 
     Attributes:
         name: of the results.
-        task: `FILE.py:Class`, a `hf_unlearn.comparing.Task`, the file beside the configuration; default: a task on a
-            checkpoint and a dataset by name.
-        options: of the task, by keyword: paths, names, sizes.
+        task: `FILE.py:Class`, a `hf_unlearn.comparing.Task`; the path is relative to the configuration. Default: a
+            checkpoint and a dataset by name, `NamedTask`.
+        options: keyword arguments of the task: paths, names, sizes.
         requests: name to `Request`.
-        methods: name to settings of `UnlearningArguments`; `method` among them where it is not the name.
-        seeds: one run each, of everything.
-        budget: `max_steps` or `seconds`, the same for every method; none: each method's own default.
-        original: checkpoints of models that were trained on all samples, one a seed: they are then loaded, not trained.
-        retrained: models retrained without the forget dataset: one is the retrained model, a second the yardstick.
-        relearning: whether audits try to bring the data back; see `hf_unlearn.audit`.
-        folder: where the configuration stands.
+        methods: name to settings of `UnlearningArguments`; the setting `method` defaults to the name.
+        seeds: everything is run once for each of them.
+        budget: `max_steps` or `seconds`, the same for every method; empty: the default of each method.
+        original: checkpoints of models that were trained on all samples, one a seed; they are loaded instead of being
+            trained.
+        retrained: number of models retrained without the forget dataset. Metrics are compared with the first; the
+            distance of the second to it is the seed noise.
+        relearning: whether audits try to recover the forgotten data; see `hf_unlearn.audit`.
+        folder: folder of the configuration file.
     """
 
     name: str
@@ -68,7 +71,7 @@ class Comparison:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Comparison:
-        """The comparison that a YAML file describes.
+        """Read a comparison from a YAML file.
 
         Raises:
             ValueError: one line that names the key, what was found and what to do.
@@ -77,68 +80,83 @@ class Comparison:
         if not path.is_file():
             raise ValueError(f"config: there is no file {path}")
         try:
-            found = yaml.safe_load(path.read_text())
+            values = yaml.safe_load(path.read_text())
         except yaml.YAMLError as error:
-            raise ValueError(f"config: {path} is no YAML: {' '.join(str(error).split())}") from error
-        return cls.from_dict({"name": path.stem, **_mapping("config", found)}, path.parent)
+            raise ValueError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        return cls.from_dict({"name": path.stem, **_mapping("config", values)}, path.parent)
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any], folder: str | Path = ".") -> Comparison:
-        """The comparison that plain values describe; `methods` may be a list or a mapping, `all` among its names.
+    def from_dict(cls, values: Mapping[str, Any], folder: str | Path = ".") -> Comparison:
+        """Make a comparison from plain values; `methods` may be a list or a mapping, `all` among its names.
 
         Raises:
             ValueError: as `from_yaml`.
         """
-        names = {each.name for each in fields(cls)} - {"folder"}
-        if unknown := sorted(found.keys() - names):
-            raise ValueError(f"config: knows no {', '.join(unknown)}; its keys are {', '.join(sorted(names))}")
-        for name in ("name", "requests", "methods"):
-            if not found.get(name):
-                raise ValueError(f"config: {name} is missing")
-        seeds = tuple(found.get("seeds", cls.seeds))
+        keys = {field.name for field in fields(cls)} - {"folder"}
+        if unknown := sorted(values.keys() - keys):
+            raise ValueError(f"config: unknown key {', '.join(unknown)}; use {', '.join(sorted(keys))}")
+        for key in ("name", "requests", "methods"):
+            if not values.get(key):
+                raise ValueError(f"config: {key} is missing")
+        seeds = tuple(values.get("seeds", cls.seeds))
         if not seeds or len(set(seeds)) != len(seeds) or not all(type(seed) is int for seed in seeds):
-            raise ValueError(f"config: seeds are to be different whole numbers, got {list(seeds)}")
-        budget = _mapping("budget", found.get("budget", {}))
+            raise ValueError(f"config: seeds must be different whole numbers, got {list(seeds)}")
+        budget = _mapping("budget", values.get("budget", {}))
         if budget.keys() - set(BUDGETS) or len(budget) > 1:
             raise ValueError(f"config: budget is one of {' or '.join(BUDGETS)}, got {dict(budget)}")
-        requests = _mapping("requests", found["requests"])
-        requests = {str(name): _request(name, each, len(seeds)) for name, each in requests.items()}
-        _refuse_two_references(requests)
+        requests = {
+            str(name): _request(name, request, len(seeds))
+            for name, request in _mapping("requests", values["requests"]).items()
+        }
+        _check_one_retrained_checkpoint(requests)
         return cls(
-            name=str(found["name"]),
+            name=str(values["name"]),
             requests=requests,
-            methods=_methods(found["methods"]),
-            task=found.get("task"),
-            options=_mapping("options", found.get("options", {})),
+            methods=_methods(values["methods"]),
+            task=values.get("task"),
+            options=_mapping("options", values.get("options", {})),
             seeds=seeds,
             budget=budget,
-            original=_checkpoints("original", found.get("original"), len(seeds)),
-            retrained=found.get("retrained", cls.retrained),
-            relearning=found.get("relearning", cls.relearning),
+            original=_checkpoints("original", values.get("original"), len(seeds)),
+            retrained=values.get("retrained", cls.retrained),
+            relearning=values.get("relearning", cls.relearning),
             folder=Path(folder),
         )
 
-    @property
-    def task_class(self) -> Any:
+    def load_task_class(self) -> type[Task]:
         """The class of the task.
 
         Raises:
-            ValueError: when the file or the class is not there.
+            ValueError: the file or the class does not exist.
         """
         if self.task is None:
             return NamedTask
         file, _, name = self.task.partition(":")
-        module = _module((self.folder / file).resolve())
+        module = _load_module((self.folder / file).resolve())
         if not hasattr(module, name):
             raise ValueError(f"config: task names {name!r}, which {file} does not define")
         return getattr(module, name)
 
+    def forget_expression(self, request: str, seed: int) -> str:
+        """What a request forgets in the run of a seed."""
+        return self.requests[request].forget[self.seeds.index(seed)]
+
+    def original_checkpoint(self, seed: int) -> str | None:
+        """The original model that is loaded for a seed; None if it is trained."""
+        return self.original[self.seeds.index(seed)] if self.original else None
+
+    def retrained_checkpoint(self, seed: int, forget: str) -> str | None:
+        """The retrained model that is loaded for a seed and a forget expression; None if it is trained."""
+        index = self.seeds.index(seed)
+        requests = (request for request in self.requests.values() if request.retrained)
+        return next((request.retrained[index] for request in requests if request.forget[index] == forget), None)
+
 
 @lru_cache
-def _module(path: Path) -> Any:
+def _load_module(path: Path) -> ModuleType:
     """The module of a file, run once."""
     if not path.is_file():
-        raise ValueError(f"config: task names {path}, which is not there; write FILE.py:Class")
+        raise ValueError(f"config: task names {path}, which does not exist; write FILE.py:Class")
     spec = importlib.util.spec_from_file_location(f"task_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -147,63 +165,65 @@ def _module(path: Path) -> Any:
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits of plain values: a cell is run again when what made it has changed."""
+    """16 hexadecimal digits of plain values: a run whose settings have changed is run again."""
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _mapping(name: str, found: Any) -> Mapping[str, Any]:
-    if not isinstance(found, Mapping):
-        raise ValueError(f"config: {name} is to be a mapping, got {type(found).__name__}")
-    return found
+def _mapping(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"config: {key} must be a mapping, got {type(value).__name__}")
+    return value
 
 
-def _request(name: str, found: Any, seeds: int) -> Request:
-    found = _mapping(f"requests: {name}", found)
-    if found.keys() - {"forget", "retain_samples", "retrained"} or "forget" not in found:
+def _request(name: str, value: Any, seeds: int) -> Request:
+    request = _mapping(f"requests: {name}", value)
+    if request.keys() - {"forget", "retain_samples", "retrained"} or "forget" not in request:
         raise ValueError(
-            f"config: request {name!r} has forget and, if wanted, retain_samples and retrained; got {sorted(found)}"
+            f"config: request {name!r} needs forget, and may have retain_samples and retrained; got {sorted(request)}"
         )
-    forget = _one_a_seed(f"request {name!r}", "forget expressions", found["forget"], seeds)
-    retrained = _checkpoints(f"request {name!r}: retrained", found.get("retrained"), seeds)
-    return Request(forget, found.get("retain_samples"), retrained)
+    forget = _one_a_seed(f"request {name!r}", "forget expressions", request["forget"], seeds)
+    retrained = _checkpoints(f"request {name!r}: retrained", request.get("retrained"), seeds)
+    return Request(forget, request.get("retain_samples"), retrained)
 
 
-def _checkpoints(name: str, found: Any, seeds: int) -> tuple[str, ...]:
-    """Those of models that need not be trained, one a seed; none where none are named."""
-    if found is None:
+def _checkpoints(key: str, value: Any, seeds: int) -> tuple[str, ...]:
+    """Checkpoints of models that need not be trained, one a seed; empty for None."""
+    if value is None:
         return ()
-    if wrong := [each for each in (found if isinstance(found, list) else [found]) if not isinstance(each, str)]:
-        raise ValueError(f"config: {name} names {wrong[0]!r}; give a checkpoint, or one a seed")
-    return _one_a_seed(name, "checkpoints", found, seeds)
+    for checkpoint in value if isinstance(value, list) else [value]:
+        if not isinstance(checkpoint, str):
+            raise ValueError(f"config: {key} names {checkpoint!r}; give a checkpoint, or one a seed")
+    return _one_a_seed(key, "checkpoints", value, seeds)
 
 
-def _one_a_seed(name: str, what: str, found: Any, seeds: int) -> tuple[str, ...]:
-    """A text for every seed: those of a list, or the same one."""
-    each = tuple(str(one) for one in (found if isinstance(found, list) else [found] * seeds))
-    if len(each) != seeds:
-        raise ValueError(f"config: {name} has {len(each)} {what} for {seeds} seeds; give one each")
-    return each
+def _one_a_seed(key: str, kind: str, value: Any, seeds: int) -> tuple[str, ...]:
+    """A text for every seed: those of a list, or the same one for all."""
+    texts = tuple(str(text) for text in (value if isinstance(value, list) else [value] * seeds))
+    if len(texts) != seeds:
+        raise ValueError(f"config: {key} has {len(texts)} {kind} for {seeds} seeds; give one each")
+    return texts
 
 
-def _refuse_two_references(requests: Mapping[str, Request]) -> None:
+def _check_one_retrained_checkpoint(requests: Mapping[str, Request]) -> None:
     """Requests that forget the same samples share the model retrained without them."""
-    there: dict[tuple[int, str], str] = {}
+    checkpoints: dict[tuple[int, str], str] = {}
     for name, request in requests.items():
-        for place, (forget, checkpoint) in enumerate(zip(request.forget, request.retrained, strict=False)):
-            if there.setdefault((place, forget), checkpoint) != checkpoint:
+        for index, (forget, checkpoint) in enumerate(zip(request.forget, request.retrained, strict=False)):
+            first = checkpoints.setdefault((index, forget), checkpoint)
+            if first != checkpoint:
                 raise ValueError(
                     f"config: request {name!r} has retrained {checkpoint!r}, and another one that forgets {forget!r} "
-                    f"has {there[place, forget]!r}; name one of them"
+                    f"has {first!r}; name one of them"
                 )
 
 
-def _methods(found: Any) -> Mapping[str, Mapping[str, Any]]:
-    if isinstance(found, str | list):
-        found = dict.fromkeys([found] if isinstance(found, str) else found)
-    found = dict(_mapping("methods", found))
-    if "all" in found:
-        found = {**dict.fromkeys(METHODS), **{name: each for name, each in found.items() if name != "all"}}
-    methods = {name: {"method": name, **(settings or {})} for name, settings in found.items()}
+def _methods(value: Any) -> Mapping[str, Mapping[str, Any]]:
+    if isinstance(value, str | list):
+        value = dict.fromkeys([value] if isinstance(value, str) else value)
+    entries = dict(_mapping("methods", value))
+    if "all" in entries:
+        entries = {**dict.fromkeys(METHODS), **{name: entry for name, entry in entries.items() if name != "all"}}
+    methods = {name: {"method": name, **(settings or {})} for name, settings in entries.items()}
     for name, settings in methods.items():
         if settings["method"] not in METHODS:
             raise ValueError(

@@ -1,15 +1,26 @@
-"""What methods are compared on: data, a model and how it is trained, and what a request means."""
+"""What methods are compared on: data, a model and its training, and the meaning of a forget request."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import transformers
-from transformers import AutoConfig, AutoProcessor, set_seed
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    BaseImageProcessor,
+    FeatureExtractionMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    set_seed,
+)
+from typing_extensions import override
 
 from hf_unlearn.auditing.audit import audit
+from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.data.collator import default_collator, readable_collator
 from hf_unlearn.data.loading import load_samples, parse_forget
 from hf_unlearn.data.preprocessing import label_settings, prepare
@@ -17,17 +28,19 @@ from hf_unlearn.data.splitting import split_forget_retain
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.training import train_from_scratch
 
+Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor | FeatureExtractionMixin | ProcessorMixin
+
 
 class Task:
-    """Data, a model and how it is trained. Subclass it in a file of your own, and name that in the configuration.
+    """Data, a model and its training. Subclass it in a file of your own, and name the class in the configuration.
 
-    A subclass gives `load` and `build`; everything else has a default.
+    A subclass implements `load` and `build`; everything else has a default.
 
     Attributes:
-        training: settings of `TrainingArguments` for the original and for retraining.
-        shadows: names of further models, for the target; see `shadow_samples`.
+        training: settings of `TrainingArguments` for the original and the retrained models.
+        shadows: names of shadow models, which `target` may use; see `shadow_samples`.
         processor: tokenizer, image processor, feature extractor or processor; None where samples need none.
-        sets: `"train"`, `"unseen"` (sets the forgetting target; may be missing) and `"test"` (only looked at).
+        datasets: `"train"`, `"test"` (metrics only) and, if there is one, `"unseen"` (sets the forgetting target).
 
     Args:
         seed: of the run: of splits, models and training.
@@ -36,45 +49,50 @@ class Task:
 
     training: ClassVar[Mapping[str, Any]] = {}
     shadows: ClassVar[tuple[str, ...]] = ()
-    processor: Any = None
+    processor: Processor | None = None
 
     def __init__(self, seed: int, **options: Any):
         self.seed = seed
-        self.sets: dict[str, Any] = self.load(**options)
+        self.datasets: dict[str, Any] = self.load(**options)
 
     def load(self, **options: Any) -> dict[str, Any]:
-        """The sets, ready for the model."""
+        """Load the datasets, ready for the model."""
         raise NotImplementedError
 
-    def build(self, seed: int) -> Any:
-        """The model as it is before training."""
+    def build(self, seed: int) -> PreTrainedModel:
+        """Make the model as it is before training."""
         raise NotImplementedError
 
-    def split(self, forget: str) -> tuple[Any, Any]:
+    def split(self, forget: str) -> tuple[AnyDataset, AnyDataset]:
         """Forget and retain dataset of an expression; see `hf_unlearn.data.loading.parse_forget`."""
-        wanted = parse_forget(forget, self.sets["train"])
-        if "fraction" in wanted:
-            wanted["seed"] = self.seed
-        return split_forget_retain(self.sets["train"], **wanted)
+        selection = parse_forget(forget, self.datasets["train"])
+        if "fraction" in selection:
+            selection["seed"] = self.seed
+        return split_forget_retain(self.datasets["train"], **selection)
 
-    def shadow_samples(self, name: str, forget: str) -> Any:
-        """What a model of `shadows` is trained on."""
-        raise NotImplementedError
-
-    def target(self, forget: str, shadows: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-        """Where the forgetting target comes from: `unseen_ds`, or settings such as `forget_target`.
+    def shadow_samples(self, name: str, forget: str) -> AnyDataset:
+        """The samples that a shadow model is trained on.
 
         Args:
-            forget: the expression.
-            shadows: name to a function that loads the trained model.
+            name: one of `shadows`.
+            forget: the forget expression of the request.
         """
-        return {"unseen_ds": self.sets["unseen"]} if "unseen" in self.sets else {}
+        raise NotImplementedError
 
-    def alternatives(self, forget: Any) -> Any:
-        """The forget samples with other answers, for methods that want them; None where the task has none."""
+    def target(self, forget: str, shadows: Mapping[str, Callable[[], PreTrainedModel]]) -> dict[str, Any]:
+        """What sets the forgetting target: `unseen_ds`, or settings such as `forget_target`.
+
+        Args:
+            forget: the forget expression of the request.
+            shadows: name of a shadow model to a function that loads it.
+        """
+        return {"unseen_ds": self.datasets["unseen"]} if "unseen" in self.datasets else {}
+
+    def alternatives(self, forget_ds: AnyDataset) -> AnyDataset | None:
+        """The forget samples with other answers, for methods with `needs_alternative_ds`; None if there are none."""
         return None
 
-    def train(self, samples: Any, seed: int) -> Any:
+    def train(self, samples: AnyDataset, seed: int) -> PreTrainedModel:
         """A model trained on samples with a plain `transformers.Trainer`."""
         model = self.build(seed)
         collator = default_collator(model, self.processor)
@@ -83,17 +101,24 @@ class Task:
         return model.eval()
 
     def metrics(
-        self, model: Any, retrained: Any, *, forget_ds: Any, retain_ds: Any, unseen_ds: Any, **settings: Any
+        self,
+        model: Model,
+        retrained: PreTrainedModel,
+        *,
+        forget_ds: AnyDataset,
+        retain_ds: AnyDataset,
+        unseen_ds: AnyDataset,
+        **settings: Any,
     ) -> dict[str, Any]:
-        """Flat metrics of a model, `gap` to the retrained model among them, and the audit's `verdict` where there is one.
+        """Metrics of a model by name: its average `gap` to the retrained model and the audit's `verdict` among them.
 
         Args:
-            model: what is measured.
-            retrained: the model retrained without the forget samples.
-            forget_ds: samples that were forgotten.
-            retain_ds: samples that were kept: all of them.
-            unseen_ds: the test dataset.
-            **settings: of the audit.
+            model: the model that is measured.
+            retrained: the model retrained without the forget dataset.
+            forget_ds: the forget dataset.
+            retain_ds: the retain dataset, all of it.
+            unseen_ds: the dataset `"test"`.
+            **settings: of `hf_unlearn.audit`.
         """
         report = audit(
             model, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=unseen_ds, retrained=retrained, seed=self.seed,
@@ -107,16 +132,16 @@ class NamedTask(Task):
 
     Args:
         seed: of the run.
-        base: checkpoint that training begins from, for the original and for retraining.
-        head: auto class of transformers that gives the base its head, e.g. `"AutoModelForImageClassification"`: with
-            the labels of the dataset where it has a label column. Default: the class that the base was saved as.
-        from_scratch: take the configuration of the base and fresh weights.
-        dataset: name of the dataset, as `hf_unlearn.data.loading.load_samples` takes it.
-        train: its split for training.
-        test: its split that metrics are made on.
-        unseen: its split that sets the forgetting target; default: half of the test split.
+        base: base model: the checkpoint that training starts from, of the original and of retrained models.
+        head: auto class of transformers that gives the base model its head, e.g. `"AutoModelForImageClassification"`,
+            with the labels of the dataset's label column, if any. Default: the class that the base model was saved as.
+        from_scratch: use the configuration of the base model with newly initialised weights.
+        dataset: name of the dataset, as for `hf_unlearn.data.loading.load_samples`.
+        train: split for training.
+        test: split for metrics.
+        unseen: split that sets the forgetting target; default: half of the test split.
         training: settings of `TrainingArguments`.
-        columns: what a column is to its name, as `hf_unlearn.data.preprocessing.prepare` takes it.
+        columns: role to name of a column, as for `hf_unlearn.data.preprocessing.prepare`.
     """
 
     def __init__(
@@ -139,21 +164,21 @@ class NamedTask(Task):
         self.processor = AutoProcessor.from_pretrained(base)
         super().__init__(seed, dataset=dataset, train=train, test=test, unseen=unseen)
 
+    @override
     def load(self, *, dataset: str, train: str, test: str, unseen: str | None) -> dict[str, Any]:  # type: ignore[override]
-        """The splits, prepared for the model."""
         names = {"train": train, "test": test} | ({"unseen": unseen} if unseen else {})
         samples = {name: load_samples(dataset, split) for name, split in names.items()}
         if self.head is not None:
             self.labels = label_settings(samples["train"], self.columns)
         model = self.build(self.seed)
-        sets = {name: prepare(each, model, self.processor, columns=self.columns) for name, each in samples.items()}
+        prepared = {name: prepare(ds, model, self.processor, columns=self.columns) for name, ds in samples.items()}
         if unseen is None:
-            halves = sets["test"].train_test_split(test_size=0.5, seed=self.seed)
-            sets |= {"unseen": halves["train"], "test": halves["test"]}
-        return sets
+            halves = prepared["test"].train_test_split(test_size=0.5, seed=self.seed)
+            prepared |= {"unseen": halves["train"], "test": halves["test"]}
+        return prepared
 
-    def build(self, seed: int) -> Any:
-        """The base checkpoint with its head; or fresh weights of its configuration."""
+    @override
+    def build(self, seed: int) -> PreTrainedModel:
         set_seed(seed)
         if self.head is None and not self.from_scratch:
             return load_model(self.base)

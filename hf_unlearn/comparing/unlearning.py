@@ -1,4 +1,4 @@
-"""What a method makes of a model, within a budget, and what that cost."""
+"""Unlearning with one method of a comparison, within its budget, and what that takes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from typing_extensions import override
 
+from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.comparing.task import Task
 from hf_unlearn.data.splitting import in_memory
 from hf_unlearn.methods import METHODS
@@ -20,72 +29,95 @@ from hf_unlearn.trainer.trainer import UnlearningTrainer
 
 
 class Refusal(Exception):
-    """A method does not work on this head, these samples or this model, and says so before any step."""
+    """A method does not support this head, these samples or this model, and says so before any step."""
 
 
 def unlearn(
-    model: Any,
-    forget: Any,
-    retain: Any,
+    model: PreTrainedModel,
+    forget_ds: AnyDataset,
+    retain_ds: AnyDataset,
     task: Task,
     target: Mapping[str, Any],
     settings: Mapping[str, Any],
     budget: Mapping[str, float],
-) -> tuple[Any, dict[str, Any]]:
-    """What a method makes of a model, and what it cost: seconds, steps.
+) -> tuple[Model, dict[str, Any]]:
+    """Unlearn with a method.
+
+    Args:
+        model: the original model; it is changed in place.
+        forget_ds: the forget dataset.
+        retain_ds: the retain samples that the method may use.
+        task: gives the seed, the processor and alternative answers.
+        target: what `Task.target` returns.
+        settings: of `UnlearningArguments`, the method among them.
+        budget: `max_steps` or `seconds`; empty: the method's default.
+
+    Returns:
+        The model, and what it took: seconds, steps.
 
     Raises:
-        Refusal: the trainer's one line.
+        Refusal: the error of the trainer, one line.
     """
-    extra = {name: value for name, value in target.items() if name != "unseen_ds"}
-    unseen = in_memory(target["unseen_ds"]) if "unseen_ds" in target else None
+    target_settings = {name: value for name, value in target.items() if name != "unseen_ds"}
+    unseen_ds = in_memory(target["unseen_ds"]) if "unseen_ds" in target else None
     limits = {"max_steps": int(budget["max_steps"])} if "max_steps" in budget else {}
     with TemporaryDirectory() as folder:
         args = UnlearningArguments(
             folder, seed=task.seed, report_to="none", disable_tqdm=True, logging_steps=10**6, save_strategy="no",
-            dataloader_pin_memory=torch.cuda.is_available(), **{**limits, **extra, **settings},
+            dataloader_pin_memory=torch.cuda.is_available(), **{**limits, **target_settings, **settings},
         )  # fmt: skip
-        alternatives = task.alternatives(forget) if METHODS[args.method].needs_alternative_ds else None
+        alternative_ds = task.alternatives(forget_ds) if METHODS[args.method].needs_alternative_ds else None
         try:
             trainer = UnlearningTrainer(
-                model, forget, retain, args, unseen_ds=unseen, alternative_ds=alternatives,
+                model, forget_ds, retain_ds, args, unseen_ds=unseen_ds, alternative_ds=alternative_ds,
                 processing_class=task.processor,
             )  # fmt: skip
-        except ValueError as refusal:
-            raise Refusal(str(refusal)) from refusal
+        except ValueError as error:
+            raise Refusal(str(error)) from error
         trainer.pop_callback(PrinterCallback)
         if "seconds" in budget:
             trainer.add_callback(TimeBudget(budget["seconds"]))
-        with clocks() as taken:
+        with measure_time() as durations:
             trainer.train()
-    return trainer.model.eval(), {**taken, "steps": trainer.state.global_step}
+    return trainer.model.eval(), {**durations, "steps": trainer.state.global_step}
 
 
 class TimeBudget(TrainerCallback):
-    """Stops a run after so many seconds: with the step that passes them."""
+    """Stops a training run at the end of the step in which its time is up.
+
+    Args:
+        seconds: wall-clock time of the run.
+    """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.started = time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at it."""
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if time.perf_counter() - self.started >= self.seconds:
             control.should_training_stop = True
 
 
-def device() -> str:
-    """The name of what the models ran on."""
+def device_name() -> str:
+    """The name of the device that the models ran on."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
 
 
 @contextmanager
-def clocks() -> Iterator[dict[str, float]]:
-    """Wall-clock and processor seconds of what happens inside; the latter do not count what else the machine did."""
-    found: dict[str, float] = {}
+def measure_time() -> Iterator[dict[str, float]]:
+    """Measures the wall-clock and processor `seconds` of a block; the dictionary is filled at its end.
+
+    Processor seconds do not count what other processes on the machine do.
+    """
+    durations: dict[str, float] = {}
     started = time.perf_counter(), time.process_time()
-    yield found
-    found |= {"seconds": time.perf_counter() - started[0], "processor_seconds": time.process_time() - started[1]}
+    yield durations
+    durations |= {"seconds": time.perf_counter() - started[0], "processor_seconds": time.process_time() - started[1]}

@@ -1,18 +1,15 @@
-"""A comparison seen: a table with deviations over seeds, ranks, and a picture."""
+"""The results of a comparison as a table: means and deviations over seeds, and mean ranks."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-from hf_unlearn.report.plots import gaps
 
 ORIGINAL, RETRAINED = "original", "retrained"
 COLUMNS = ("forget", "retain", "unseen", "MIA", "gap", "forget loss / retrained", "time / retraining")
@@ -20,15 +17,17 @@ COLUMNS = ("forget", "retain", "unseen", "MIA", "gap", "forget loss / retrained"
 
 @dataclass
 class Line:
-    """One model of one request, over seeds.
+    """One line of the table: a model and a request, over seeds.
 
     Attributes:
+        request: name of the request.
+        model: name of the model, as in the results.
         values: column to one value a seed; percent, points, or a ratio.
-        forgetting: distance [seeds] to the retrained model, in points, on forget rows and of membership inference.
-        utility: the same for retain and unseen rows.
-        ranks: place [seeds] among the methods by gap, 1 is best.
-        failed: what went wrong, a line a seed.
-        refused: why the method does not work here.
+        forgetting: distance [seeds] to the retrained model, in points, on forget samples and of membership inference.
+        utility: the same on retain and unseen samples.
+        ranks: rank [seeds] among the methods by gap, 1 is best.
+        failed: the errors of the runs that failed.
+        refused: why the method does not support this request; empty if it does.
     """
 
     request: str
@@ -41,105 +40,102 @@ class Line:
     refused: str = ""
 
 
-def lines(report: Mapping[str, Any]) -> list[Line]:
-    """The lines of a comparison's table, from its cells, in their order.
+def lines(results: Mapping[str, Any]) -> list[Line]:
+    """The lines of a comparison's table, by request, in the order of the runs.
 
     Args:
-        report: as `hf_unlearn.comparing.running` returns it.
+        results: as `hf_unlearn.comparing.compare` returns them.
     """
-    found: dict[tuple[str, str], Line] = {}
-    cells = {(c["request"], c["seed"], c["model"]): c for c in report["cells"]}
-    gaps_of: dict[tuple[str, int], dict[str, float]] = {}
-    for (request, seed, model), cell in cells.items():
-        line = found.setdefault((request, model), Line(request, model))
-        retrained = cells[request, seed, RETRAINED]
-        if cell["status"] == "refused":
-            line.refused = cell["error"]
-        elif cell["status"] == "failed":
-            line.failed.append(cell["error"])
+    table: dict[tuple[str, str], Line] = {}
+    runs = {(run["request"], run["seed"], run["model"]): run for run in results["runs"]}
+    gaps: dict[tuple[str, int], dict[str, float]] = {}
+    for (request, seed, model), run in runs.items():
+        line = table.setdefault((request, model), Line(request, model))
+        retrained = runs[request, seed, RETRAINED]
+        if run["status"] == "refused":
+            line.refused = run["error"]
+        elif run["status"] == "failed":
+            line.failed.append(run["error"])
         elif retrained["status"] == "done":
-            _add(line, cell, retrained)
-            if "gap" in cell["metrics"] and model != ORIGINAL and not model.startswith(RETRAINED):
-                gaps_of.setdefault((request, seed), {})[model] = cell["metrics"]["gap"]
-    for (request, _), each in gaps_of.items():
-        for place, model in enumerate(sorted(each, key=each.__getitem__), start=1):
-            found[request, model].ranks.append(place)
-    requests = list(report["requests"])
-    return sorted(found.values(), key=lambda line: requests.index(line.request))
+            _add(line, run, retrained)
+            if "gap" in run["metrics"] and model != ORIGINAL and not model.startswith(RETRAINED):
+                gaps.setdefault((request, seed), {})[model] = run["metrics"]["gap"]
+    for (request, _), gap_by_model in gaps.items():
+        for rank, model in enumerate(sorted(gap_by_model, key=gap_by_model.__getitem__), start=1):
+            table[request, model].ranks.append(rank)
+    requests = list(results["requests"])
+    return sorted(table.values(), key=lambda line: requests.index(line.request))
 
 
-def _add(line: Line, cell: Mapping[str, Any], retrained: Mapping[str, Any]) -> None:
-    metrics, wanted = cell["metrics"], retrained["metrics"]
-    measure = "wer" if "forget_wer" in metrics else "accuracy"
-    names = {name: f"{name}_{measure}" for name in ("forget", "retain", "unseen")} | {"MIA": "mia_accuracy"}
-    shown = {column: 100 * metrics[name] for column, name in names.items() if name in metrics}
-    away = {c: abs(shown[c] - 100 * wanted[names[c]]) for c in shown if names[c] in wanted}
-    for sides, columns in ((line.forgetting, ("forget", "MIA")), (line.utility, ("retain", "unseen"))):
-        if there := [away[c] for c in columns if c in away]:
-            sides.append(statistics.mean(there))
+def _add(line: Line, run: Mapping[str, Any], retrained: Mapping[str, Any]) -> None:
+    """Add the values of a run, beside those of the retrained model of its seed."""
+    metrics, retrained_metrics = run["metrics"], retrained["metrics"]
+    score = "wer" if "forget_wer" in metrics else "accuracy"
+    names = {column: f"{column}_{score}" for column in ("forget", "retain", "unseen")} | {"MIA": "mia_accuracy"}
+    values = {column: 100 * metrics[name] for column, name in names.items() if name in metrics}
+    distances = {
+        column: abs(value - 100 * retrained_metrics[names[column]])
+        for column, value in values.items()
+        if names[column] in retrained_metrics
+    }
+    for means, columns in ((line.forgetting, ("forget", "MIA")), (line.utility, ("retain", "unseen"))):
+        if measured := [distances[column] for column in columns if column in distances]:
+            means.append(statistics.mean(measured))
     if "gap" in metrics:
-        shown["gap"] = metrics["gap"]
-    shown["forget loss / retrained"] = metrics["forget_loss"] / wanted["forget_loss"]
+        values["gap"] = metrics["gap"]
+    values["forget loss / retrained"] = metrics["forget_loss"] / retrained_metrics["forget_loss"]
     clock = retrained["clock"]
-    if line.model != ORIGINAL and clock == cell["clock"] and clock in retrained:
-        shown["time / retraining"] = cell[clock] / retrained[clock]
-    for column, value in shown.items():
+    if line.model != ORIGINAL and clock == run["clock"] and clock in retrained:
+        values["time / retraining"] = run[clock] / retrained[clock]
+    for column, value in values.items():
         line.values.setdefault(column, []).append(value)
 
 
-def mean_ranks(found: Sequence[Line]) -> dict[str, tuple[float, float]]:
-    """Mean rank of every method over requests and seeds, and its deviation; best first."""
+def mean_ranks(table: Sequence[Line]) -> dict[str, tuple[float, float]]:
+    """Mean rank of every method over requests and seeds, and its standard deviation; best first."""
     ranks: dict[str, list[int]] = {}
-    for line in found:
+    for line in table:
         ranks.setdefault(line.model, []).extend(line.ranks)
-    means = {model: (statistics.mean(each), _deviation(each)) for model, each in ranks.items() if each}
+    means = {model: (statistics.mean(values), _deviation(values)) for model, values in ranks.items() if values}
     return dict(sorted(means.items(), key=lambda item: item[1][0]))
 
 
-def markdown_table(report: Mapping[str, Any]) -> str:
-    """One row a model and request: mean ± deviation over seeds; then the mean ranks."""
-    found = lines(report)
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """A table with one row a model and request: mean ± deviation over seeds; below it the mean ranks."""
+    table = lines(results)
     rows = ["| request | model | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    rows += [f"| {' | '.join(each)} |" for each in _rows(found)]
-    ranks = "; ".join(f"{model} {mean:.1f} ± {off:.1f}" for model, (mean, off) in mean_ranks(found).items())
+    rows += [f"| {' | '.join(texts)} |" for texts in _table_rows(table)]
+    ranks = "; ".join(
+        f"{model} {mean:.1f} ± {deviation:.1f}" for model, (mean, deviation) in mean_ranks(table).items()
+    )
     text = "\n".join(rows) + f"\n\nMean rank by gap, over requests and seeds: {ranks}."
-    refused = sorted({f"{line.model} ({line.refused})" for line in found if line.refused})
-    failed = sorted({f"{line.model}: {error}" for line in found for error in line.failed})
+    refused = sorted({f"{line.model} ({line.refused})" for line in table if line.refused})
+    failed = sorted({f"{line.model}: {error}" for line in table for error in line.failed})
     text += f"\n\nRefused: {'; '.join(refused)}." if refused else ""
     return text + (f"\n\nFailed: {'; '.join(failed)}." if failed else "") + "\n"
 
 
-def print_lines(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """The same as `markdown_table`, for the terminal: what was refused or failed is counted, not told."""
+def print_lines(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the table of `markdown_table`: failed runs are counted, methods that were refused are left out."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for heading in ("request", "model", *COLUMNS):
         table.add_column(heading, justify="left" if heading in ("request", "model") else "right")
-    before = ""
-    for request, *shown in _rows(lines(report)):
-        table.add_row(request if request != before else "", *shown)
-        before = request
+    previous = ""
+    for request, *texts in _table_rows(lines(results)):
+        table.add_row(request if request != previous else "", *texts)
+        previous = request
     (console or Console()).print(table)
 
 
-def write_comparison(report: Mapping[str, Any], folder: Path) -> None:
-    """Write `table.md` and, where matplotlib is installed, `picture.png`."""
-    (folder / "table.md").write_text(markdown_table(report))
-    found = [line for line in lines(report) if line.forgetting and line.utility]
-    try:
-        gaps(found, report["name"], folder / "picture.png")
-    except ImportError:
-        (folder / "picture.png").unlink(missing_ok=True)
-
-
-def _rows(found: Sequence[Line]) -> list[list[str]]:
+def _table_rows(table: Sequence[Line]) -> list[list[str]]:
     """Request, model, and a text a column, of the lines that were not refused."""
     return [
         [
             line.request,
             line.model + (f" ({len(line.failed)} failed)" if line.failed else ""),
-            *(_show(line.values.get(column, [])) for column in COLUMNS),
+            *(_mean_and_deviation(line.values.get(column, [])) for column in COLUMNS),
         ]
-        for line in found
+        for line in table
         if not line.refused
     ]
 
@@ -148,7 +144,7 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _show(values: Sequence[float]) -> str:
+def _mean_and_deviation(values: Sequence[float]) -> str:
     if not values:
         return "-"
     return f"{statistics.mean(values):.2f}" + (f" ± {_deviation(values):.2f}" if len(values) > 1 else "")

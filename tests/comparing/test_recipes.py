@@ -45,8 +45,8 @@ def published(folder, splits):
 
 def checkpoint(folder, model, processor):
     """A model and its processor, saved; the path."""
-    for each in (model, processor):
-        each.save_pretrained(folder)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return str(folder)
 
 
@@ -125,42 +125,44 @@ def texts(count, rng):
 
 def on_stand_ins(path, tmp_path):
     """The settings of a recipe with one request and one seed, its models and data replaced, one step a method."""
-    found = yaml.safe_load(path.read_text())
+    settings = yaml.safe_load(path.read_text())
     paths, splits = globals()[path.stem](tmp_path)
-    options = found["options"]
+    options = settings["options"]
     options |= {"base": paths.pop("base"), "dataset": published(tmp_path / "dataset", splits)}
     options["training"] |= {"max_steps": 2, "use_cpu": True}  # bfloat16 is refused elsewhere
-    name, request = next(iter(found["requests"].items()))
+    name, request = next(iter(settings["requests"].items()))
     forget = request["forget"]
     request["forget"] = forget[0] if isinstance(forget, list) else forget
     if "retrained" in request:
         request["retrained"] = paths.pop("retrained")
-    assert paths.keys() == found.keys() & {"original"}
-    only = {"name": path.stem, "requests": {name: request}, "seeds": [0], "budget": {"max_steps": 1}}
-    return found | paths | only
+    assert paths.keys() == settings.keys() & {"original"}
+    reduced = {"name": path.stem, "requests": {name: request}, "seeds": [0], "budget": {"max_steps": 1}}
+    return settings | paths | reduced
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_of_the_hub_runs_on_stand_ins(path, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_unlearn.data.splitting.MAX_BYTES_IN_MEMORY", 2 * 10**5)  # images, as those at full size, stay on disk
+    monkeypatch.setattr(
+        "hf_unlearn.data.splitting.MAX_BYTES_IN_MEMORY", 2 * 10**5
+    )  # images, as those at full size, stay on disk
     settings = on_stand_ins(path, tmp_path)
     # Every method on every head stands below and in test_architectures.py.
     methods = settings["methods"]
     methods = dict.fromkeys(methods) if isinstance(methods, list) else methods
-    methods = {n: each for n, each in methods.items() if each or n in ("nabla_tau", "orthograd")}
-    report = compare(Comparison.from_dict(settings | {"methods": methods}), tmp_path / "out", progress=False)
-    assert {cell["model"]: cell["error"] for cell in report["cells"] if cell["status"] != "done"} == {}
-    assert {"original", "retrained", *methods} <= {cell["model"] for cell in report["cells"]}
+    methods = {name: entry for name, entry in methods.items() if entry or name in ("nabla_tau", "orthograd")}
+    results = compare(Comparison.from_dict(settings | {"methods": methods}), tmp_path / "out", progress=False)
+    assert {run["model"]: run["error"] for run in results["runs"] if run["status"] != "done"} == {}
+    assert {"original", "retrained", *methods} <= {run["model"] for run in results["runs"]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_method_is_compared_or_refuses_the_head_by_name(path, tmp_path):
     settings = on_stand_ins(path, tmp_path) | {"methods": {"all": None}}
-    report = compare(Comparison.from_dict(settings), tmp_path / "out", progress=False)
-    cells = {cell["model"]: cell for cell in report["cells"]}
+    results = compare(Comparison.from_dict(settings), tmp_path / "out", progress=False)
+    runs = {run["model"]: run for run in results["runs"]}
     for name, method in METHODS.items():
         if method.head_kinds and KINDS.get(path.stem, "single_label") not in method.head_kinds:
-            assert cells[name]["error"].startswith(f"method: {name} works on heads of kind")
-        elif cells[name]["status"] != "done":  # the stand-in lacks what it needs
-            assert LACKING[name] in cells[name]["error"]
+            assert runs[name]["error"].startswith(f"method: {name} works on heads of kind")
+        elif runs[name]["status"] != "done":  # the stand-in lacks what it needs
+            assert LACKING[name] in runs[name]["error"]
