@@ -62,7 +62,7 @@ def anonymise_groups(report: AuditReport, label_names: Mapping[Any, str]) -> Aud
     """
     labels = set(map(str, label_names.values()))
     public_names: dict[str, str] = {}
-    entries = sorted(report.breakdown, key=lambda entry: (entry["set"], -entry["samples"]))
+    entries = sorted(report.breakdown, key=lambda entry: (entry["dataset"], -entry["samples"]))
     for entry in entries:
         group = str(entry["group"])
         public_names.setdefault(group, group if group in labels else f"group {len(public_names) + 1}")
