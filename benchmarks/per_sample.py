@@ -1,13 +1,13 @@
-"""What exact gradient surgery costs: this library's engine, and four other ways to the same gradient, side by side.
+"""What exact gradient surgery costs: this library's engine ("hooks") and four others that compute the same update.
 
     python benchmarks/per_sample.py --case vit-lora --k 8 32
-    python benchmarks/table.py                       # the table of README.md, from the results
+    python benchmarks/table.py                       # the table of RESULTS.md, from the results
 
-Every engine gets the same model, the same forget batch and the same retain batch of k samples each, and has to produce
-OrthoGrad's update; "grad_diff" is the plain gradient-difference step, the yardstick for time and memory. Runs
-alternate within one process; metrics are medians, relative to grad_diff. Memory is the peak above what stands before
-the step: of the allocator on a GPU, of the process (in one of its own for every engine) otherwise. Opacus and TorchJD
-take part where they are installed and can run the model.
+Every engine gets the same model, the same forget batch and the same retain batch of k samples each, and computes
+OrthoGrad's update; "grad_diff" is the plain gradient-difference step, to which time and memory are relative. Engines
+alternate within one process; results are medians. Memory is the peak of the step above what was allocated before it:
+of the allocator on a GPU, otherwise of the process (every engine is measured in its own). Opacus and TorchJD are
+included where they are installed and can run the model.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from hf_unlearn.per_sample.basis import Basis
 from hf_unlearn.per_sample.factors import Dense, Recording
 from hf_unlearn.targets import DistributionTarget
 from hf_unlearn.trainer.loss_step import LossStep
-from hf_unlearn.trainer.surgery_step import SurgeryStep, update_of
+from hf_unlearn.trainer.surgery_step import SurgeryStep, combined_gradient
 
 RESULTS = Path(__file__).parent / "results" / "per_sample"
 VIT = {"num_labels": 10, "image_size": 224, "patch_size": 16}
@@ -77,7 +77,7 @@ def gpt2():
     return tf.GPT2LMHeadModel(tf.GPT2Config())
 
 
-# name: (what it is, model, batch, with adapters)
+# name: (description, model, batch, with adapters)
 CASES = {
     "vit-lora": ("ViT-base, LoRA, 197 tokens", vit(12), images, True),
     "vit-lora-4": ("ViT-base, 4 of its 12 layers, LoRA, 197 tokens", vit(4), images, True),
@@ -90,7 +90,7 @@ CASES = {
 
 
 class Setup:
-    """A model, its two batches, and every engine as a function without arguments that returns the update."""
+    """A model and its two batches; every engine is a method without arguments that returns the update."""
 
     def __init__(self, case, k):
         _, build, batch, adapters = CASES[case]
@@ -118,11 +118,11 @@ class Setup:
         return self.head.losses(self.model(**self.head.inputs(batch)), batch)
 
     def descend(self, name, target=None):
-        step = LossStep(self.method(name), self.head, self.accelerator)
-        step.start(target)
+        method = self.method(name)
+        step = LossStep(method, self.head, self.accelerator, method.objective(target, None))
         step.prepare_step(self.model, [self.pairs], 0.5)
-        step.loss(self.model, self.pairs, 0.5).backward()
-        return self.written()
+        step.loss(self.model, self.pairs, 0.5, is_last=True).backward()
+        return self.take_gradients()
 
     def grad_diff(self):
         return self.descend("grad_diff")
@@ -130,20 +130,24 @@ class Setup:
     def nabla_tau(self):
         return self.descend("nabla_tau", DistributionTarget(torch.linspace(0.0, 5.0, 64, device=DEVICE)))
 
-    def ours(self, engine="hooks"):
-        if getattr(self, "engine", None) != engine:  # the first batch is checked, the others are not
-            self.engine = engine
-            self.step = SurgeryStep(
-                self.method("orthograd"), self.head, self.accelerator, self.model, engine, per_tensor=False
-            )
-            self.step.start(None)
-        self.step.prepare_step(self.model, [self.pairs], 0.5)
-        self.step.gradients(self.pairs, 0.5, last=True)
-        self.step.after_update()
-        return self.written()
+    def hooks(self):
+        return self.orthograd("hooks")
 
     def loop(self):
-        return self.ours("loop")
+        return self.orthograd("loop")
+
+    def orthograd(self, engine):
+        if getattr(self, "engine", None) != engine:  # the engine checks its first batch only
+            self.engine = engine
+            method = self.method("orthograd")
+            self.step = SurgeryStep(
+                method, self.head, self.accelerator, method.objective(None, None),
+                model=self.model, engine=engine, per_tensor=False,
+            )  # fmt: skip
+        self.step.prepare_step(self.model, [self.pairs], 0.5)
+        self.step.loss(self.model, self.pairs, 0.5, is_last=True)
+        self.step.on_optimizer_step()
+        return self.take_gradients()
 
     def vmap(self):
         from torch.func import functional_call, grad, vmap
@@ -156,7 +160,7 @@ class Setup:
             return self.head.losses(outputs, batch).sum()
 
         parameters = {n: p.detach() for n, p in self.parameters.items()}
-        return self.from_samples(vmap(grad(loss), in_dims=(None, 0))(parameters, self.retain))
+        return self.from_per_sample(vmap(grad(loss), in_dims=(None, 0))(parameters, self.retain))
 
     def opacus(self):
         from opacus import GradSampleModule
@@ -165,14 +169,15 @@ class Setup:
             self.wrapped = GradSampleModule(self.model.train(), strict=False, loss_reduction="sum")
         self.wrapped.enable_hooks()
         self.losses(self.retain).sum().backward()
-        # Parameters that are not a layer's (class tokens) have none: zeros, and the error shows it.
-        samples = {n: getattr(p, "grad_sample", None) for n, p in self.parameters.items()}
-        samples = {n: self.parameters[n].new_zeros(self.k, *self.parameters[n].shape) if r is None else r
-                for n, r in samples.items()}  # fmt: skip
+        # Parameters outside of layers (class tokens) have no per-sample gradients here: zeros, which the error shows.
+        gradients = {
+            n: p.new_zeros(self.k, *p.shape) if getattr(p, "grad_sample", None) is None else p.grad_sample
+            for n, p in self.parameters.items()
+        }
         for p in self.parameters.values():
             p.grad = p.grad_sample = None
         self.wrapped.disable_hooks()
-        return self.from_samples(samples)
+        return self.from_per_sample(gradients)
 
     def torchjd(self):
         """The Gram matrix of forget and retain samples together, then one backward pass with the weights it gives."""
@@ -184,67 +189,66 @@ class Setup:
         losses = self.losses(both)
         gram = self.wrapped.compute_gramian(losses).double()
         forget, k = torch.full((self.k,), -1 / self.k, device=DEVICE).double(), self.k
-        inner, slopes = gram[k:, k:], gram[k:, :k] @ forget
-        found = self.method("orthograd").combine(
-            Geometry(inner, slopes, float(forget @ gram[:k, :k] @ forget), 0), 0.5
+        gramian, slopes = gram[k:, k:], gram[k:, :k] @ forget
+        combination = self.method("orthograd").combine(
+            Geometry(gramian, slopes, float(forget @ gram[:k, :k] @ forget), 0), 0.5
         )
-        weights = torch.cat([found.forget * forget, found.retain]).to(losses)
+        weights = torch.cat([combination.forget * forget, combination.retain]).to(losses)
         grads = torch.autograd.grad(losses, list(self.parameters.values()), weights)
         return dict(zip(self.parameters, grads, strict=True))
 
-    def from_samples(self, samples):
+    def from_per_sample(self, gradients):
         grads = torch.autograd.grad(-self.losses(self.forget).mean(), list(self.parameters.values()))
-        recording = Recording(torch.zeros(self.k), {n: [Dense(r)] for n, r in samples.items()})
+        recording = Recording(torch.zeros(self.k), {n: [Dense(g)] for n, g in gradients.items()})
         forget = dict(zip(self.parameters, grads, strict=True))
         basis = Basis(None)
         basis.recordings = [recording]
-        return update_of(self.method("orthograd"), basis, forget, basis.gram(forget, per_tensor=False), 0.5)[0]
+        return combined_gradient(self.method("orthograd"), basis, forget, basis.gram(forget, per_tensor=False), 0.5)[0]
 
-    def written(self):
-        found = {n: p.grad for n, p in self.parameters.items()}
+    def take_gradients(self):
+        gradients = {n: p.grad for n, p in self.parameters.items()}
         for p in self.parameters.values():
             p.grad = None
-        return found
+        return gradients
 
 
-ENGINES = ("grad_diff", "nabla_tau", "ours", "loop", "vmap", "opacus", "torchjd")
+ENGINES = ("grad_diff", "nabla_tau", "hooks", "loop", "vmap", "opacus", "torchjd")
 
 
 def run(case, k, engines, repeats):
     setup, steps, expected = Setup(case, k), {}, None
-    found = {"case": CASES[case][0], "k": k, "engines": {}}
-    for engine in engines:
-        each = found["engines"][engine] = {}
-        # An engine that wraps the model gets one of its own, with the same weights.
-        one = Setup(case, k) if engine in ("opacus", "torchjd", "loop") else setup
+    results = {engine: {} for engine in engines}
+    for engine, result in results.items():
+        # An engine that wraps the model gets a model of its own, with the same weights.
+        own_setup = Setup(case, k) if engine in ("opacus", "torchjd", "loop") else setup
         try:
-            update = getattr(one, engine)()
+            update = getattr(own_setup, engine)()
         except Exception as error:  # a library that cannot run this model is reported as such
-            each["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+            result["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
             continue
-        steps[engine] = getattr(one, engine)
-        if engine == "ours":
+        steps[engine] = getattr(own_setup, engine)
+        if engine == "hooks":
             expected = Setup(case, k).loop()
         if engine not in ("grad_diff", "nabla_tau") and expected:
             norm = torch.stack([g.square().sum() for g in expected.values()]).sum().sqrt()
             error = torch.stack([(update[n] - g).square().sum() for n, g in expected.items()]).sum().sqrt()
-            each["error"] = float(error / norm)
+            result["error"] = float(error / norm)
     seconds = {engine: [] for engine in steps}
     for _ in range(repeats):
         for engine, step in steps.items():
             seconds[engine].append(timed(step))
     for engine, values in seconds.items():
-        found["engines"][engine]["seconds"] = statistics.median(values)
-        found["engines"][engine]["peak_bytes"] = peak(case, k, engine, steps[engine])
-    for each in found["engines"].values():
-        if "seconds" in each:
-            for name, metric in (("time", "seconds"), ("memory", "peak_bytes")):
-                each[name] = each[metric] / found["engines"]["grad_diff"][metric]
-    return found
+        results[engine]["seconds"] = statistics.median(values)
+        results[engine]["peak_bytes"] = peak(case, k, engine, steps[engine])
+    for result in results.values():
+        if "seconds" in result:
+            for name, key in (("time", "seconds"), ("memory", "peak_bytes")):
+                result[name] = result[key] / results["grad_diff"][key]
+    return {"case": CASES[case][0], "k": k, "engines": results}
 
 
 def timed(step):
-    """Seconds; of one thread's processor time on a CPU, which says less about what else the machine is doing."""
+    """Seconds of a step: on a CPU processor time, which does not count what else the machine does."""
     if DEVICE == "cpu":
         started = time.process_time()
         step()
@@ -262,7 +266,7 @@ def peak(case, k, engine, step):
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
-    # Freed memory must go back at once, or the peak would be that of an earlier step.
+    # Freed memory must be returned at once, or the peak would be that of an earlier step.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, "--case", case, "--k", str(k), "--peak-of", engine]
     return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1])
@@ -271,7 +275,7 @@ def peak(case, k, engine, step):
 def peak_of_this_process(case, k, engine):
     step = getattr(Setup(case, k), engine)
     step()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     step()
     print(resident("VmHWM") - before)
@@ -290,8 +294,8 @@ def save(results):
     report |= {"device": device if DEVICE == "cuda" else platform.machine(), "versions": versions}
     report["threads"] = torch.get_num_threads()
     for result in results:
-        same = (result["case"], result["k"])
-        report["results"] = [r for r in report["results"] if (r["case"], r["k"]) != same] + [result]
+        key = (result["case"], result["k"])
+        report["results"] = [other for other in report["results"] if (other["case"], other["k"]) != key] + [result]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+import yaml
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
+from typing_extensions import override
 
-from hf_unlearn.data.splitting import REQUESTS
 from hf_unlearn.losses.head import PROFILE_SIZE
-from hf_unlearn.methods import FORGETTING_LOSSES, METHODS
-from hf_unlearn.per_sample.basis import GRAM_CACHES
-from hf_unlearn.per_sample.projection import SCOPES
-from hf_unlearn.targets import FORGET_TARGETS, HINGES
+from hf_unlearn.methods import METHODS
+from hf_unlearn.targets import FORGET_TARGETS
 
-PROJECTIONS = ("gradient", "update")
-BATCH = 64
+BATCH_SIZE = 64
 
 
 @dataclass
@@ -28,9 +27,11 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     Args:
         method: a name in `hf_unlearn.methods.METHODS`: `"nabla_tau"` (default), `"orthograd"`, `"grad_diff"`, ...;
-            the README lists them all.
-        forgetting_loss: for methods that combine gradients: which loss makes the forget gradient; `"nabla_tau"`
-            (default), `"grad_ascent"` (as OrthoGrad's paper).
+            the method catalogue of the documentation lists them all.
+        method_kwargs: hyper-parameters of the method by name, as a dict, or as JSON or YAML text on the command line:
+            `{"beta": 0.2}`. Default: the method's own values.
+        forgetting_loss: for gradient surgery: which loss makes the forget gradient; `"nabla_tau"` (default),
+            `"grad_ascent"` (as OrthoGrad's paper), `"grad_diff"`.
         retain_weight: weight of the retain loss in [0, 1], the forgetting loss gets the rest. Default: the method's.
         retain_batch_size: retain samples a device in every batch; default: `per_device_train_batch_size`, which counts
             the forget samples, where that is given.
@@ -45,11 +46,11 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         request: `"samples"`, `"class"` or `"group"`; default: what `split_forget_retain` left on the datasets, else
             `"samples"`.
         forget_target: `"auto"` (default: follows the request), `"distribution"`, `"masked_class"`, `"mean"` (as ∇τ was
-            published), `"none"`, a number (tau), or a sequence of losses of samples never trained on (of samples of many
-            tokens: their profiles, see `hf_unlearn.losses.Head.token_loss_profiles`).
+            published), `"none"`, a number (tau), or a list of losses of samples never trained on (of samples of many
+            tokens: their token-loss profiles, see `hf_unlearn.losses.Head.token_loss_profiles`).
         hinge: `"squared"` (as published) or `"linear"`, with `forget_target="mean"` or a number.
-        stop_at_target: stop when the forget loss (for a class: accuracy) on a fixed sample of the forget dataset reaches
-            the target, checked every few steps. Default: for methods that would not end by themselves.
+        stop_at_target: stop when the forget loss (for a class: accuracy) on a fixed sample of the forget dataset
+            reaches the target, checked every few steps. Default: for methods that would not end by themselves.
 
     > Parameters that control the gradient engine
 
@@ -62,32 +63,49 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     > Defaults that differ from `TrainingArguments`
 
     `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (two to four
-    passes over the larger set, by the method, eight over the forget dataset, 240 at most; one of `num_train_epochs` is one
-    pass over the larger),
-    `per_device_train_batch_size` and `retain_batch_size` (64, with heads that score a sample on many tokens 16; no more
-    samples a step than their set has; with a DeepSpeed config among the arguments always 64),
+    passes over the larger dataset, by the method, eight over the forget dataset, 240 at most; one of
+    `num_train_epochs` is one pass over the larger),
+    `per_device_train_batch_size` and `retain_batch_size` (64, with heads that score a sample on many tokens 16; no
+    more samples a step than their dataset has; with a DeepSpeed config among the arguments always 64),
     `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
     `logging_steps` (10), `save_strategy` ("no"), `logging_nan_inf_filter` (False: divergence must show),
     `ddp_find_unused_parameters` (by a forward pass of one sample: whether the model has parameters without use),
     `hub_strategy` ("end", the only one: with `push_to_hub=True` the model is pushed when `save_model()` is called,
     private unless `hub_private_repo=False`, and no checkpoint ever is).
+
+    Raises:
+        ValueError: one line that names the argument, what was found and what to do.
     """
 
     method: str = field(default="nabla_tau", metadata={"help": f"Unlearning method, one of {sorted(METHODS)}."})
-    forgetting_loss: str = field(default="nabla_tau", metadata={"help": "Loss whose gradient a surgery method bends."})
+    method_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Hyper-parameters of the method, as JSON or YAML."}
+    )
+    forgetting_loss: Literal["nabla_tau", "grad_ascent", "grad_diff"] = field(
+        default="nabla_tau", metadata={"help": "Loss whose gradient a surgery method combines with others."}
+    )
     retain_weight: float | None = field(default=None, metadata={"help": "Weight of the retain loss in [0, 1]."})
     retain_batch_size: int | None = field(default=None, metadata={"help": "Retain samples per device and batch."})
-    projection: str = field(default="gradient", metadata={"help": f"What is projected, one of {PROJECTIONS}."})
-    projection_scope: str = field(default="global", metadata={"help": f"Span of the projection, one of {SCOPES}."})
-    request: str | None = field(default=None, metadata={"help": f"Kind of forget request, one of {REQUESTS}."})
-    forget_target: str = field(default="auto", metadata={"help": f"One of {FORGET_TARGETS}, or a number."})
-    hinge: str = field(default="squared", metadata={"help": f"Hinge of the mean target, one of {HINGES}."})
+    projection: Literal["gradient", "update"] = field(default="gradient", metadata={"help": "What is projected."})
+    projection_scope: Literal["global", "tensor"] = field(
+        default="global", metadata={"help": "Span of the projection."}
+    )
+    request: Literal["samples", "class", "group"] | None = field(
+        default=None, metadata={"help": "Kind of forget request."}
+    )
+    # HfArgumentParser takes the second type of a union with None: the command line gives text.
+    forget_target: float | str | list[float] | list[list[float]] | None = field(
+        default="auto", metadata={"help": f"One of {FORGET_TARGETS}, or a number."}
+    )
+    hinge: Literal["squared", "linear"] = field(default="squared", metadata={"help": "Hinge of the mean target."})
     stop_at_target: bool | None = field(default=None, metadata={"help": "Stop when the target is reached."})
-    per_sample_engine: str = field(default="auto", metadata={"help": "auto, hooks or loop."})
-    gram_cache: str = field(default="auto", metadata={"help": f"Recorded retain samples, one of {GRAM_CACHES}."})
+    per_sample_engine: Literal["auto", "hooks", "loop"] = field(default="auto", metadata={"help": "Gradient engine."})
+    gram_cache: Literal["auto", "keep", "recompute"] = field(
+        default="auto", metadata={"help": "What happens to recorded retain samples."}
+    )
 
     learning_rate: float | None = field(default=None, metadata={"help": "Default: the method's own."})  # type: ignore[assignment]
-    num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the larger set."})  # type: ignore[assignment]
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the larger dataset."})  # type: ignore[assignment]
     per_device_train_batch_size: int = field(default=None, metadata={"help": "Forget samples a device."})  # type: ignore[assignment]
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples per device when measuring."})
     lr_scheduler_type: SchedulerType | str = field(
@@ -98,50 +116,65 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Only end: push when saving the model."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
 
+    @override
     def __post_init__(self):
-        """Resolve defaults and refuse what cannot work, one line each."""
-        self.default_steps = self.max_steps <= 0 and self.num_train_epochs is None
-        # Forget and retain samples of a batch that nobody has asked for; the trainer fits them to model and data.
-        self.batch = (BATCH, BATCH) if self.per_device_train_batch_size is None else None
-        if self.batch:
-            self.per_device_train_batch_size = BATCH
+        self._resolve_unset()
+        self._check_method()
+        super().__post_init__()
+        self.forget_target = _parse_target(self.forget_target)
+        self._check_values()
+        self._check_combinations()
+
+    def _resolve_unset(self) -> None:
+        """Defaults that `TrainingArguments` needs at once; the trainer fits them to method, model and data."""
+        self.has_default_steps = self.max_steps <= 0 and self.num_train_epochs is None
+        # Forget and retain samples of a batch that nobody has asked for.
+        self.default_batch_sizes: tuple[int, int] | None = None
+        if self.per_device_train_batch_size is None:
+            self.default_batch_sizes = (BATCH_SIZE, BATCH_SIZE)
+            self.per_device_train_batch_size = BATCH_SIZE
         if self.num_train_epochs is None:
             self.num_train_epochs = 3.0  # unused: max_steps overrides it, which the trainer sets by the data
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = self.lr_scheduler_kwargs or {"min_lr_rate": 0.1}
-        if self.deepspeed and self.method in METHODS and METHODS[self.method].is_gradient_surgery:
-            raise ValueError(
-                f"deepspeed: {self.method} writes the gradients itself, and ZeRO lets nobody; use DDP or FSDP2, or a "
-                "method that descends a loss"
-            )
         if (self.metric_for_best_model or "").removeprefix("eval_") == "gap" and self.greater_is_better is None:
             self.greater_is_better = False  # Trainer takes everything that is not called a loss for a score
-        super().__post_init__()
-        self.forget_target = _parse_target(self.forget_target)
-        _one_of("method", self.method, METHODS)
-        _one_of("forgetting_loss", self.forgetting_loss, FORGETTING_LOSSES)
-        _one_of("projection", self.projection, PROJECTIONS)
-        _one_of("projection_scope", self.projection_scope, SCOPES)
-        _one_of("hinge", self.hinge, HINGES)
-        _one_of("per_sample_engine", self.per_sample_engine, ("auto", "hooks", "loop"))
-        _one_of("gram_cache", self.gram_cache, GRAM_CACHES)
-        if self.request is not None:
-            _one_of("request", self.request, REQUESTS)
-        if isinstance(self.forget_target, str):
-            _one_of("forget_target", self.forget_target, FORGET_TARGETS)
+
+    def _check_method(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method: unknown value {self.method!r}, use one of {sorted(METHODS)}")
+        if self.deepspeed and METHODS[self.method].is_gradient_surgery:
+            raise ValueError(
+                f"deepspeed: {self.method} writes the gradients itself, which ZeRO does not allow; use DDP or FSDP2, "
+                "or a method that descends a loss"
+            )
+        self.method_kwargs = _parse_method_kwargs(self.method_kwargs)
+        METHODS[self.method].check_hyperparameters(self.method_kwargs or {})
+
+    def _check_values(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                names = sorted(choice for choice in choices if choice is not None)
+                raise ValueError(f"{name}: unknown value {value!r}, use one of {names}")
+        if isinstance(self.forget_target, str) and self.forget_target not in FORGET_TARGETS:
+            raise ValueError(
+                f"forget_target: unknown value {self.forget_target!r}, use one of {sorted(FORGET_TARGETS)}"
+            )
         if self.retain_weight is not None and not 0 <= self.retain_weight <= 1:
             raise ValueError(f"retain_weight: must lie in [0, 1], got {self.retain_weight}")
         if self.retain_batch_size is not None and self.retain_batch_size < 1:
             raise ValueError(f"retain_batch_size: must be at least 1, got {self.retain_batch_size}")
+
+    def _check_combinations(self) -> None:
         if self.label_smoothing_factor:
             raise ValueError(
                 "label_smoothing_factor: must be 0 while unlearning, got "
                 f"{self.label_smoothing_factor}; smoothed losses cannot be compared with the target"
             )
         # Older releases of transformers say gradient_checkpointing.
-        new = getattr(self, "activation_checkpointing_kwargs", None)
-        checkpointing: Any = new or self.gradient_checkpointing_kwargs or {}
-        if checkpointing.get("use_reentrant") and METHODS[self.method].is_gradient_surgery:
+        kwargs = getattr(self, "activation_checkpointing_kwargs", None) or self.gradient_checkpointing_kwargs
+        if METHODS[self.method].is_gradient_surgery and isinstance(kwargs, Mapping) and kwargs.get("use_reentrant"):
             raise ValueError(
                 f"activation_checkpointing_kwargs: use_reentrant=True hides the layers from {self.method}, which "
                 "needs the gradient of every sample; use use_reentrant=False"
@@ -153,24 +186,55 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             )
 
     @property
-    def default_batch(self) -> bool:
-        """Whether the batch size is the default still: one may be set later, too."""
-        return self.batch is not None and self.per_device_train_batch_size == self.batch[0]
+    def has_default_batch_size(self) -> bool:
+        """Whether the batch size is still the default: one may be set later, too."""
+        sizes = self.default_batch_sizes
+        return sizes is not None and self.per_device_train_batch_size == sizes[0]
 
     @property
-    def retain_samples(self) -> int:
+    def effective_retain_batch_size(self) -> int:
         """Retain samples a device in every batch."""
-        default = self.batch[1] if self.batch and self.default_batch else self.per_device_train_batch_size
-        return self.retain_batch_size or default
+        if self.retain_batch_size is not None:
+            return self.retain_batch_size
+        if self.default_batch_sizes is not None and self.has_default_batch_size:
+            return self.default_batch_sizes[1]
+        return self.per_device_train_batch_size
 
 
-def _one_of(name: str, value: Any, known: Any) -> None:
-    if value not in known:
-        raise ValueError(f"{name}: unknown value {value!r}, use one of {sorted(known)}")
+def _choices() -> dict[str, tuple[str | None, ...]]:
+    """The values of every setting that is annotated with a Literal."""
+    hints = get_type_hints(UnlearningArguments)
+    choices: dict[str, tuple[str | None, ...]] = {}
+    for name in UnlearningArguments.__annotations__:
+        members = (hints[name], *get_args(hints[name]))
+        if literal := next((member for member in members if get_origin(member) is Literal), None):
+            choices[name] = get_args(literal) + ((None,) if type(None) in members else ())
+    return choices
+
+
+CHOICES = _choices()
+
+
+def _parse_method_kwargs(value: Any) -> dict[str, Any] | None:
+    """Hyper-parameters by name; text, from the command line, as JSON or YAML."""
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f'method_kwargs: {value!r} is neither JSON nor YAML; write it as {{"beta": 0.1}}'
+            ) from error
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
+        raise TypeError(
+            f"method_kwargs: expected names and values, got {value!r}; give a dict such as {{'beta': 0.1}}"
+        )
+    return None if value is None else dict(value)
 
 
 def _parse_target(value: Any) -> Any:
-    """A name, a number (also as a string, from the command line), a list of losses or a list of loss profiles."""
+    """A name, a number (also as a string, from the command line), a list of losses or of token-loss profiles."""
+    if value is None:
+        return "auto"
     if isinstance(value, str):
         try:
             return float(value)
@@ -186,7 +250,7 @@ def _parse_target(value: Any) -> Any:
         raise ValueError("forget_target: an empty sample of losses says nothing; give at least one loss")
     if losses.shape[1:] not in ((), (PROFILE_SIZE,)):
         raise ValueError(
-            f"forget_target: a sample of losses has shape [samples], one of loss profiles [samples, {PROFILE_SIZE}], got "
-            f"{list(losses.shape)}"
+            f"forget_target: a sample of losses has shape [samples], one of token-loss profiles [samples, "
+            f"{PROFILE_SIZE}], got {list(losses.shape)}"
         )
     return losses.tolist()

@@ -9,13 +9,17 @@ import tempfile
 import weakref
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback
+from typing_extensions import override
 
 from hf_unlearn.data.splitting import subsample
-from hf_unlearn.losses.head import SEVERAL
+from hf_unlearn.losses.head import TOKEN_KINDS
+from hf_unlearn.methods import Method
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.evaluation import EvaluationMixin
-from hf_unlearn.trainer.surgery_step import SurgeryStep
+from hf_unlearn.trainer.hub import HubMixin
+from hf_unlearn.trainer.loss_step import LossStep
 
 logger = logging.getLogger(__name__)
 # Ascent is exponential near the end: check often, on few samples.
@@ -27,6 +31,33 @@ RETAIN_GUARD = math.log(2)
 CLASS_ACCURACY = 0.01
 
 
+class StepCallback(TrainerCallback):
+    """What step and method do on either side of the optimizer's step, of which `Trainer` tells callbacks alone.
+
+    Args:
+        step: of the run.
+        method: of the run.
+    """
+
+    def __init__(self, step: LossStep, method: Method):
+        self.step, self.method = step, method
+
+    @override
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The log that has this step's metrics is written once the step is counted.
+        self.step.on_pre_optimizer_step(is_logged=(state.global_step + 1) % state.logging_steps == 0)
+
+    @override
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.step.on_optimizer_step()
+        self.method.on_optimizer_step(trainable_parameters(model))
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 class TargetStoppingCallback(TrainerCallback):
     """Stops training when, on a fixed sample, the forget loss (a class: accuracy) is at its target.
 
@@ -36,62 +67,38 @@ class TargetStoppingCallback(TrainerCallback):
         trainer: the trainer that is watched.
     """
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: HubMixin):
         self.trainer = trainer
-        samples = CHECK_SAMPLES_OF_TOKENS if trainer.head.kind in SEVERAL else CHECK_SAMPLES
-        self.forget = subsample(trainer.forget_ds, samples)
-        self.retain = subsample(trainer.retain_ds, samples)
+        count = CHECK_SAMPLES_OF_TOKENS if trainer.head.kind in TOKEN_KINDS else CHECK_SAMPLES
+        self.forget_ds, self.retain_ds = subsample(trainer.forget_ds, count), subsample(trainer.retain_ds, count)
 
+    @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the retain sample; a resumed run has it in its checkpoint."""
-        if self.trainer.retain_before is None:
-            self.trainer.retain_before = float(self.trainer._collect_statistics(self.retain).losses.mean())
+        """Measure the retain samples; a resumed run has their loss in its checkpoint."""
+        run = self.trainer.unlearning_state
+        if run.retain_loss_before is None:
+            run.retain_loss_before = float(self.trainer._collect_statistics(self.retain_ds).losses.mean())
 
+    @override
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Every few steps: measure, and stop if there."""
         if state.global_step % CHECK_STEPS:
             return
-        forget, retain = self.trainer._collect_statistics(self.forget), self.trainer._collect_statistics(self.retain)
-        limit = self.trainer.retain_before + RETAIN_GUARD
-        target = self.trainer.target.value
+        forget = self.trainer._collect_statistics(self.forget_ds)
+        retain = self.trainer._collect_statistics(self.retain_ds)
+        run = self.trainer.unlearning_state
+        assert run.retain_loss_before is not None  # since the run began
         if self.trainer.request == "class" and not forget.correct.isnan().any():
-            reached = float(forget.correct.mean()) <= CLASS_ACCURACY
+            is_reached = float(forget.correct.mean()) <= CLASS_ACCURACY
         else:
-            reached = target is not None and float(forget.losses.mean()) >= target
-        if reached:
+            is_reached = run.target.value is not None and float(forget.losses.mean()) >= run.target.value
+        if is_reached:
             logger.info(f"Forgetting target reached at step {state.global_step}")
-        elif not float(retain.losses.mean()) <= limit:
+        elif not float(retain.losses.mean()) <= run.retain_loss_before + RETAIN_GUARD:
             logger.warning(f"Stopped at step {state.global_step}: the retain loss has risen by more than ln 2")
         else:
             return
         control.should_training_stop = True
-
-
-class Conductor(TrainerCallback):
-    """Calls the trainer at the moments that only callbacks see."""
-
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure, and set the target."""
-        self.trainer._begin()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the sampler, which loaders that resume do not reach."""
-        self.trainer.pair_sampler.epoch = int(state.epoch + 1e-6)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remember the weights, where the step is to be looked at."""
-        if isinstance(self.trainer.step, SurgeryStep):
-            # The log that shows this step's metrics is written once its number is counted.
-            self.trainer.step.before_update(watch=(state.global_step + 1) % state.logging_steps == 0)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Correct the step."""
-        if isinstance(self.trainer.step, SurgeryStep):
-            self.trainer.step.after_update()
-        self.trainer.method.on_optimizer_step(self.trainer._trainable_parameters())
 
 
 class AuditCallback(TrainerCallback):
@@ -116,15 +123,16 @@ class AuditCallback(TrainerCallback):
         self.reports: list[AuditReport] = []
         # What the retrained model says of its samples does not change during the run.
         if "cache_dir" not in kwargs:
-            self.kwargs["cache_dir"] = kept = tempfile.mkdtemp()
-            weakref.finalize(self, shutil.rmtree, kept, ignore_errors=True)
+            self.kwargs["cache_dir"] = cache_dir = tempfile.mkdtemp()
+            weakref.finalize(self, shutil.rmtree, cache_dir, ignore_errors=True)
 
+    @override
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Audit, log, and add to what the trainer chooses the best checkpoint by."""
         if "eval_forget_loss" not in metrics:
             return  # that was an evaluation dataset; the metrics of forgetting come after it
         report = self.trainer.audit(**self.kwargs)
         self.reports.append(report)
-        found = {f"eval_{name}": value for name, value in report.metrics.items()}
-        metrics.update(found)
-        self.trainer.log({name: value for name, value in found.items() if not name.endswith(("_low", "_high"))})
+        added = {f"eval_{name}": value for name, value in report.metrics.items()}
+        metrics.update(added)
+        self.trainer.log({name: value for name, value in added.items() if not name.endswith(("_low", "_high"))})

@@ -1,74 +1,128 @@
-"""What `UnlearningTrainer` writes and reads: merged models, adapters, checkpoints."""
+"""What `UnlearningTrainer` saves and loads: merged models, adapters, checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel, Seq2SeqTrainer
+from typing_extensions import override
 
-from hf_unlearn.methods import Method
+from hf_unlearn.auditing.types import Model
 from hf_unlearn.models.adapters import merged
-from hf_unlearn.targets import ForgetTarget
-from hf_unlearn.trainer.evaluation import EvaluationMixin
+from hf_unlearn.targets import ForgetTarget, restore_target
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "unlearning_state.pt"
 
 
-class CheckpointingMixin(EvaluationMixin):
-    """A `Trainer` whose saved model has forgotten, and whose checkpoints hold what a resumed run needs."""
+@dataclass
+class UnlearningState:
+    """What a resumed run needs beside `Trainer`'s own checkpoint.
 
-    added_adapter: bool
-    method: Method
+    Attributes:
+        target: the forgetting target.
+        original_losses: losses [forget samples] of the original model.
+        metrics_before: metrics of the original model.
+        original_hash: hash of the original weights; None where they are sharded.
+        retain_loss_before: loss of the original model on the retain samples that the guard watches, where it does.
+        method: `Method.state_dict`, which is fixed before the first step.
+    """
+
+    target: ForgetTarget
+    original_losses: Tensor
     metrics_before: dict[str, float]
-    target: ForgetTarget | None
-    original_losses: torch.Tensor
-    weights_before: str | None = None
-    retain_before: float | None = None
-    _checkpointing: bool
+    original_hash: str | None = None
+    retain_loss_before: float | None = None
+    method: Mapping[str, Any] = field(default_factory=dict)
 
+    def save(self, folder: str) -> None:
+        """Write it to a checkpoint folder."""
+        torch.save({**vars(self), "target": self.target.state()}, os.path.join(folder, STATE_FILE))
+
+    @classmethod
+    def load(cls, folder: str) -> UnlearningState:
+        """Read it from a checkpoint folder."""
+        state = torch.load(os.path.join(folder, STATE_FILE), weights_only=True)
+        return cls(**{**state, "target": restore_target(state["target"])})
+
+
+class CheckpointingMixin(Seq2SeqTrainer):
+    """A `Trainer` whose saved model has forgotten, and whose checkpoints hold what a resumed run needs.
+
+    Args:
+        added_adapter: whether the trainer added the adapter that it trains.
+        **kwargs: as in `Trainer`.
+    """
+
+    model: Model  # narrower than in `Trainer`
+
+    def __init__(self, *, added_adapter: bool, **kwargs: Any):
+        self.added_adapter = added_adapter
+        self._unlearning_state: UnlearningState | None = None
+        self._saves_checkpoint = False
+        super().__init__(**kwargs)
+
+    @property
+    def unlearning_state(self) -> UnlearningState:
+        """What is known since the run began: target, losses and metrics of the original model.
+
+        Raises:
+            RuntimeError: before `train()`.
+        """
+        if self._unlearning_state is None:
+            raise RuntimeError("unlearning_state: there is none before train()")
+        return self._unlearning_state
+
+    @property
+    def target(self) -> ForgetTarget | None:
+        """The forgetting target; None before `train()`."""
+        return None if self._unlearning_state is None else self._unlearning_state.target
+
+    @override
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save a plain merged model of the class that came in; an adapter that the user trained, as an adapter.
 
-        An adapter that we added beside the old weights has forgotten nothing: whoever drops it has the data back.
+        An adapter that we added beside the old weights has forgotten nothing: whoever removes it has the data back.
         Checkpoints keep it, to resume from; `save_adapter` saves it alone.
         """
         output_dir = output_dir or str(self.args.output_dir)
-        if self._checkpointing:
+        if self._saves_checkpoint:
             super().save_model(output_dir, _internal_call=True)
-            if self.args.should_save and self.target is not None:
-                state = {
-                    "target": self.target.state(),
-                    "original_losses": self.original_losses,
-                    "metrics_before": self.metrics_before,
-                    "retain_before": self.retain_before,
-                    "method": self.method.state_dict(),
-                    "weights_before": self.weights_before,
-                }
-                torch.save(state, os.path.join(output_dir, STATE_FILE))
-            return
-        trained, sharded = self.model, self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if not self.added_adapter:
+            if self.args.should_save and self._unlearning_state is not None:
+                self._unlearning_state.save(output_dir)
+        elif not self.added_adapter:
             super().save_model(output_dir, _internal_call)
-            return
+        else:
+            self._save_merged(output_dir)
+            if self.args.push_to_hub and not _internal_call:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_merged(self, output_dir: str) -> None:
+        adapted = cast(PeftModel, self.model)
         # Of sharded weights `Trainer` would write the old ones and the adapter beside them. All processes gather.
-        whole = unsharded(trained, self.accelerator.get_state_dict(self.model_wrapped)) if sharded else trained
+        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        whole = unsharded(adapted, self.accelerator.get_state_dict(self.model_wrapped)) if is_sharded else adapted
         if self.args.should_save:
             self.model = merged(whole)
             try:
                 self._save(output_dir)
             finally:
-                self.model = trained
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+                self.model = adapted
 
     def save_adapter(self, output_dir: str) -> None:
-        """Save the adapter alone. The base model beside it still holds the forgotten data."""
+        """Save the adapter alone. The base model beside it still holds the forgotten data.
+
+        Raises:
+            ValueError: there is no adapter.
+        """
         if not isinstance(self.model, PeftModel):
             raise ValueError("save_adapter: all weights were trained, there is no adapter; use save_model")
         if self.added_adapter:
@@ -76,55 +130,38 @@ class CheckpointingMixin(EvaluationMixin):
         if self.args.should_save:
             self.model.save_pretrained(output_dir)
 
-    @torch.no_grad()
-    def _check_original(self) -> None:
-        """Refuse a resumed run whose original model is not the model that the run began with.
-
-        Raises:
-            ValueError: it has other losses on the first forget samples than the checkpoint says.
-        """
-        if self.method.original_model is None:
-            return
-        batch = next(iter(self._calibration_pass().batches("forget")), None)
-        if batch is None:
-            return  # fewer forget samples than processes
-        with self.compute_loss_context_manager():
-            found = self.head.losses(self.method.original_model(**self.head.inputs(batch)), batch).cpu()
-        own = self.original_losses[self.accelerator.process_index :: self.accelerator.num_processes][: len(found)]
-        if not torch.allclose(found.double(), own.double(), rtol=1e-2, atol=1e-2):
-            raise ValueError(
-                f"model: is not the one that the run in the checkpoint began with, which {self.method.name} compares "
-                "with; give the trainer the original model, train(resume_from_checkpoint=...) loads the weights"
-            )
-
+    @override
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._checkpointing = True
+        self._saves_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self._checkpointing = False
+            self._saves_checkpoint = False
 
+    @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._loads_plain(resume_from_checkpoint):
-            load_weights(self.model, resume_from_checkpoint)
+        if self._holds_whole_model(resume_from_checkpoint):
+            load_weights(cast(PreTrainedModel, self.model), resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    @override
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if best is not None and self._loads_plain(best):
-            load_weights(self.model, best)
+        checkpoint = self.state.best_model_checkpoint
+        if checkpoint is not None and self._holds_whole_model(checkpoint):
+            load_weights(cast(PreTrainedModel, self.model), checkpoint)
         else:
             super()._load_best_model()
 
-    def _loads_plain(self, checkpoint: str) -> bool:
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        plain = isinstance(self.model, transformers.PreTrainedModel) and not sharded
-        return plain and os.path.isfile(os.path.join(checkpoint, "config.json"))
+    def _holds_whole_model(self, checkpoint: str) -> bool:
+        """Whether a checkpoint is a model as `save_pretrained` writes it, rather than an adapter or shards."""
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        is_plain = isinstance(self.model, transformers.PreTrainedModel) and not is_sharded
+        return is_plain and os.path.isfile(os.path.join(checkpoint, "config.json"))
 
 
-def unsharded(model: PeftModel, state: Mapping[str, torch.Tensor] | None) -> PeftModel:
-    """A copy of an adapted model whose weights are spread over processes; `model` where there is no state to load."""
+def unsharded(model: PeftModel, state: Mapping[str, Tensor] | None) -> PeftModel:
+    """A copy of an adapted model whose weights are sharded over processes; `model` where there is no state to load."""
     if not state:
         return model
     base = model.get_base_model()
@@ -133,7 +170,7 @@ def unsharded(model: PeftModel, state: Mapping[str, torch.Tensor] | None) -> Pef
     return copy.to(base.dtype)
 
 
-def load_weights(model: Any, checkpoint: str) -> None:
+def load_weights(model: PreTrainedModel, checkpoint: str) -> None:
     """Load a checkpoint's weights into a model, strictly.
 
     Not by `Trainer`'s own `load_state_dict(..., strict=False)`: some architectures are saved under other names than

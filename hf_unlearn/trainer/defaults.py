@@ -4,111 +4,116 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
 
 from peft import PeftModel
+from torch import nn
 
-from hf_unlearn.losses.head import SEVERAL
-from hf_unlearn.methods import Method, RunInfo, SurgeryMethod
-from hf_unlearn.trainer.arguments import BATCH, UnlearningArguments
+from hf_unlearn.losses.head import TOKEN_KINDS
+from hf_unlearn.methods import Method, RunInfo
+from hf_unlearn.trainer.arguments import BATCH_SIZE, UnlearningArguments
 
 logger = logging.getLogger(__name__)
 
 # A sample of many tokens is many decisions.
-BATCH_OF_TOKENS = 16
-MOST_STEPS = 240
+BATCH_SIZE_OF_TOKENS = 16
+MAX_STEPS = 240
 FORGET_PASSES = 8
 # Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
 STEPS_WITHOUT_TARGET = 30
+ADAPTER_LEARNING_RATE = 2e-3
 
 
-def resolve_defaults(args: UnlearningArguments, method: Method, kind: str, model: Any) -> None:
+def resolve_defaults(args: UnlearningArguments, method: Method, head_kind: str, model: nn.Module) -> None:
     """Fill in the arguments that were left to method, model and data, and say which are not followed.
 
     Args:
         args: changed in place.
-        method: has the sizes of the sets.
-        kind: of the model's head.
+        method: has the sizes of the datasets.
+        head_kind: of the model's head.
         model: as it will train, with its adapter.
     """
-    if rounding := {str(p.dtype) for p in model.parameters() if p.requires_grad and p.dtype.itemsize < 4}:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if rounding := {str(p.dtype) for p in trainable if p.dtype.itemsize < 4}:
         logger.warning(
             f"model: what trains is {' and '.join(sorted(rounding))}, in which small steps are lost to rounding; load "
             "it with dtype=torch.float32, and set bf16=True for speed"
         )
     if args.learning_rate is None:
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        args.learning_rate = default_learning_rate(method, trainable, isinstance(model, PeftModel))
-    batches = args.gradient_accumulation_steps * args.world_size * max(1, args.n_gpu)
+        num_weights = sum(p.numel() for p in trainable)
+        args.learning_rate = default_learning_rate(method, num_weights, isinstance(model, PeftModel))
+    batches_per_step = args.gradient_accumulation_steps * args.world_size * max(1, args.n_gpu)
     # DeepSpeed has read its batch size from the arguments when they were made.
-    if args.default_batch and not args.deepspeed:
-        args.batch = default_batches(kind, method.info, batches)
-        args.per_device_train_batch_size = args.batch[0]
-    if args.default_steps:
+    if args.has_default_batch_size and not args.deepspeed:
+        args.default_batch_sizes = default_batch_sizes(head_kind, method.info, batches_per_step)
+        args.per_device_train_batch_size = args.default_batch_sizes[0]
+    if args.has_default_steps:
         args.max_steps = default_steps(
-            method, args.per_device_train_batch_size * batches, args.retain_samples * batches
+            method,
+            args.per_device_train_batch_size * batches_per_step,
+            args.effective_retain_batch_size * batches_per_step,
         )
     if not method.info.has_target and args.forget_target == "auto" and method.raises_forget_loss:
-        if args.default_steps:
+        if args.has_default_steps:
             args.max_steps = STEPS_WITHOUT_TARGET
         logger.warning(
             "No unseen_ds: there is no loss that the forget dataset should end with, so the forget loss is raised for "
             f"a fixed budget of {args.max_steps} steps, which may forget too little or too much. Give unseen_ds."
         )
-    if args.weight_decay and isinstance(method, SurgeryMethod):
+    if not method.is_iterative:
+        args.max_steps, args.num_train_epochs = -1, 0
+    if args.weight_decay and method.is_gradient_surgery:
         logger.info("Weight decay is off: it would move the weights inside the span that the projection protects")
 
 
-def default_batches(kind: str, setting: RunInfo, batches: int) -> tuple[int, int]:
+def default_batch_sizes(head_kind: str, info: RunInfo, batches_per_step: int) -> tuple[int, int]:
     """Forget and retain samples of one batch on one device: 64 or, of many tokens each, 16.
 
-    A step takes no more samples than the set has, but one a batch.
+    A step takes no more samples than the dataset has, but one a batch.
 
     Args:
-        kind: of the model's head.
-        setting: has the sizes of the sets.
-        batches: batches of an optimizer step, over all devices.
+        head_kind: of the model's head.
+        info: has the sizes of the datasets.
+        batches_per_step: batches of an optimizer step, over all devices.
 
     Examples:
-        >>> samples = RunInfo(forget_samples=20, retain_samples=4000, is_text=True)
-        >>> default_batches("single_label", samples, 1), default_batches("causal_lm", samples, 2)
+        >>> info = RunInfo(forget_samples=20, retain_samples=4000, is_text=True)
+        >>> default_batch_sizes("single_label", info, 1), default_batch_sizes("causal_lm", info, 2)
         ((20, 64), (10, 16))
-        >>> default_batches("single_label", samples, 3)
+        >>> default_batch_sizes("single_label", info, 3)
         (6, 64)
     """
-    most = BATCH_OF_TOKENS if kind in SEVERAL else BATCH
+    limit = BATCH_SIZE_OF_TOKENS if head_kind in TOKEN_KINDS else BATCH_SIZE
     forget, retain = (
-        min(most, max(1, samples // batches)) for samples in (setting.forget_samples, setting.retain_samples)
+        min(limit, max(1, samples // batches_per_step)) for samples in (info.forget_samples, info.retain_samples)
     )
     return forget, retain
 
 
-def default_learning_rate(method: Method, trainable: int, adapter: bool) -> float:
+def default_learning_rate(method: Method, num_weights: int, is_adapter: bool) -> float:
     """2e-3 for an adapter; for all weights the method's own, smaller for more than a million of them.
 
     Args:
         method: the method.
-        trainable: number of trainable weights.
-        adapter: whether they are an adapter's.
+        num_weights: number of trainable weights.
+        is_adapter: whether they are an adapter's.
     """
-    return 2e-3 if adapter else method.learning_rate * min(1.0, (1e6 / trainable) ** 0.5)
+    return ADAPTER_LEARNING_RATE if is_adapter else method.learning_rate * min(1.0, (1e6 / num_weights) ** 0.5)
 
 
 def default_steps(method: Method, forget_per_step: int, retain_per_step: int) -> int:
-    """The method's passes over the larger set or eight over the forget dataset, whichever is more; its least to 240.
+    """The method's passes over the larger dataset or eight over the forget dataset, whichever is more; at most 240.
 
     Args:
-        method: the method; its setting has the sizes of the sets.
+        method: has the sizes of the datasets, and its least number of steps.
         forget_per_step: forget samples of an optimizer step, over all processes and accumulated batches.
         retain_per_step: retain samples of one.
 
     Examples:
         >>> from types import SimpleNamespace
-        >>> samples = SimpleNamespace(forget_samples=100, retain_samples=4000)
-        >>> default_steps(SimpleNamespace(passes=2, min_steps=50, info=samples), 64, 64)
+        >>> info = RunInfo(forget_samples=100, retain_samples=4000, is_text=False)
+        >>> default_steps(SimpleNamespace(passes=2, min_steps=50, info=info), 64, 64)
         126
     """
-    setting = method.info
-    forget = math.ceil(setting.forget_samples / forget_per_step)
-    larger = max(forget, math.ceil(setting.retain_samples / retain_per_step))
-    return min(max(method.passes * larger, FORGET_PASSES * forget, method.min_steps), MOST_STEPS)
+    forget_pass = math.ceil(method.info.forget_samples / forget_per_step)
+    longer_pass = max(forget_pass, math.ceil(method.info.retain_samples / retain_per_step))
+    return min(max(method.passes * longer_pass, FORGET_PASSES * forget_pass, method.min_steps), MAX_STEPS)

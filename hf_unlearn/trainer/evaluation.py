@@ -1,8 +1,8 @@
-"""What `UnlearningTrainer` measures: signals of its sets, their metrics, and `evaluate`."""
+"""What `UnlearningTrainer` measures: the statistics and metrics of its datasets, `evaluate`, `audit`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,39 +11,146 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import Seq2SeqTrainer
-from transformers.training_args import ParallelMode
+from typing_extensions import override
 
 from hf_unlearn.auditing.audit import audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics, transcribe, word_error_rate
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
+from hf_unlearn.auditing.types import AnyDataset, Model, RequestKind
 from hf_unlearn.data.splitting import subsample
 from hf_unlearn.losses import Head
 from hf_unlearn.methods import CalibrationPass
 from hf_unlearn.per_sample import PerSampleGradients
-from hf_unlearn.per_sample.bare import reached
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
 
-# Samples of the retain dataset that the metrics look at: enough for half a point of accuracy.
+# Samples of the retain dataset that metrics look at: enough for half a point of accuracy.
 METRIC_SAMPLES = 2000
 
 
 class EvaluationMixin(Seq2SeqTrainer):
-    """A `Trainer` that knows the forget, retain and unseen datasets, and measures them."""
+    """A `Trainer` that has the forget, retain and unseen datasets of an unlearning run, and measures them.
 
-    args: UnlearningArguments
-    model: Any
-    head: Head
-    request: str
-    forget_ds: Any
-    retain_ds: Any
-    unseen_ds: Any
-    alternative_ds: Any
+    Args:
+        args: as in `Trainer`.
+        head: of the model.
+        request: the kind of forget request.
+        forget_ds: samples to forget, as the others.
+        retain_ds: samples to keep.
+        unseen_ds: samples that were never trained on, or None.
+        alternative_ds: other answers to the forget samples, or None.
+        **kwargs: as in `Trainer`.
+    """
 
-    def _collect_statistics(self, dataset: Any, description: str = "Measuring") -> SampleStatistics:
-        """Per-sample signals of the model as it is now on a dataset of flat samples."""
+    model: Model  # narrower than in `Trainer`
+
+    def __init__(
+        self,
+        *,
+        args: UnlearningArguments,
+        head: Head,
+        request: RequestKind,
+        forget_ds: AnyDataset,
+        retain_ds: AnyDataset,
+        unseen_ds: AnyDataset | None,
+        alternative_ds: AnyDataset | None,
+        **kwargs: Any,
+    ):
+        self.args: UnlearningArguments = args
+        self.head, self.request = head, request
+        self.forget_ds, self.retain_ds = forget_ds, retain_ds
+        self.unseen_ds, self.alternative_ds = unseen_ds, alternative_ds
+        super().__init__(args=args, **kwargs)
+
+    # ---- metrics ----
+
+    def unlearning_metrics(self) -> dict[str, float]:
+        """Forget, retain and unseen loss and accuracy, membership inference, and word error rates of speech models."""
+        return self._metrics_of(self._dataset_statistics())
+
+    @override
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **gen_kwargs: Any,
+    ) -> dict[str, float]:
+        """Evaluate on `eval_dataset` as `Trainer` does; without one, the unlearning metrics are added."""
+        metrics: dict[str, float] = {}
+        if eval_dataset is not None or self.eval_dataset:
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+        if eval_dataset is None:
+            added = {f"{metric_key_prefix}_{name}": value for name, value in self.unlearning_metrics().items()}
+            self.log(added)
+            metrics.update(added)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def audit(self, unseen_ds: AnyDataset | None = None, **kwargs: Any) -> AuditReport:
+        """The audit of the model as it is now; see `hf_unlearn.audit`.
+
+        Args:
+            unseen_ds: samples that were never trained on and set no target. Without them the trainer's `unseen_ds` is
+                taken, and a note says that it set the target.
+            **kwargs: `original`, `retrained`, `shadows`, `relearning`, ..., as in `hf_unlearn.audit`.
+        """
+        settings: dict[str, Any] = {
+            "request": self.request, "data_collator": self.data_collator, "seed": self.args.seed,
+            "batch_size": self.args.eval_batch_size, "training": self.state.log_history,
+        }  # fmt: skip
+        if self.args.predict_with_generate:
+            settings["processing_class"] = self.processing_class
+        group_column = kwargs.get("group_column")
+        if group_column is not None:
+            settings["data_collator"] = self._flat_collator()  # the model does not read the column
+        report = audit(
+            self.model,
+            forget_ds=self._readable(self.forget_ds, group_column),
+            retain_ds=self._readable(self.retain_ds, group_column),
+            unseen_ds=self._readable(self.unseen_ds if unseen_ds is None else unseen_ds, group_column),
+            **settings | kwargs,
+        )
+        if unseen_ds is None:
+            report.notes.append(
+                "The unseen samples set the target of forgetting: samples that did not would say more."
+            )
+        return replace(report, about={"method": self.args.method, **report.about})
+
+    def _metrics_of(self, statistics: dict[str, SampleStatistics]) -> dict[str, float]:
+        classes: list[int] = []
+        if self.request == "class" and statistics["forget"].labels is not None:
+            classes = statistics["forget"].labels.unique().tolist()
+        metrics = dataset_metrics(statistics, classes)
+        if self.args.predict_with_generate and self.processing_class is not None:
+            for name, dataset in self._measured_datasets().items():
+                metrics[f"{name}_wer"] = word_error_rate(*zip(*self._transcripts(dataset), strict=True))
+        return metrics
+
+    def _transcripts(self, dataset: Any) -> list[tuple[str, str]]:
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        limits = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
+        loader = self.get_test_dataloader(dataset)
+        pairs = transcribe(self.model.eval(), loader, tokenizer, {k: v for k, v in limits.items() if v is not None})
+        return self.accelerator.gather_for_metrics(pairs, use_gather_object=True)
+
+    # ---- statistics of samples ----
+
+    def _measured_datasets(self) -> dict[str, AnyDataset]:
+        named = {"forget": self.forget_ds, "retain": subsample(self.retain_ds, METRIC_SAMPLES)}
+        return named | ({} if self.unseen_ds is None else {"unseen": self.unseen_ds})
+
+    def _dataset_statistics(self) -> dict[str, SampleStatistics]:
+        """Of the forget dataset, of at most 2,000 retain samples, and of the unseen dataset where there is one."""
+        return {
+            name: self._collect_statistics(dataset, f"Measuring {name} samples")
+            for name, dataset in self._measured_datasets().items()
+        }
+
+    def _collect_statistics(self, dataset: AnyDataset, description: str = "Measuring") -> SampleStatistics:
+        """Per-sample statistics of the model as it is now on a dataset of single samples."""
         return collect_statistics(
-            self._runner,
+            self._forward_model,
             self._readable(dataset),
             head=self.head,
             collator=self.data_collator if isinstance(dataset, datasets.Dataset) else self._flat_collator(),
@@ -53,138 +160,48 @@ class EvaluationMixin(Seq2SeqTrainer):
             log_probs=self.request == "class",  # the target is made of them
         )
 
-    def _dataset_statistics(self) -> dict[str, SampleStatistics]:
-        """SampleStatistics of the forget dataset, of at most 2,000 samples of the retain dataset, and of the unseen dataset where given."""
-        return {
-            name: self._collect_statistics(samples, f"Measuring {name} samples")
-            for name, samples in self._sets().items()
-        }
-
     def _calibration_pass(self) -> CalibrationPass:
-        """What a method may look at before the first step; every process has its own samples, and none comes twice."""
-        sets = {"forget": self.forget_ds, "retain": self.retain_ds, "alternative": self.alternative_ds}
+        """What a method may measure before the first step; every process has its own samples, and none comes twice."""
+        named = {"forget": self.forget_ds, "retain": self.retain_ds, "alternative": self.alternative_ds}
         collator = self._flat_collator()
 
         def batches(name: str) -> Iterator[Any]:
-            samples = self._readable(sets[name])
-            own = range(self.accelerator.process_index, len(samples), self.accelerator.num_processes)
-            share = Subset(samples, own)
-            size = self.args.retain_samples if name == "retain" else self.args.per_device_train_batch_size
+            dataset = self._readable(named[name])
+            share = Subset(
+                dataset, range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
+            )
+            args = self.args
+            size = args.effective_retain_batch_size if name == "retain" else args.per_device_train_batch_size
             loader = DataLoader(share, batch_size=size, collate_fn=collator)
-            for batch in tqdm(loader, desc=f"Surveying {name} samples", delay=1.0, leave=False):
+            for batch in tqdm(loader, desc=f"Calibrating on {name} samples", delay=1.0, leave=False):
                 yield self._prepare_inputs(batch)
 
         def losses(batch: Any) -> torch.Tensor:
             return self.head.losses(self.model(**self.head.inputs(batch)), batch)
 
-        gradients = PerSampleGradients(self.model.eval(), losses, self.args.per_sample_engine)
         return CalibrationPass(
-            gradients=gradients,
+            gradients=PerSampleGradients(self.model.eval(), losses, self.args.per_sample_engine),
             batches=batches,
-            losses=lambda name: self._collect_statistics(sets[name], f"Measuring {name} samples").losses,
+            losses=lambda name: self._collect_statistics(named[name], f"Measuring {name} samples").losses,
             sum_over_processes=lambda tensor: self.accelerator.reduce(tensor, "sum"),
         )
 
-    def _unused_parameters(self) -> set[str]:
-        """Parameters that train and on which no loss depends (a mask token), by a forward pass of one forget sample."""
-        batch = self._prepare_inputs(self._flat_collator()([self._readable(self.forget_ds)[0]]))
-        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        with torch.enable_grad(), self.compute_loss_context_manager():
-            losses = self.head.losses(self.model.eval()(**self.head.inputs(batch)), batch)
-        return trainable.keys() - reached(losses, trainable)
+    # ---- what the model reads ----
 
-    def _configure_ddp(self) -> None:
-        """Tell DDP whether parameters go unused: it fails where it waits for one, warns where it looks in vain."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        together = self.args.parallel_mode == ParallelMode.DISTRIBUTED and not sharded
-        if together and self.args.ddp_find_unused_parameters is None:
-            self.accelerator.ddp_handler.find_unused_parameters = bool(self._unused_parameters())
-
-    def unlearning_metrics(self) -> dict[str, float]:
-        """Forget, retain and unseen loss and accuracy, membership inference, and word error rates of speech models."""
-        return self._metrics(self._dataset_statistics())
-
-    def audit(self, unseen_ds: Any = None, **kwargs: Any) -> AuditReport:
-        """The audit of the model as it is now; see `hf_unlearn.audit`.
-
-        Args:
-            unseen_ds: samples that were never trained on and set no target. Without them `unseen_ds` is taken, and a note
-                says that it set the target.
-            **kwargs: `original`, `retrained`, `shadows`, `relearning`, ..., as in `hf_unlearn.audit`.
-        """
-        settings: dict[str, Any] = {
-            "request": self.request, "data_collator": self.data_collator, "seed": self.args.seed,
-            "batch_size": self.args.eval_batch_size, "training": self.state.log_history,
-        }  # fmt: skip
-        if self.args.predict_with_generate:
-            settings["processing_class"] = self.processing_class
-        sets = {
-            "forget_ds": self.forget_ds,
-            "retain_ds": self.retain_ds,
-            "unseen_ds": self.unseen_ds if unseen_ds is None else unseen_ds,
-        }
-        column = kwargs.get("group_column")
-        if column is not None:
-            settings["data_collator"] = self._flat_collator()  # the model does not read the column
-        readable: dict[str, Any] = {
-            name: samples if samples is None else self._readable(samples, column) for name, samples in sets.items()
-        }
-        report = audit(self.model, **readable, **settings | kwargs)
-        if unseen_ds is None:
-            report.notes.append(
-                "The unseen samples set the target of forgetting: samples that did not would say more."
-            )
-        return replace(report, about={"method": self.args.method, **report.about})
-
-    def _sets(self) -> dict[str, Any]:
-        sets = {"forget": self.forget_ds, "retain": subsample(self.retain_ds, METRIC_SAMPLES)}
-        return sets | ({} if self.unseen_ds is None else {"unseen": self.unseen_ds})
-
-    def _metrics(self, signals: dict[str, SampleStatistics]) -> dict[str, float]:
-        classes: list[int] = []
-        if self.request == "class" and signals["forget"].labels is not None:
-            classes = signals["forget"].labels.unique().tolist()
-        found = dataset_metrics(signals, classes)
-        if self.args.predict_with_generate and self.processing_class is not None:
-            for name, samples in self._sets().items():
-                found[f"{name}_wer"] = word_error_rate(*zip(*self._transcripts(samples), strict=True))
-        return found
-
-    def _transcripts(self, dataset: Any) -> list[tuple[str, str]]:
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-        limits = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
-        loader = self.get_test_dataloader(dataset)
-        pairs = transcribe(self.model.eval(), loader, tokenizer, {k: v for k, v in limits.items() if v is not None})
-        return self.accelerator.gather_for_metrics(pairs, use_gather_object=True)
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval", **kwargs
-    ) -> dict[str, float]:
-        """Evaluate on `eval_dataset` as `Trainer` does; without one, the unlearning metrics are added."""
-        metrics: dict[str, float] = {}
-        if eval_dataset is not None or self.eval_dataset:
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
-        if eval_dataset is None:
-            found = {f"{metric_key_prefix}_{name}": value for name, value in self.unlearning_metrics().items()}
-            self.log(found)
-            metrics.update(found)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def _flat_collator(self) -> Any:
+    def _flat_collator(self) -> Callable:
         """The collator of single samples, without the columns that the model does not read."""
         return Seq2SeqTrainer._get_collator_with_removed_columns(self, self.data_collator)
 
-    def _readable(self, dataset: Any, also: str | None = None) -> Any:
-        """Without the columns that the model does not read, but for the one that is asked for."""
+    def _readable(self, dataset: Any, extra_column: str | None = None) -> Any:
+        """A dataset without the columns that the model does not read, but for `extra_column`."""
         if not isinstance(dataset, datasets.Dataset):
             return dataset
-        found = self._remove_unused_columns(dataset)
-        if also is None or also in found.column_names or also not in dataset.column_names:
-            return found
-        return dataset.select_columns([*found.column_names, also])
+        columns = self._remove_unused_columns(dataset).column_names
+        if extra_column is not None and extra_column in dataset.column_names and extra_column not in columns:
+            return dataset.select_columns([*columns, extra_column])
+        return self._remove_unused_columns(dataset)
 
     @property
-    def _runner(self) -> Any:
+    def _forward_model(self) -> Any:
         """The model for passes without gradient: the wrapped one only where its weights are sharded."""
         return self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model

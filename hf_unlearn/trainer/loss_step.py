@@ -1,7 +1,7 @@
-"""One optimizer step: its losses or gradients, as functions of all its samples, however they are split.
+"""One optimizer step: its losses, as functions of all its samples, however they are split into batches.
 
 An optimizer step has several accumulated batches on several processes. The hinge of ∇τ, the ranks of its quantiles and
-the span of OrthoGrad's basis are functions of all samples of the step; what happens here makes them so.
+the span of OrthoGrad's basis are functions of all samples of the step; a step object makes them so.
 """
 
 from __future__ import annotations
@@ -11,95 +11,104 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from hf_unlearn.losses import Head
 from hf_unlearn.methods import Method
-from hf_unlearn.targets import ForgetTarget, Objective
+from hf_unlearn.targets import Objective
 
 Batch = Mapping[str, Any]
+NO_INDEX = torch.empty(0, dtype=torch.long)
 
 
 class LossStep:
-    """The step of a method that descends a loss.
+    """The optimizer steps of a method that descends a loss.
+
+    `Trainer` calls, for every step: `prepare_step` with all batches of the step; `loss` for each of them, which it
+    descends; `on_pre_optimizer_step` and `on_optimizer_step` on either side of the optimizer's step.
 
     Args:
-        method: says how forget and retain are weighed.
+        method: says how forget and retain samples are weighed.
         head: scores samples.
         accelerator: gathers over processes.
+        objective: what is descended on the forget dataset; replaced when the target is measured again.
     """
 
-    def __init__(self, method: Method, head: Head, accelerator: Accelerator):
+    def __init__(self, method: Method, head: Head, accelerator: Accelerator, objective: Objective):
         self.method, self.head, self.accelerator = method, head, accelerator
-        self.objective: Objective | None = None
-        self.retain_objective = Objective()
-        self.batches = 1
-        self._weights: list[torch.Tensor] = []
+        self.objective, self.retain_objective = objective, method.retain_objective()
+        self.num_batches = 1
+        self._weights: list[Tensor] = []
         self._value = torch.zeros(())
         self._log: dict[str, list[Any]] = {}
-
-    def start(self, target: ForgetTarget, original: torch.Tensor | None = None) -> None:
-        """Set the forgetting target; `original` [samples of the forget dataset]: their losses under the original model."""
-        self.objective = self.method.objective(target, original)
-        self.retain_objective = self.method.retain_objective()
 
     @torch.no_grad()
     def prepare_step(self, model: nn.Module, batches: Sequence[Batch], retain_weight: float) -> None:
         """Before the first batch of a step: when the objective is no plain mean, score all forget samples of the step.
 
-        This is one forward pass more over the forget samples, and only under gradient accumulation: with one batch a step
-        the scores are those of the batch.
+        This is one forward pass more over the forget samples, and only under gradient accumulation: with one batch a
+        step the scores are those of the batch.
         """
-        self.batches, self._weights = len(batches), []
-        assert self.objective is not None
-        if self.batches > 1 and self.objective.whole_step and retain_weight < 1:
+        self.num_batches, self._weights = len(batches), []
+        if self.num_batches > 1 and self.objective.whole_step and retain_weight < 1:
             scores = [self._scores(self.objective, model, b["forget"], b["index"])[0] for b in batches]
             self._weigh(scores)
 
-    def loss(self, model: nn.Module, inputs: Batch, retain_weight: float) -> torch.Tensor:
-        """The loss of one batch, such that the mean over batches and processes is the loss of the step."""
+    def loss(self, model: nn.Module, inputs: Batch, retain_weight: float, is_last: bool) -> Tensor:
+        """The loss of one batch, such that the mean over batches and processes is the loss of the step.
+
+        Args:
+            model: runs the batch; wrapped.
+            inputs: a batch of pairs: `"forget"`, `"retain"`, `"index"`.
+            retain_weight: in [0, 1].
+            is_last: whether it is the last batch of the step.
+        """
         total = torch.zeros((), device=self.accelerator.device)
         if retain_weight < 1:
             share = self.forget_share(model, inputs["forget"], inputs["index"])
-            total = total + (1 - retain_weight) * share * self.batches * self.accelerator.num_processes
+            total = total + (1 - retain_weight) * share * self.num_batches * self.accelerator.num_processes
         if retain_weight > 0:
-            none = torch.empty(0, dtype=torch.long)
-            scores, losses = self._scores(self.retain_objective, model, inputs["retain"], none)
-            self.note(retain_loss=losses.mean())
+            scores, losses = self._scores(self.retain_objective, model, inputs["retain"], NO_INDEX)
+            self.record(retain_loss=losses.mean())
             total = total + retain_weight * self.retain_objective.combine(scores)
-        self.note(retain_weight=retain_weight)
+        self.record(retain_weight=retain_weight)
         return total
 
-    def forget_share(self, model: nn.Module, batch: Batch, index: torch.Tensor) -> torch.Tensor:
+    def forget_share(self, model: nn.Module, batch: Batch, index: Tensor) -> Tensor:
         """One batch's share of the step's forgetting objective: shares add up over batches and processes.
 
         The value adds up to the objective, and the gradient to its gradient: a whole-step objective F(s_1, ..., s_n)
         has the gradient `sum_i dF/ds_i ds_i`, so its share is the sum over the batch's samples with fixed weights
         dF/ds_i.
         """
-        assert self.objective is not None
         scores, losses = self._scores(self.objective, model, batch, index)
-        self.note(forget_loss=losses.mean())
-        parts = self.batches * self.accelerator.num_processes
+        self.record(forget_loss=losses.mean())
+        num_shares = self.num_batches * self.accelerator.num_processes
         if not self.objective.whole_step:
-            return self.objective.combine(scores) / parts
+            return self.objective.combine(scores) / num_shares
         if not self._weights:
             self._weigh([scores.detach()])
         share = (self._weights.pop(0) * scores).sum()
-        return share + (self._value / parts - share).detach()
+        return share + (self._value / num_shares - share).detach()
+
+    def on_pre_optimizer_step(self, is_logged: bool) -> None:
+        """Before the optimizer's step; `is_logged`: whether the log is written after it."""
+
+    def on_optimizer_step(self) -> None:
+        """After the optimizer's step."""
 
     @property
-    def scale(self) -> float:
+    def loss_scale(self) -> float:
         """What losses are multiplied with before their gradients are taken: the loss scaler's factor in float16."""
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
 
-    def note(self, **values: Any) -> None:
+    def record(self, **values: Any) -> None:
         """Keep metrics for the log; those of several batches and steps are averaged."""
         for name, value in values.items():
-            self._log.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
+            self._log.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
 
-    def drain(self) -> dict[str, float]:
+    def pop_log(self) -> dict[str, float]:
         """The metrics since the last call, averaged, over processes too."""
         names = list(self._log)
         means = torch.tensor(
@@ -110,19 +119,16 @@ class LossStep:
         means = self.accelerator.gather(means).view(-1, len(names)).mean(0) if names else means
         return dict(zip(names, means.tolist(), strict=True))
 
-    def _scores(
-        self, objective: Objective, model: nn.Module, batch: Batch, index: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        wishes = {"output_hidden_states": True} if objective.hidden_states else {}
-        return objective.scores(model(**self.head.inputs(batch), **wishes), batch, self.head, index)
+    def _scores(self, objective: Objective, model: nn.Module, batch: Batch, index: Tensor) -> tuple[Tensor, Tensor]:
+        extra = {"output_hidden_states": True} if objective.hidden_states else {}
+        return objective.scores(model(**self.head.inputs(batch), **extra), batch, self.head, index)
 
     @torch.enable_grad()
-    def _weigh(self, scores: Sequence[torch.Tensor]) -> None:
+    def _weigh(self, scores: Sequence[Tensor]) -> None:
         """dF/ds_i of every forget sample of the step, from the detached scores of this process's batches."""
-        assert self.objective is not None
         local = torch.cat(list(scores))
-        everyone = self.accelerator.gather(local).requires_grad_()
-        value = self.objective.combine(everyone)
-        (weights,) = torch.autograd.grad(value, everyone)
-        own = weights.view(self.accelerator.num_processes, *local.shape)[self.accelerator.process_index]
-        self._value, self._weights = value.detach(), list(own.split([len(s) for s in scores]))
+        gathered = self.accelerator.gather(local).requires_grad_()
+        value = self.objective.combine(gathered)
+        (gradient,) = torch.autograd.grad(value, gathered)
+        local_gradient = gradient.view(self.accelerator.num_processes, *local.shape)[self.accelerator.process_index]
+        self._value, self._weights = value.detach(), list(local_gradient.split([len(s) for s in scores]))

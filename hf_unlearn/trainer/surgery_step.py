@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -16,21 +17,23 @@ from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.basis import Basis
 from hf_unlearn.per_sample.loop import Batch, batch_size
 from hf_unlearn.per_sample.projection import cone_coefficients
-from hf_unlearn.targets import ForgetTarget
+from hf_unlearn.targets import Objective
 from hf_unlearn.trainer.loss_step import LossStep
 
-# Retain samples recorded at once, unless the forget batch is larger: what fits there fits here.
+# Retain samples recorded at once, unless the forget batch is larger: the memory that it needs is there.
 CHUNK = 32
-Products = dict[str, tuple[Tensor, Tensor]]
+# Parameter name, or "" for all together, to the Gramian [k, k] and the inner products [k] with the forget gradient.
+InnerProducts = dict[str, tuple[Tensor, Tensor]]
 
 
 class SurgeryStep(LossStep):
-    """Writes `p.grad` itself, once an optimizer step, the same on every process.
+    """The optimizer steps of a method that combines gradients: it writes `p.grad` itself, the same on every process.
 
     Args:
         method: combines the gradients.
         head: scores samples.
         accelerator: gathers over processes.
+        objective: what is descended on the forget dataset.
         model: unwrapped.
         engine: of the per-sample gradients.
         per_tensor: whether every tensor has a geometry of its own.
@@ -44,104 +47,114 @@ class SurgeryStep(LossStep):
         method: SurgeryMethod,
         head: Head,
         accelerator: Accelerator,
+        objective: Objective,
+        *,
         model: nn.Module,
-        engine: str,
+        engine: Literal["auto", "hooks", "loop"],
         per_tensor: bool,
-        cache: str = "auto",
+        cache: Literal["auto", "keep", "recompute"] = "auto",
     ):
-        super().__init__(method, head, accelerator)
+        super().__init__(method, head, accelerator, objective)
         self.per_sample = PerSampleGradients(model, self._retain_losses, engine)
         self.basis = Basis(self.per_sample, cache)
         self.model, self.per_tensor = model, per_tensor
-        self._forget: dict[str, Tensor] = {}
-        self._before: dict[str, Tensor] = {}
-        self._grams: dict[str, Tensor] = {}
+        self._forget_gradient: dict[str, Tensor] = {}
+        self._weights_before: dict[str, Tensor] = {}
+        self._gramians: dict[str, Tensor] = {}
+        # Not before training starts: until then FSDP2 has not replaced the parameters.
+        if self.per_sample.sharded and method.corrects_step:
+            raise ValueError('projection: "update" does not work on sharded parameters; use "gradient"')
 
-    def start(self, target: ForgetTarget, original: Tensor | None = None) -> None:
-        """Set the target, and forget a step that was broken off: the next begins with nothing."""
-        super().start(target, original)
-        self.basis.clear()
-        self._forget, self._before, self._grams = {}, {}, {}
-
-    def gradients(self, inputs: Batch, retain_weight: float, last: bool) -> Tensor:
+    def loss(self, model: nn.Module, inputs: Batch, retain_weight: float, is_last: bool) -> Tensor:
         """Take in one batch of the step; with the last one, write the step's gradient to `p.grad`.
 
         Returns:
-            The detached loss of the batch, such that the sum over batches is the loss of the step.
+            The loss of the batch, as in `LossStep.loss`, but cut off from the weights: the backward pass that
+            `Trainer` makes of it ends there, and what else `Trainer` does around a batch goes on as for any method.
         """
-        # Not before training starts: until then FSDP2 has not replaced the parameters.
-        if self.per_sample.sharded and self.method.corrects_step:
-            raise ValueError('projection: "update" does not work on sharded parameters; use "gradient"')
+        share = self._add_forget_gradient(inputs)
+        chunk_size = max(CHUNK, batch_size(inputs["forget"]))
+        retain_losses = self.basis.add(inputs["retain"], chunk_size, self.num_batches)
+        retain_loss = retain_losses.mean() / self.loss_scale
+        self.record(retain_loss=retain_loss, retain_weight=retain_weight)
+        if is_last:
+            self._write_gradient(retain_weight)
+        forget_loss = share * self.num_batches * self.accelerator.num_processes
+        return ((1 - retain_weight) * forget_loss + retain_weight * retain_loss).detach().requires_grad_()
+
+    def _add_forget_gradient(self, inputs: Batch) -> Tensor:
+        """Add the gradient of the batch's share of the forgetting objective to the step's; returns the share."""
         shares = []
 
-        def forget_share(batch: Batch) -> Tensor:
+        def scaled_share(batch: Batch) -> Tensor:
             shares.append(self.forget_share(self.model, batch, inputs["index"]))
             return self._scaled(shares[0])
 
-        for name, grad in self.per_sample.gradient(forget_share, inputs["forget"]).items():
-            self._forget[name] = self._forget[name] + grad if name in self._forget else grad
-        samples = max(CHUNK, batch_size(inputs["forget"]))
-        retain_loss = self.basis.add(inputs["retain"], samples, self.batches).mean() / self.scale
-        self.note(retain_loss=retain_loss, retain_weight=retain_weight)
-        if last:
-            self._write(retain_weight)
-        processes = self.accelerator.num_processes
-        return ((1 - retain_weight) * shares[0] * processes + retain_weight * retain_loss / self.batches).detach()
+        for name, gradient in self.per_sample.gradient(scaled_share, inputs["forget"]).items():
+            total = self._forget_gradient.get(name)
+            self._forget_gradient[name] = gradient if total is None else total + gradient
+        return shares[0].detach()
 
-    def _write(self, retain_weight: float) -> None:
+    def _write_gradient(self, retain_weight: float) -> None:
         # The basis is all retain samples of the step: projections of parts do not add up to the projection of the sum.
-        forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget.items()}
+        forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget_gradient.items()}
         losses = self.accelerator.gather(self.basis.losses)
         products = self.basis.gram(forget, self.per_tensor)
-        self._forget, self._grams = {}, {key: inner for key, (inner, _) in products.items()}
-        if not all(inner.isfinite().all() and slopes.isfinite().all() for inner, slopes in products.values()):
+        self._forget_gradient, self._gramians = {}, {key: gramian for key, (gramian, _) in products.items()}
+        if not all(gramian.isfinite().all() and cross.isfinite().all() for gramian, cross in products.values()):
             # For the loss scaler, or the log, to see: there is no geometry of what has overflowed.
-            update, self._grams = {name: torch.full_like(g, torch.nan) for name, g in forget.items()}, {}
+            update, self._gramians = {name: torch.full_like(g, torch.nan) for name, g in forget.items()}, {}
         else:
-            retain_loss = float(losses.mean()) / self.scale
-            update, log = update_of(self.method, self.basis, forget, products, retain_weight, retain_loss, self.scale)
-            self.note(**log)
+            retain_loss, scale = float(losses.mean()) / self.loss_scale, self.loss_scale
+            update, log = combined_gradient(
+                self.method, self.basis, forget, products, retain_weight, retain_loss, scale
+            )
+            self.record(**log)
         for name, p in self.per_sample.parameters.items():
             p.grad = update[name]
             if isinstance(p, DTensor):
                 p.grad = distribute_tensor(update[name], p.device_mesh, p.placements)
 
-    def before_update(self, watch: bool) -> None:
-        """Before the optimizer's step; `watch` to log how it lies to the retain gradients."""
-        if self._grams and (self.method.corrects_step or (watch and not self.per_sample.sharded)):
-            self._before = {name: p.detach().clone() for name, p in self.per_sample.parameters.items()}
+    def on_pre_optimizer_step(self, is_logged: bool) -> None:
+        """Keep the weights, where the step is corrected, or its angle to the retain gradients logged."""
+        if self._gramians and (self.method.corrects_step or (is_logged and not self.per_sample.sharded)):
+            self._weights_before = {name: p.detach().clone() for name, p in self.per_sample.parameters.items()}
 
     @torch.no_grad()
-    def after_update(self) -> None:
-        """After the optimizer's step: correct it where the method does, and log the largest cosine that is left.
+    def on_optimizer_step(self) -> None:
+        """Correct the optimizer's step where the method does, and log the largest cosine that is left.
 
         The cosine is that of the step with the retain sample's gradient along which it climbs most: where it is
         positive, that sample's loss rises to first order.
         """
-        if self._before:
-            self._look_back(self.per_sample.parameters)
+        if self._weights_before:
+            self._examine_step(self.per_sample.parameters)
         self.basis.clear()
-        self._before, self._grams = {}, {}
+        self._weights_before, self._gramians = {}, {}
 
-    def _look_back(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        after = {name: p.clone() for name, p in parameters.items()}
-        step = {name: p - self._before[name] for name, p in parameters.items()}
+    def _examine_step(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        weights_after = {name: p.clone() for name, p in parameters.items()}
+        step = {name: p - self._weights_before[name] for name, p in parameters.items()}
         for name, p in parameters.items():  # retain samples that are run again must see the weights of the step
-            p.copy_(self._before[name])
+            p.copy_(self._weights_before[name])
         slopes = self._slopes(step)
         if self.method.corrects_step:
-            weights = {key: -cone_coefficients(inner, slopes[key]) for key, inner in self._grams.items()}
+            weights = {key: -cone_coefficients(gramian, slopes[key]) for key, gramian in self._gramians.items()}
             change = self.basis.combine({name: weights[name if self.per_tensor else ""] for name in parameters}, step)
-            after = {name: p + change[name] for name, p in after.items()}
-            step = {name: p - self._before[name] for name, p in after.items()}
+            weights_after = {name: p + change[name] for name, p in weights_after.items()}
+            step = {name: p - self._weights_before[name] for name, p in weights_after.items()}
             slopes = self._slopes(step)
         for name, p in parameters.items():
-            p.copy_(after[name])
-        total = torch.stack(list(slopes.values())).sum(0)
-        inner = torch.stack(list(self._grams.values())).sum(0)
+            p.copy_(weights_after[name])
+        self.record(step_cosine=self._largest_cosine(step, slopes))
+
+    def _largest_cosine(self, step: Mapping[str, Tensor], slopes: Mapping[str, Tensor]) -> float:
+        """Of the angles between a step and the retain gradients, over all tensors."""
+        total = torch.stack(list(slopes.values())).sum(0)  # shape: [k]
+        gramian = torch.stack(list(self._gramians.values())).sum(0)  # shape: [k, k]
         length = float(torch.stack([s.double().square().sum() for s in step.values()]).sum().sqrt())
-        norms = inner.diagonal().clamp_min(0).sqrt() * length
-        self.note(step_cosine=float((total / norms.clamp_min(1e-30)).max()))
+        norms = gramian.diagonal().clamp_min(0).sqrt() * length
+        return float((total / norms.clamp_min(1e-30)).max())
 
     def _slopes(self, step: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`<step, g_i>` of all retain samples, for every tensor or over all of them."""
@@ -157,11 +170,11 @@ class SurgeryStep(LossStep):
         return losses if scaler is None else scaler.scale(losses)
 
 
-def update_of(
+def combined_gradient(
     method: SurgeryMethod,
     basis: Basis,
     forget: Mapping[str, Tensor],
-    products: Products,
+    products: InnerProducts,
     retain_weight: float,
     retain_loss: float = 0.0,
     scale: float = 1.0,
@@ -182,14 +195,13 @@ def update_of(
     """
     per_tensor = "" not in products
     squares = {name: float(g.double().square().sum()) for name, g in forget.items()}
-    found = {}
-    for key, (inner, slopes) in products.items():
+    combinations = {}
+    for key, (gramian, cross) in products.items():
         square = (squares[key] if per_tensor else sum(squares.values())) / scale**2
-        geometry = Geometry(inner / scale**2, slopes / scale**2, square, retain_loss)
-        found[key] = method.combine(geometry, retain_weight)
-    log = {
-        name: sum(each.log[name] for each in found.values()) / len(found) for name in next(iter(found.values())).log
-    }
-    per_name = {name: found[name if per_tensor else ""] for name in forget}
-    retain = basis.combine({name: each.retain for name, each in per_name.items()}, forget)
-    return {name: per_name[name].forget * g + retain[name] for name, g in forget.items()}, log
+        geometry = Geometry(gramian / scale**2, cross / scale**2, square, retain_loss)
+        combinations[key] = method.combine(geometry, retain_weight)
+    log_names = next(iter(combinations.values())).log
+    log = {name: sum(c.log[name] for c in combinations.values()) / len(combinations) for name in log_names}
+    by_name = {name: combinations[name if per_tensor else ""] for name in forget}
+    retain = basis.combine({name: combination.retain for name, combination in by_name.items()}, forget)
+    return {name: by_name[name].forget * g + retain[name] for name, g in forget.items()}, log

@@ -3,57 +3,85 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, cast
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import set_seed
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers import (
+    BaseImageProcessor,
+    EvalPrediction,
+    FeatureExtractionMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_utils import TrainOutput
+from transformers.training_args import ParallelMode
+from typing_extensions import override
 
-from hf_unlearn.data.collator import columns_read, default_collator
+from hf_unlearn.auditing.types import AnyDataset, Model
+from hf_unlearn.data.collator import default_collator
 from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler
-from hf_unlearn.data.splitting import request_of
-from hf_unlearn.data.validation import check_alternatives, check_classes, check_datasets
-from hf_unlearn.losses import head_of
-from hf_unlearn.methods import METHODS, RunInfo, SurgeryMethod
+from hf_unlearn.methods import SurgeryMethod
 from hf_unlearn.models.adapters import add_adapter
 from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.models.loading import load_model
+from hf_unlearn.per_sample.graph_parameters import reachable_parameters
 from hf_unlearn.report.tables import print_metrics
-from hf_unlearn.targets import make_target, resolve_kind, restore_target
+from hf_unlearn.targets import Objective, make_target
 from hf_unlearn.trainer.arguments import UnlearningArguments
-from hf_unlearn.trainer.callbacks import Conductor, TargetStoppingCallback
-from hf_unlearn.trainer.checkpointing import STATE_FILE
+from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback, trainable_parameters
+from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.hub import HubMixin
 from hf_unlearn.trainer.loss_step import LossStep
+from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
 from hf_unlearn.trainer.surgery_step import SurgeryStep
+
+ProcessingClass = PreTrainedTokenizerBase | BaseImageProcessor | FeatureExtractionMixin | ProcessorMixin
 
 
 class UnlearningTrainer(HubMixin):
     """Makes a trained model forget `forget_ds` and keep `retain_ds`.
 
     Everything `transformers.Trainer` accepts still works: callbacks, optimizers, compute_metrics, resume, hub
-    arguments, accelerate, logging integrations.
+    arguments, accelerate, logging integrations. What is measured is in `trainer.evaluation`, what is saved in
+    `trainer.checkpointing`, what is pushed in `trainer.hub`; one optimizer step is in `trainer.loss_step` and, for
+    methods that combine gradients, in `trainer.surgery_step`.
+
+        forget_ds, retain_ds = split_forget_retain(train_ds, column="label", values=[3])
+        trainer = UnlearningTrainer(model, forget_ds, retain_ds, unseen_ds=unseen_ds)
+        trainer.train()
+        trainer.push_to_hub("me/model-that-forgot")
 
     Args:
         model: a model of transformers, a `PeftModel`, or the name of a checkpoint.
         forget_ds: the samples to forget, ready for the model, as `Trainer` wants them.
-        retain_ds: the samples to keep, or a sample of them.
+        retain_ds: the samples to keep, or a part of them.
         args: `hf_unlearn.UnlearningArguments`.
         unseen_ds: samples of the same kind that the model was never trained on. They set the forgetting target, and
             nothing else. For a group (a speaker, an author): samples of *other* groups, never trained on.
-        alternative_ds: for `idk_dpo`: sample by sample the forget dataset, with the answer to give instead ("I don't know").
-        eval_dataset: for evaluation, as in `Trainer`.
+        alternative_ds: for `idk_dpo`: sample by sample the forget dataset, with the answer to give instead ("I don't
+            know").
+        eval_dataset: for evaluation, as in `Trainer`; a dict of datasets, too.
         data_collator: samples to batch; default: `hf_unlearn.data.collator.default_collator`.
         processing_class: tokenizer, image processor, feature extractor or processor.
         peft_config: `"auto"` (a LoRA adapter for methods that combine gradients, none otherwise), a `PeftConfig`, or
             None.
         per_sample_loss: `f(outputs, batch) -> [batch]` in place of the head's own loss.
-        **kwargs: as in `Trainer`.
+        model_init: makes the model, in place of `model`; as in `Trainer`, as are the arguments below.
+        compute_loss_func: refused: unlearning needs a loss for every sample, which is `per_sample_loss`.
+        compute_metrics: metrics of predictions on `eval_dataset`.
+        callbacks: more callbacks.
+        optimizers: an optimizer and a scheduler.
+        optimizer_cls_and_kwargs: class and arguments of the optimizer.
+        preprocess_logits_for_metrics: what `compute_metrics` gets of the logits.
 
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
@@ -61,164 +89,156 @@ class UnlearningTrainer(HubMixin):
 
     def __init__(
         self,
-        model: Any = None,
-        forget_ds: Any = None,
-        retain_ds: Any = None,
+        # Model
+        model: Model | str | None = None,
+        # Datasets
+        forget_ds: AnyDataset | None = None,
+        retain_ds: AnyDataset | None = None,
         args: UnlearningArguments | None = None,
         *,
-        unseen_ds: Any = None,
-        alternative_ds: Any = None,
-        eval_dataset: Any = None,
-        data_collator: Any = None,
-        processing_class: Any = None,
-        peft_config: Any = "auto",
-        per_sample_loss: Callable | None = None,
-        **kwargs: Any,
+        unseen_ds: AnyDataset | None = None,
+        alternative_ds: AnyDataset | None = None,
+        eval_dataset: AnyDataset | dict[str, AnyDataset] | None = None,
+        data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+        processing_class: ProcessingClass | None = None,
+        # PEFT
+        peft_config: PeftConfig | Literal["auto"] | None = "auto",
+        # As in Trainer
+        per_sample_loss: PerSampleLoss | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
-        args = copy.copy(args) if args is not None else UnlearningArguments(output_dir="unlearned")
-        if not isinstance(args, UnlearningArguments):
-            raise ValueError(
-                f"args: expected UnlearningArguments, got {type(args).__name__}; it takes the same settings"
-            )
-        for name, dataset in (("forget_ds", forget_ds), ("retain_ds", retain_ds)):
-            if dataset is None:
-                raise ValueError(f"{name}: is missing; split_forget_retain makes both sets from the training dataset")
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError(
-                "compute_loss_func: unlearning needs a loss for every sample; pass per_sample_loss instead"
-            )
-        self.peft_config, self.added_adapter = peft_config, False
-        self.method_class = METHODS[args.method]
-        model_init = kwargs.get("model_init")
-        if model is None and model_init is None:
-            raise ValueError("model: is missing; give a model, the name of a checkpoint, or model_init")
-        # Everything is checked before the model is touched; with model_init, on a model that is then let go.
-        loaded = load_model(model) if isinstance(model, str) else model
-        # A compiled model is unlearned as what it was compiled from; torch_compile=True is there for the loss methods.
-        loaded = getattr(loaded, "_orig_mod", loaded)
-        checked = loaded if loaded is not None or model_init is None else model_init()
-        self.head = head_of(checked, per_sample_loss)
-        self.method_class.check_head(self.head.kind)
-        self.method_class.check_model(checked)
-        check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(checked))
-        check_alternatives(args.method, self.method_class.needs_alternative_ds, forget_ds, alternative_ds)
-        self.request = args.request or request_of(forget_ds) or "samples"
-        self.target_kind = resolve_kind(
-            args.forget_target, request=self.request, head_kind=self.head.kind, has_unseen=unseen_ds is not None
+        args = UnlearningArguments(output_dir="unlearned") if args is None else copy.copy(args)
+        check_arguments(
+            args, model, model_init, forget_ds, retain_ds, compute_loss_func, optimizers, optimizer_cls_and_kwargs
         )
-        if self.target_kind == "masked_class":
-            check_classes(forget_ds, retain_ds)
-        text = checked.main_input_name == "input_ids"
-        self.method = self.method_class(
-            args, RunInfo(len(forget_ds), len(retain_ds), text, has_target=self.target_kind != "none")
-        )
+        assert forget_ds is not None and retain_ds is not None
+        self.peft_config, self.model_init = peft_config, model_init  # type: ignore[assignment]
+        # Everything is checked before the model is touched; with model_init, on a model that is dropped afterwards.
+        first_model = self._first_model(model)
+        setup = resolve_setup(
+            first_model, args, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=unseen_ds,
+            alternative_ds=alternative_ds, per_sample_loss=per_sample_loss,
+        )  # fmt: skip
+        self.method, self.target_kind = setup.method, setup.target_kind
+        adds_adapter = self._adds_adapter(first_model)
         # Before the model gets its adapter: a refused model is left as it was.
-        self.method_class.check_weights(adapter=self._adds_adapter(checked), sharded=False)
+        self.method.check_weights(adapter=adds_adapter, sharded=False)
         # `Trainer` seeds, too, but after a fresh adapter has drawn its weights.
         set_seed(args.seed)
-        checked = self._adapt(checked)
-        resolve_defaults(args, self.method, self.head.kind, checked)
-        optimizer_cls_and_kwargs = kwargs.pop("optimizer_cls_and_kwargs", None)
+        first_model = self._with_adapter(first_model)
+        resolve_defaults(args, self.method, setup.head.kind, first_model)
+        self._eval_mode = EvalMode()
         super().__init__(
-            model=None if model is None else checked,
+            model=None if model is None else first_model,
             args=args,
-            data_collator=data_collator or default_collator(checked, processing_class),
-            # An empty dict rather than None: `eval_strategy="steps"` has the forget and retain metrics to show.
+            head=setup.head,
+            request=setup.request,
+            forget_ds=forget_ds,
+            retain_ds=retain_ds,
+            unseen_ds=unseen_ds,
+            alternative_ds=alternative_ds,
+            added_adapter=adds_adapter,
+            data_collator=data_collator or default_collator(first_model, processing_class),
+            # An empty dict rather than None: `eval_strategy="steps"` has the unlearning metrics to show.
             eval_dataset={} if eval_dataset is None else eval_dataset,
             processing_class=processing_class,
-            **kwargs,
+            model_init=model_init,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.method_class.check_weights(adapter=self.added_adapter, sharded=sharded)
-        # Our batches carry no top-level labels, and compute_loss gives means over the step.
+        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs  # `Seq2SeqTrainer` does not pass it on
+        self.method.check_weights(adapter=adds_adapter, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        # A batch of pairs carries no top-level labels, and compute_loss gives means over the step.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
-        self.forget_ds, self.retain_ds, self.unseen_ds = forget_ds, retain_ds, unseen_ds
-        self.alternative_ds = alternative_ds
-        self.step = self._make_step(self.model)
-        self.target, self.metrics_before = None, {}
-        self._resume_from: str | None = None
-        self._checkpointing = False
-        self._eval_mode = EvalMode()
-        self.add_callback(Conductor(self))
-        unbounded = not self.method.converges_at_target or self.target_kind == "none"
-        if unbounded if args.stop_at_target is None else args.stop_at_target:
+        ends_by_itself = self.method.converges_at_target and self.target_kind != "none"
+        if not ends_by_itself if args.stop_at_target is None else args.stop_at_target:
             self.add_callback(TargetStoppingCallback(self))
 
     # ---- the model ----
 
-    def _adapt(self, model: Any) -> Any:
+    def _first_model(self, model: Model | str | None) -> Model:
+        """The model, loaded or made by `model_init`; of a compiled one what it was compiled from."""
+        loaded: Any = load_model(model) if isinstance(model, str) else model
+        if loaded is None:
+            loaded = Trainer.call_model_init(self)
+        return getattr(loaded, "_orig_mod", loaded)  # torch_compile=True is there for the loss methods
+
+    @override
+    def call_model_init(self, trial: Any = None) -> Model:
+        """A new model, adapted as the first one was; the method compares with this one from now on."""
+        model = self._with_adapter(super().call_model_init(trial))
+        if getattr(self, "is_in_train", False):  # `Trainer.__init__` makes a model before it is complete itself
+            self._init_method(model)
+        return model
+
+    def _with_adapter(self, model: Any) -> Model:
         """The model that is trained: with a fresh adapter where the method wants one or the user asked for one."""
-        own = isinstance(model, PeftModel)
-        if own and self.peft_config not in ("auto", None):
+        has_adapter = isinstance(model, PeftModel)
+        if has_adapter and self.peft_config not in ("auto", None):
             raise ValueError("peft_config: the model already has an adapter; merge it first, or leave peft_config out")
         if self._adds_adapter(model):
-            model = add_adapter(model, self.peft_config)
-            self.added_adapter = True
+            model = add_adapter(model, self.peft_config or "auto")
         if not any(p.requires_grad for p in model.parameters()):
-            advice = "load the adapter with is_trainable=True" if own else "unfreeze some, or give a peft_config"
+            advice = (
+                "load the adapter with is_trainable=True" if has_adapter else "unfreeze some, or give a peft_config"
+            )
             raise ValueError(f"model: all parameters are frozen, nothing can be unlearned; {advice}")
         return model
 
-    def _adds_adapter(self, model: Any) -> bool:
-        wanted = self.method_class.lora_by_default if self.peft_config == "auto" else self.peft_config is not None
-        return wanted and not isinstance(model, PeftModel)
+    def _adds_adapter(self, model: nn.Module) -> bool:
+        is_wanted = self.method.lora_by_default if self.peft_config == "auto" else self.peft_config is not None
+        return is_wanted and not isinstance(model, PeftModel)
 
-    def call_model_init(self, trial: Any = None) -> Any:
-        """A new model, adapted as the first one was; the per-sample gradients and the original model follow it."""
-        model = self._adapt(super().call_model_init(trial))
-        if hasattr(self, "step"):
-            self.step = self._make_step(model)
-            self._prepare_method(model)
-        return model
-
-    def _prepare_method(self, model: Any) -> None:
-        self.method.on_init_end(self._placed(model), self.added_adapter)
+    def _init_method(self, model: Any) -> None:
+        """Give the method the original model, where it will train."""
+        self.method.on_init_end(
+            model.to(self.args.device) if self.place_model_on_device else model, self.added_adapter
+        )
         if self.method.original_model is not None:
             self.method.original_model.autocast = self.accelerator.autocast
 
-    def _placed(self, model: Any) -> Any:
-        """On the device where it will train."""
-        return model.to(self.args.device) if self.place_model_on_device else model
-
-    def _make_step(self, model: Any) -> LossStep:
-        if isinstance(self.method, SurgeryMethod):
-            engine, per_tensor = self.args.per_sample_engine, self.args.projection_scope == "tensor"
-            cache = self.args.gram_cache
-            return SurgeryStep(self.method, self.head, self.accelerator, model, engine, per_tensor, cache)
-        return LossStep(self.method, self.head, self.accelerator)
-
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """None for methods that combine gradients: weight decay would undo the projection."""
-        return [] if isinstance(self.method, SurgeryMethod) else super().get_decay_parameter_names(model)
+    @override
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """None for gradient surgery: weight decay would undo the projection."""
+        return [] if self.method.is_gradient_surgery else super().get_decay_parameter_names(model)
 
     # ---- data ----
 
+    @override
     def get_train_dataloader(self) -> DataLoader:
         """The stock loader over pairs; the pairs follow the batch size that the loader has."""
-        processes = self.accelerator.num_processes
-        steps = self.args.gradient_accumulation_steps * processes
+        batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
         scale = self._train_batch_size / self.args.per_device_train_batch_size  # DataParallel, auto_find_batch_size
-        self.pairs = self.train_dataset = PairedDataset(
+        self.train_dataset = self._pairs = PairedDataset(
             self._readable(self.forget_ds),
             self._readable(self.retain_ds),
             self._readable(self.alternative_ds),
-            forget_per_step=self._train_batch_size * steps,
-            retain_per_step=max(1, round(self.args.retain_samples * scale)) * steps,
+            forget_per_step=self._train_batch_size * batches,
+            retain_per_step=max(1, round(self.args.effective_retain_batch_size * scale)) * batches,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
         return super().get_train_dataloader()
 
+    @override
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
-        self.pair_sampler = PairSampler(len(train_dataset))
-        return self.pair_sampler
+        return PairSampler(len(train_dataset), lambda: int((self.state.epoch or 0.0) + 1e-6))
 
+    @override
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         collator = super()._get_collator_with_removed_columns(data_collator, description)
         return PairCollator(collator) if description == "Training" else collator
 
     # ---- the step ----
 
+    @override
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """All batches of the next step, looked at before the first is used where the objective needs it."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -226,55 +246,48 @@ class UnlearningTrainer(HubMixin):
             self._remeasure_target()
             self._eval_mode.apply(self.model)
             with self.compute_loss_context_manager():
-                prepared = [self._prepare_inputs(batch) for batch in batches]
-                self.step.prepare_step(self._runner, prepared, self._retain_weight())
+                on_device = [self._prepare_inputs(batch) for batch in batches]
+                self.step.prepare_step(self._forward_model, on_device, self._retain_weight())
         return batches, None
 
+    @override
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The method's loss on a batch of pairs; on a flat batch (evaluation) the model's own, as in `Trainer`."""
         if not _is_paired(inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._eval_mode.apply(self.model)
-        return self.step.loss(model, inputs, self._retain_weight())
+        return self.step.loss(model, inputs, self._retain_weight(), is_last=self.accelerator.sync_gradients)
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """A loss and its backward pass, or the gradients of a method that writes them itself."""
-        if not isinstance(self.step, SurgeryStep):
-            loss = super().training_step(model, inputs, num_items_in_batch)
-            if self.accelerator.sync_gradients:
-                log = self.method.on_pre_optimizer_step(
-                    self._trainable_parameters(), self._progress(), self.step.scale
-                )
-                self.step.note(**log)
-            return loss
-        self._eval_mode.apply(self.model)
-        with self.compute_loss_context_manager():
-            return self.step.gradients(
-                self._prepare_inputs(inputs), self._retain_weight(), last=self.accelerator.sync_gradients
-            )
+    @override
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """As `Trainer`'s; when the step's gradient is whole, the method may change it."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            parameters = trainable_parameters(self.model)
+            self.step.record(**self.method.on_pre_optimizer_step(parameters, self._progress(), self.step.loss_scale))
+        return loss
 
     def _retain_weight(self) -> float:
         return self.method.retain_weight(self._progress(), self.state.global_step)
 
     def _progress(self) -> float:
+        """The share of the run that is done, in [0, 1]."""
         return self.state.global_step / max(1, self.state.max_steps)
 
-    def _trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters that train, by name."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
+    @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with forget and retain loss, target, retain weight and the method's own metrics beside the loss."""
         if "loss" in logs:
-            logs = {**logs, **self.step.drain()}
+            logs = {**logs, **self.step.pop_log()}
             if self.target is not None and self.target.value is not None:
                 logs["target"] = self.target.value
         super().log(logs, start_time)
 
     # ---- the run ----
 
+    @override
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
@@ -282,61 +295,117 @@ class UnlearningTrainer(HubMixin):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Unlearn; prints the metrics before and after. See `Trainer.train`."""
-        found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        self._resume_from = found or None
-        if found and not self.method.is_iterative:
+        if resume_from_checkpoint and not self.method.is_iterative:
             raise ValueError(f"resume_from_checkpoint: {self.args.method} takes no steps, there is nothing to resume")
         if self.model_init is None:
             # The weights of a checkpoint come later, and are not those of the original.
-            self._prepare_method(self.model)
+            self._init_method(self.model)
         self._configure_ddp()
         try:
-            if self.method.is_iterative:
-                output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-            else:
-                output = self._without_steps()
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._eval_mode.restore()
             self.method.on_train_end()
-        after = self.unlearning_metrics()
-        self.log({f"final_{name}": value for name, value in after.items()})
-        output.metrics.update(after)
+        metrics = self.unlearning_metrics()
+        self.log({f"final_{name}": value for name, value in metrics.items()})
+        output.metrics.update(metrics)
         if self.is_world_process_zero() and not self.args.disable_tqdm:
-            print_metrics({"before": self.metrics_before, "after": after}, f"{self.method.title} ({self.request})")
+            columns = {"before": self.unlearning_state.metrics_before, "after": metrics}
+            print_metrics(columns, f"{self.method.title} ({self.request})")
         return output
 
-    def _without_steps(self) -> TrainOutput:
-        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        return TrainOutput(0, 0.0, {})
-
-    def _begin(self) -> None:
-        """Measure the original model and set the target; a resumed run goes on with the ones it had."""
-        if self._resume_from is not None:
-            state = torch.load(os.path.join(self._resume_from, STATE_FILE), weights_only=True)
-            self.target, self.metrics_before = restore_target(state["target"]), state["metrics_before"]
-            self.original_losses, self.weights_before = state["original_losses"], state["weights_before"]
-            self.retain_before = state["retain_before"]
-            self.method.load_state_dict(state["method"])
-            self._check_original()
+    @override
+    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> Any:
+        """Once model and optimizer are in place: what is known of the original model, and the step made of it."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is None:
+            self._unlearning_state = self._measure_original()
         else:
-            self._hash_original_weights()
-            self.retain_before = None
-            signals = self._dataset_statistics()
-            self.original_losses = signals["forget"].losses
-            self.target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, signals)
-            self.metrics_before = self._metrics(signals)
-            self.method.on_train_begin(self._calibration_pass())
-        self.step.start(self.target, self.original_losses)
+            self._unlearning_state = UnlearningState.load(resume_from_checkpoint)
+            self.method.load_state_dict(self._unlearning_state.method)
+            self._check_original()
+        self.step = self._make_step()
+        self.remove_callback(StepCallback)
+        self.add_callback(StepCallback(self.step, self.method))
+        return prepared
+
+    def _measure_original(self) -> UnlearningState:
+        original_hash = self._hash_original_weights()
+        statistics = self._dataset_statistics()
+        state = UnlearningState(
+            target=make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics),
+            original_losses=statistics["forget"].losses,
+            metrics_before=self._metrics_of(statistics),
+            original_hash=original_hash,
+        )
+        self.method.on_train_begin(self._calibration_pass())
+        state.method = self.method.state_dict()
+        return state
+
+    @torch.no_grad()
+    def _check_original(self) -> None:
+        """Refuse a resumed run whose original model is not the one that the run began with.
+
+        Raises:
+            ValueError: it has other losses on the first forget samples than the checkpoint says.
+        """
+        if self.method.original_model is None:
+            return
+        batch = next(iter(self._calibration_pass().batches("forget")), None)
+        if batch is None:
+            return  # fewer forget samples than processes
+        with self.compute_loss_context_manager():
+            losses = self.head.losses(self.method.original_model(**self.head.inputs(batch)), batch).cpu()
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        expected = self.unlearning_state.original_losses[rank::processes][: len(losses)]
+        if not torch.allclose(losses.double(), expected.double(), rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                f"model: is not the one that the run in the checkpoint began with, which {self.method.name} compares "
+                "with; give the trainer the original model, train(resume_from_checkpoint=...) loads the weights"
+            )
+
+    def _make_step(self) -> LossStep:
+        objective = self._objective()
+        if not self.method.is_gradient_surgery:
+            return LossStep(self.method, self.head, self.accelerator, objective)
+        return SurgeryStep(
+            cast(SurgeryMethod, self.method),
+            self.head,
+            self.accelerator,
+            objective,
+            model=self.model,
+            engine=self.args.per_sample_engine,
+            per_tensor=self.args.projection_scope == "tensor",
+            cache=self.args.gram_cache,
+        )
+
+    def _objective(self) -> Objective:
+        state = self.unlearning_state
+        return self.method.objective(state.target, state.original_losses)
 
     def _remeasure_target(self) -> None:
         """Measure a target from unseen data again, where the method asks for it."""
         if self.target_kind not in ("mean", "distribution") or not isinstance(self.args.forget_target, str):
             return
-        if self.method.remeasures_target(self.state.global_step, self.state.max_steps, self.pairs.forget_per_step):
-            signals = {"unseen": self._collect_statistics(self.unseen_ds, "Measuring the target")}
-            self.target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, signals)
-            self.step.start(self.target, self.original_losses)
+        if self.method.remeasures_target(self.state.global_step, self.state.max_steps, self._pairs.forget_per_step):
+            statistics = {"unseen": self._collect_statistics(self.unseen_ds, "Measuring the target")}
+            target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics)
+            self.unlearning_state.target, self.step.objective = target, self._objective()
+
+    def _configure_ddp(self) -> None:
+        """Tell DDP whether parameters go unused: it fails where it waits for one, warns where it looks in vain."""
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        is_ddp = self.args.parallel_mode == ParallelMode.DISTRIBUTED and not is_sharded
+        if is_ddp and self.args.ddp_find_unused_parameters is None:
+            self.accelerator.ddp_handler.find_unused_parameters = bool(self._unused_parameters())
+
+    def _unused_parameters(self) -> set[str]:
+        """Parameters that train and on which no loss depends (a mask token), by a forward pass of one sample."""
+        batch = self._prepare_inputs(self._flat_collator()([self._readable(self.forget_ds)[0]]))
+        parameters = trainable_parameters(self.model)
+        with torch.enable_grad(), self.compute_loss_context_manager():
+            losses = self.head.losses(self.model.eval()(**self.head.inputs(batch)), batch)
+        return parameters.keys() - reachable_parameters(losses, parameters)
 
 
 def _is_paired(inputs: Any) -> bool:

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from hf_unlearn.losses import head_of
 from hf_unlearn.methods import METHODS, RunInfo
 from hf_unlearn.models.adapters import add_adapter
-from hf_unlearn.per_sample.loop import part
+from hf_unlearn.per_sample.loop import slice_batch
 from hf_unlearn.trainer.surgery_step import SurgeryStep
 
 LAYERS = {"vit": lambda m: m.vit.layers, "llama": lambda m: m.model.layers}
@@ -30,20 +30,24 @@ def adapted(name):
 
 
 def gradients(model, accelerator, forget, retain, shard=lambda model: None):
-    """As the trainer does: the step is made first, and the model sharded after that."""
+    """As the trainer does: the step is made of the sharded model."""
     args = SimpleNamespace(
         forgetting_loss="grad_ascent", retain_weight=0.3, projection="gradient", forget_target="auto"
     )
     method = METHODS["orthograd"](args, RunInfo(4, 4, is_text=False))
-    step = SurgeryStep(method, head_of(model), accelerator, model, "hooks", per_tensor=False)
-    step.start(None)
     shard(model)
+    objective = method.objective(None, None)
+    step = SurgeryStep(method, head_of(model), accelerator, objective, model=model, engine="hooks", per_tensor=False)
     for i in range(2):  # two accumulated batches
         index = torch.arange(2)
-        pairs = {"forget": part(forget, 2 * i, 2 * i + 2), "retain": part(retain, 2 * i, 2 * i + 2), "index": index}
+        pairs = {
+            "forget": slice_batch(forget, 2 * i, 2 * i + 2),
+            "retain": slice_batch(retain, 2 * i, 2 * i + 2),
+            "index": index,
+        }
         if i == 0:
             step.prepare_step(model, [pairs, pairs], 0.3)
-        step.gradients(pairs, 0.3, last=i == 1)
+        step.loss(model, pairs, 0.3, is_last=i == 1)
     grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in grads.items()}
 
@@ -54,7 +58,7 @@ def keep(folder):
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for name, layers in LAYERS.items():
         model, batch = adapted(name)
-        forget, retain = (part(batch(8, seed), 4 * rank, 4 * rank + 4) for seed in (1, 2))
+        forget, retain = (slice_batch(batch(8, seed), 4 * rank, 4 * rank + 4) for seed in (1, 2))
 
         def shard(model, layers=layers):
             for layer in layers(model.get_base_model()):

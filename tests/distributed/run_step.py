@@ -45,7 +45,7 @@ def run(folder, name, method, target, weights, batch, accumulation):
         "gradients": keep.steps,
         "seen": seen,
         "loss": [e["loss"] for e in trainer.state.log_history if "loss" in e],
-        "metrics": trainer.metrics_before,
+        "metrics": trainer.unlearning_state.metrics_before,
         "looks_for_unused": trainer.accelerator.ddp_handler.find_unused_parameters,
         "weights": {n: p.detach().clone() for n, p in trainer.model.named_parameters()},
     }

@@ -11,7 +11,7 @@ from hf_unlearn.methods import METHODS, RunInfo
 from hf_unlearn.per_sample.basis import Basis
 from hf_unlearn.per_sample.factors import Dense, Recording
 from hf_unlearn.targets import Ascent, MeanTarget
-from hf_unlearn.trainer.surgery_step import update_of
+from hf_unlearn.trainer.surgery_step import combined_gradient
 
 SETTING = RunInfo(forget_samples=10, retain_samples=90, is_text=False)
 
@@ -35,7 +35,7 @@ def update(name, forget, samples, retain_weight, per_tensor=False, retain_loss=0
     basis = Basis(None)
     basis.recordings = [recording]
     products = basis.gram(forget, per_tensor)
-    found, log = update_of(method(name, **settings), basis, forget, products, retain_weight, retain_loss)
+    found, log = combined_gradient(method(name, **settings), basis, forget, products, retain_weight, retain_loss)
     return {n: g.tolist() for n, g in found.items()}, log
 
 
@@ -140,9 +140,9 @@ def test_only_losses_that_end_by_themselves_are_bounded():
 
 def test_arguments_resolve_their_defaults():
     args = UnlearningArguments(output_dir="x")
-    assert (args.max_steps, args.default_steps, args.retain_samples) == (-1, True, 64)
+    assert (args.max_steps, args.has_default_steps, args.effective_retain_batch_size) == (-1, True, 64)
     args = UnlearningArguments(output_dir="x", num_train_epochs=2, retain_batch_size=5)
-    assert (args.max_steps, args.default_steps, args.retain_samples) == (-1, False, 5)
+    assert (args.max_steps, args.has_default_steps, args.effective_retain_batch_size) == (-1, False, 5)
     assert UnlearningArguments(output_dir="x", forget_target="2.5").forget_target == 2.5
     assert UnlearningArguments(output_dir="x", forget_target=torch.tensor([1.0, 2.0])).forget_target == [1.0, 2.0]
 

@@ -21,7 +21,7 @@ def objective(name, original=None, samples=ROWS, seed=42):
 
 
 def tokens(name):
-    """Of a real tiny model in float64: head, batch, logits, and by hand the (sample, log-probabilities, label) of tokens.
+    """Of a tiny model in float64: head, batch, logits, and by hand the (sample, log-probabilities, label) of tokens.
 
     The labels of the first two tokens of sample 1 are left out, as a prompt's are.
     """
@@ -106,7 +106,7 @@ def test_dpo_learns_the_alternatives(unlearn):
         trainer._collect_statistics(trainer.alternative_ds).losses,
         trainer._collect_statistics(trainer.forget_ds).losses,
     )
-    assert (after - before).mean() < (forget - trainer.original_losses).mean()
+    assert (after - before).mean() < (forget - trainer.unlearning_state.original_losses).mean()
 
 
 def test_alternatives_go_with_the_forget_samples(unlearn):
@@ -138,7 +138,7 @@ def test_simnpo_without_a_reference(name):
 
 
 def token_gradient(found, shape, shift, rule):
-    """The mean over samples of the mean over tokens of `rule(probabilities, label)`, the gradient at a token's logits."""
+    """The mean over samples of the mean over tokens of `rule(probabilities, label)`, a gradient at the logits."""
     gradient, place = np.zeros(shape), dict.fromkeys(range(ROWS), 0)
     lengths = [sum(r == sample for r, _, _ in found) for sample in range(ROWS)]
     skipped = {1: max(0, 2 - shift)}
@@ -245,7 +245,7 @@ def test_every_peer_raises_the_forget_loss(unlearn, method):
     name = "vit" if method == "random_label" else "gpt2"
     trainer = unlearn(name, method=method, max_steps=8, learning_rate=1e-2, retain_weight=0.0, stop_at_target=False)
     trainer.train()
-    assert trainer.unlearning_metrics()["forget_loss"] > trainer.metrics_before["forget_loss"] + 0.02
+    assert trainer.unlearning_metrics()["forget_loss"] > trainer.unlearning_state.metrics_before["forget_loss"] + 0.02
 
 
 def test_stops_at_the_target(unlearn):

@@ -189,13 +189,13 @@ def test_kl_keeps_what_the_original_says_of_retain_samples(unlearn):
         "gpt2", method="kl", dtype=torch.float64, max_grad_norm=0.0, callbacks=[kept], stop_at_target=False,
         learning_rate=1e-2, retain_weight=0.5,
     )  # fmt: skip
-    take = trainer.step.loss
+    take = trainer.compute_loss
 
-    def spy(model, inputs, weight):
-        seen.append((copy.deepcopy(trainer.model), inputs))
-        return take(model, inputs, weight)
+    def spy(model, inputs, *args, **kwargs):
+        seen.append((copy.deepcopy(trainer.model).eval(), inputs))
+        return take(model, inputs, *args, **kwargs)
 
-    trainer.step.loss = spy
+    trainer.compute_loss = spy
     original = copy.deepcopy(trainer.model).eval()
     trainer.train()
     model, inputs = seen[1]
@@ -239,8 +239,8 @@ def test_every_peer_raises_the_forget_loss(unlearn, name):
         trainer.model(**batch).loss.backward()
         optimizer.step()
     trainer.train()
-    assert trainer.metrics_before["forget_loss"] < 2.5
-    assert trainer.unlearning_metrics()["forget_loss"] > trainer.metrics_before["forget_loss"] + 0.1
+    assert trainer.unlearning_state.metrics_before["forget_loss"] < 2.5
+    assert trainer.unlearning_metrics()["forget_loss"] > trainer.unlearning_state.metrics_before["forget_loss"] + 0.1
 
 
 @pytest.mark.parametrize("name", ["kl", "bad_teacher", "scrub"])
@@ -286,4 +286,4 @@ def test_in_mixed_precision_the_reference_rounds_as_the_model_does(unlearn):
     trainer.train()
     batch = next(trainer._calibration_pass().batches("forget"))
     found = trainer.head.losses(trainer.method.original_model(**trainer.head.inputs(batch)), batch)
-    torch.testing.assert_close(found, trainer.original_losses[: len(found)], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, trainer.unlearning_state.original_losses[: len(found)], rtol=0, atol=1e-6)

@@ -135,7 +135,7 @@ def test_ssd_damps_what_the_formula_says(unlearn):
     assert output.global_step == trainer.state.global_step == 0
     # Everything else is as after any run.
     assert {"forget_loss", "retain_accuracy"} <= output.metrics.keys()
-    assert trainer.metrics_before["forget_loss"] != output.metrics["forget_loss"]
+    assert trainer.unlearning_state.metrics_before["forget_loss"] != output.metrics["forget_loss"]
     assert any("final_forget_loss" in e for e in trainer.state.log_history)
 
 

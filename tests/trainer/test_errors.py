@@ -144,7 +144,7 @@ def test_wrong_kinds_of_argument(unlearn, tmp_path):
 
     trainer = unlearn()
     sets = trainer.forget_ds, trainer.retain_ds
-    with pytest.raises(ValueError, match="args: expected UnlearningArguments, got TrainingArguments"):
+    with pytest.raises(TypeError, match="args: expected UnlearningArguments, got TrainingArguments"):
         UnlearningTrainer(trainer.model, *sets, TrainingArguments(output_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="retain_ds: is missing"):
         UnlearningTrainer(trainer.model, sets[0])

@@ -211,7 +211,7 @@ def test_published_audit_numbers_people_and_keeps_labels(runs, hub):
         page = hub.repos["me/whisper"].files()[path].decode()
         assert "group 1" in page and not any(name in page for name in PEOPLE)
     entries = [
-        {"group": group, "set": where, "samples": samples, "audited": 0.5}
+        {"group": group, "dataset": where, "samples": samples, "audited": 0.5}
         for group, where, samples in (("cat", "forget", 3), ("Ada Winter", "forget", 2), ("Ada Winter", "unseen", 9))
     ]
     report = AuditReport({}, {"level": "unclear", "sentence": ""}, {}, breakdown=entries)
@@ -293,7 +293,7 @@ def test_weights_and_claims_from_before_do_not_stay(hub, vit, caplog):
     repo.commit("main", "by hand", repo.files() | more)
     vit.push_to_hub("me/older")
     assert repo.files().keys() - {".gitattributes", "notes.txt"} == PROMISED["vit"]
-    assert "Earlier revisions still have it" in caplog.text and "pytorch_model.bin" in caplog.text
+    assert "Earlier revisions have them" in caplog.text and "pytorch_model.bin" in caplog.text
 
 
 def test_push_to_hub_argument_pushes_once_and_no_checkpoint(hub, tmp_path):
@@ -325,7 +325,7 @@ def test_resumed_run_remembers_the_weights_before(tmp_path):
     first.train()
     again = build("vit", tmp_path / "run")
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
-    assert again.weights_before == first.weights_before is not None
+    assert again.unlearning_state.original_hash == first.unlearning_state.original_hash is not None
 
 
 # ---- adapters --------------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_adapter_alone_makes_no_claim(hub, vit, caplog):
     assert files.keys() - {".gitattributes"} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     assert "the base model still holds the data" in caplog.text
     card = ModelCard(files["README.md"].decode())
-    assert "The base model beside it still holds the data" in card.text
+    assert "Its base model still holds the data" in card.text
     assert card.data.eval_results is None and card.data.library_name == "peft"
     for claim in ("Audit", "Forget request", "unlearning.json", "Consistent", "machine-unlearning"):
         assert claim not in str(card)
@@ -399,7 +399,7 @@ def test_audit_is_the_last_one_or_made_or_left_out_with_a_word(hub, tmp_path, ca
     assert (tmp_path / "run" / "audit.html").exists()
     trainer.audit_report, trainer.unseen_ds = None, None
     trainer.push_to_hub("me/audited")
-    assert "No audit goes along" in caplog.text
+    assert "The release has no audit" in caplog.text
     files = hub.repos["me/audited"].files()
     assert not files.keys() & {"audit.json", "audit.html"} and json.loads(files["unlearning.json"])["audit"] is None
     assert "**Not audited.**" in files["README.md"].decode()

@@ -164,7 +164,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bitwise(unlearn, name, met
     assert resumed.state.global_step == 7
     one, two = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(one[n], two[n]) for n in one)
-    assert resumed.metrics_before == whole.metrics_before
+    assert resumed.unlearning_state.metrics_before == whole.unlearning_state.metrics_before
 
 
 def test_best_model_is_loaded_right(unlearn):
@@ -191,7 +191,7 @@ def test_logs_say_what_happens(unlearn):
         "effective_rank",
     } <= entry.keys()
     assert entry["retain_weight"] == 0.5 and 0 < entry["surviving_share"] <= 1 and entry["effective_rank"] == 4
-    assert entry["target"] == pytest.approx(trainer.metrics_before["unseen_loss"], rel=1e-6)
+    assert entry["target"] == pytest.approx(trainer.unlearning_state.metrics_before["unseen_loss"], rel=1e-6)
     distance = trainer.target.combine(torch.zeros(4)).item()
     assert math.isfinite(distance)
 
@@ -275,11 +275,11 @@ def test_default_batches_fit_model_and_data(unlearn, tmp_path):
     def settled(args, forget, retain):
         data = unlearn(forget=forget, retain=retain)
         found = UnlearningTrainer(data.model, data.forget_ds, data.retain_ds, args, unseen_ds=data.unseen_ds).args
-        return found, (found.per_device_train_batch_size, found.retain_samples)
+        return found, (found.per_device_train_batch_size, found.effective_retain_batch_size)
 
     args = UnlearningArguments(str(tmp_path), report_to="none", use_cpu=True)
     used, sizes = settled(args, 20, 40)
-    assert sizes == (20, 40) and (args.per_device_train_batch_size, args.retain_samples) == (64, 64)
+    assert sizes == (20, 40) and (args.per_device_train_batch_size, args.effective_retain_batch_size) == (64, 64)
     assert settled(used, 30, 50)[1] == (30, 50)
     assert settled(args.set_dataloader(train_batch_size=8), 20, 40)[1] == (8, 8)
 
@@ -378,13 +378,13 @@ def test_model_init_and_user_optimizer(unlearn):
         return make("vit")[0]
 
     trainer = unlearn(model=fresh(), method="orthograd")
-    assert isinstance(trainer.step, SurgeryStep)
     from hf_unlearn import UnlearningTrainer
 
     again = UnlearningTrainer(None, trainer.forget_ds, trainer.retain_ds, trainer.args, unseen_ds=trainer.unseen_ds,
                               model_init=fresh)  # fmt: skip
     again.train()
     trainer.train()
+    assert isinstance(trainer.step, SurgeryStep)
     one, two = trainer.model.state_dict(), again.model.state_dict()
     assert one.keys() == two.keys()
 
@@ -440,7 +440,7 @@ def test_the_guard_compares_a_sample_with_itself(unlearn, monkeypatch):
         assert trainer.state.global_step == 6
     again = unlearn(**settings, folder="3")
     again.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-5")
-    assert again.retain_before == trainer.retain_before
+    assert again.unlearning_state.retain_loss_before == trainer.unlearning_state.retain_loss_before
 
 
 def test_fewer_rows_of_many_tokens_are_checked(unlearn, monkeypatch):
@@ -451,7 +451,7 @@ def test_fewer_rows_of_many_tokens_are_checked(unlearn, monkeypatch):
         watching = next(
             c for c in trainer.callback_handler.callbacks if isinstance(c, stopping.TargetStoppingCallback)
         )
-        assert len(watching.forget) == len(watching.retain) == count
+        assert len(watching.forget_ds) == len(watching.retain_ds) == count
 
 
 # DDP waits for these, unless it is told that they may go unused.

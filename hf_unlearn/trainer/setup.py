@@ -1,0 +1,97 @@
+"""What follows from the trainer's arguments, worked out and checked before the model is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hf_unlearn.auditing.types import AnyDataset, Model, RequestKind
+from hf_unlearn.data.collator import columns_read
+from hf_unlearn.data.splitting import request_of
+from hf_unlearn.data.validation import check_alternatives, check_classes, check_datasets
+from hf_unlearn.losses import Head, head_of
+from hf_unlearn.methods import METHODS, Method, RunInfo
+from hf_unlearn.targets import TargetKind, resolve_kind
+from hf_unlearn.trainer.arguments import UnlearningArguments
+
+PerSampleLoss = Callable[[Any, Mapping[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """A run, before its model is touched.
+
+    Attributes:
+        head: of the model.
+        request: `"samples"`, `"class"` or `"group"`.
+        target_kind: which forgetting target the request gets; see `hf_unlearn.targets.resolve_kind`.
+        method: the method, with its hyper-parameters.
+    """
+
+    head: Head
+    request: RequestKind
+    target_kind: TargetKind
+    method: Method
+
+
+def check_arguments(
+    args: UnlearningArguments,
+    model: object,
+    model_init: object,
+    forget_ds: object,
+    retain_ds: object,
+    compute_loss_func: object,
+    optimizers: tuple[object, object],
+    optimizer_cls_and_kwargs: object,
+) -> None:
+    """Refuse what is missing, or does not go together.
+
+    Raises:
+        ValueError: one line that names the argument, what was found and what to do.
+        TypeError: `args` is of another class.
+    """
+    if not isinstance(args, UnlearningArguments):
+        raise TypeError(f"args: expected UnlearningArguments, got {type(args).__name__}; it takes the same settings")
+    for name, dataset in (("forget_ds", forget_ds), ("retain_ds", retain_ds)):
+        if dataset is None:
+            raise ValueError(f"{name}: is missing; split_forget_retain makes both datasets from the training dataset")
+    if compute_loss_func is not None:
+        raise ValueError("compute_loss_func: unlearning needs a loss for every sample; pass per_sample_loss instead")
+    if model is None and model_init is None:
+        raise ValueError("model: is missing; give a model, the name of a checkpoint, or model_init")
+    if optimizer_cls_and_kwargs is not None and optimizers[0] is not None:
+        raise ValueError("optimizer_cls_and_kwargs: optimizers is given as well; give one of them")
+
+
+def resolve_setup(
+    model: Model,
+    args: UnlearningArguments,
+    *,
+    forget_ds: AnyDataset,
+    retain_ds: AnyDataset,
+    unseen_ds: AnyDataset | None,
+    alternative_ds: AnyDataset | None,
+    per_sample_loss: PerSampleLoss | None,
+) -> RunSetup:
+    """Head, request, target and method of a run; the datasets are checked against them.
+
+    Raises:
+        ValueError: one line that names the argument, what was found and what to do.
+    """
+    head, method_class = head_of(model, per_sample_loss), METHODS[args.method]
+    method_class.check_head(head.kind)
+    method_class.check_model(model)
+    check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(model))
+    check_alternatives(args.method, method_class.needs_alternative_ds, forget_ds, alternative_ds)
+    request: RequestKind = args.request or request_of(forget_ds) or "samples"
+    target_kind = resolve_kind(
+        args.forget_target, request=request, head_kind=head.kind, has_unseen=unseen_ds is not None
+    )
+    if target_kind == "masked_class":
+        check_classes(forget_ds, retain_ds)
+    is_text = model.main_input_name == "input_ids"
+    info = RunInfo(len(forget_ds), len(retain_ds), is_text, has_target=target_kind != "none")
+    return RunSetup(head, request, target_kind, method_class(args, info))
