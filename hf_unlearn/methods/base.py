@@ -218,7 +218,7 @@ class Method:
                 f"DeepSpeed); use DDP{'' if cls.needs_full_weights else ', or give a peft_config'}"
             )
 
-    def on_init_end(self, model: nn.Module, added_adapter: bool) -> None:
+    def on_init_end(self, model: PreTrainedModel | PeftModel, added_adapter: bool) -> None:
         """Keep what is needed of the original model, before a step is taken or a checkpoint is loaded.
 
         Args:

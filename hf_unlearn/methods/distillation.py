@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from hf_unlearn.losses import Head
@@ -18,6 +18,10 @@ from hf_unlearn.methods.base import Method, SequenceMethod
 from hf_unlearn.methods.hyperparameters import hyperparameter
 from hf_unlearn.models.original import untrained
 from hf_unlearn.targets import Ascent, ForgetTarget, Objective
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 # Heads that choose one class out of many, once or several times a sample: what a divergence can be formed of.
 DECISION_HEADS = ("single_label", "token", "question_answering", "masked_lm", *SequenceMethod.head_kinds)
@@ -120,7 +124,7 @@ class BadTeacher(Method):
             )
 
     @override
-    def on_init_end(self, model: nn.Module, added_adapter: bool) -> None:
+    def on_init_end(self, model: PreTrainedModel | PeftModel, added_adapter: bool) -> None:
         """Keep the original, and make the incompetent teacher."""
         super().on_init_end(model, added_adapter)
         self.incompetent = untrained(model, self.settings.seed)

@@ -116,7 +116,7 @@ class RMU(Method):
         layers_of(model)
 
     @override
-    def on_init_end(self, model: nn.Module, added_adapter: bool) -> None:
+    def on_init_end(self, model: PreTrainedModel | PeftModel, added_adapter: bool) -> None:
         """Freeze all other layers for the run, and keep the original of those that train."""
         layers = layers_of(model)
         self.layer = min(round(self.hp.depth * len(layers)), len(layers) - 1)
@@ -144,7 +144,7 @@ class RMU(Method):
         return Steering(self.original_model, self.layer)
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
+def layers_of(model: PreTrainedModel | PeftModel) -> list[nn.Module]:
     """The layers whose outputs are the model's hidden states, of an encoder-decoder the decoder's.
 
     Raises:

@@ -1,10 +1,11 @@
-"""Per-sample gradients of a batch, and their geometry. Knows no trainer."""
+"""Per-sample gradients of a batch, and their inner products. Knows no trainer."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from functools import cached_property
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from hf_unlearn.per_sample.factors import Recording
 from hf_unlearn.per_sample.gram import weighted_sum
 from hf_unlearn.per_sample.layers import NotCovered
 from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, loop_gradients
-from hf_unlearn.per_sample.recorder import Mismatch, Plan, record
+from hf_unlearn.per_sample.recorder import GradientMismatch, Plan, record
 
-__all__ = ["PerSampleGradients", "Recording"]
+__all__ = ["Engine", "PerSampleGradients", "Recording"]
 logger = logging.getLogger(__name__)
+Engine: TypeAlias = Literal["auto", "hooks", "loop"]
 
 
 class PerSampleGradients:
@@ -32,7 +34,7 @@ class PerSampleGradients:
         engine: `"auto"`, `"hooks"` (raise instead of falling back) or `"loop"`.
     """
 
-    def __init__(self, model: nn.Module, losses: Losses, engine: str = "auto"):
+    def __init__(self, model: nn.Module, losses: Losses, engine: Engine = "auto"):
         self.model, self.losses, self.engine = model, losses, engine
 
     @cached_property
@@ -47,7 +49,7 @@ class PerSampleGradients:
 
     @cached_property
     def _plan(self) -> Plan:
-        return Plan.of(self.model, self.parameters, checked=not self.sharded)
+        return Plan.from_model(self.model, self.parameters, checked=not self.sharded)
 
     def gradient(self, loss: Callable[[Batch], Tensor], batch: Batch) -> dict[str, Tensor]:
         """The gradient of any loss of a batch by the trainable parameters, whole also where these are sharded.
@@ -59,14 +61,14 @@ class PerSampleGradients:
             grads = torch.autograd.grad(loss(batch), list(self.parameters.values()), allow_unused=True)
             pairs = zip(self.parameters.items(), grads, strict=True)
             return {name: torch.zeros_like(p) if grad is None else grad for (name, p), grad in pairs}
-        recording = record(self._plan, lambda rows: loss(rows)[None], batch)
+        recording = record(self._plan, lambda samples: loss(samples)[None], batch)
         ones = torch.ones(batch_size(batch), device=recording.losses.device)
         like = {name: torch.empty(p.shape, dtype=p.dtype, device=ones.device) for name, p in self.parameters.items()}
         return weighted_sum([recording], {name: [ones] for name in like}, like)
 
     def __call__(self, batch: Batch) -> Recording:
         """The losses of a batch, and the factors of every trainable parameter's per-sample gradients."""
-        # Of one sample the gradient of the batch is the sample's: nothing to tell apart, and the loop is one pass.
+        # The gradient of a batch of one sample is the sample's: the loop is one backward pass.
         if self.sharded or (self.engine != "loop" and batch_size(batch) > 1):
             try:
                 return self._recorded(batch)
@@ -84,6 +86,6 @@ class PerSampleGradients:
         while True:
             try:
                 return record(self._plan, self.losses, batch)
-            except Mismatch as error:
-                if not self._plan.reconsider(error.names):
+            except GradientMismatch as error:
+                if not self._plan.reassign(error.names):
                     raise

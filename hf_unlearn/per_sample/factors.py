@@ -1,7 +1,7 @@
-"""Per-sample gradients of one tensor, kept in the smallest exact form, and what is asked of them.
+"""Per-sample gradients of one tensor in the smallest exact form, and the operations on them.
 
-A weight's gradient for one sample is a sum of outer products of what went into the layer and what came back to its
-output. All that gradient surgery needs (inner products, rows, a weighted sum over samples) can be had from these
+A weight's gradient for one sample is a sum of outer products of the layer's activations and backprops. Everything that
+gradient surgery needs (inner products, the gradients of some rows, a weighted sum over samples) follows from these
 factors; the k x d matrix of all gradients need not exist.
 """
 
@@ -23,22 +23,26 @@ class Factors(Protocol):
         """k."""
 
     @property
-    def numbers(self) -> int:
-        """How many numbers are kept."""
+    def stored_numel(self) -> int:
+        """How many numbers are stored."""
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """The gradients' entries `start` to `stop` of the leading dimension: [k, (stop - start) * q]."""
+    def row_gradients(self, start: int, stop: int) -> Tensor:
+        """The gradients of the tensor's rows `start` to `stop`: [k, (stop - start) * q]."""
 
     def combine(self, weights: Tensor) -> Tensor:
         """The sum over samples with these weights [k], flattened: [numel]."""
 
     def grouped(self, samples: int) -> Factors:
-        """The same with every `k / samples` neighbours added up: one sample may stand on several leading entries."""
+        """The same with every `k / samples` neighbours summed: one sample may take several leading entries."""
 
 
 @dataclass(frozen=True)
 class Dense:
-    """The gradients themselves, [k, p, ...]."""
+    """The gradients themselves.
+
+    Attributes:
+        values: [k, p, ...].
+    """
 
     values: Tensor
 
@@ -47,10 +51,10 @@ class Dense:
         return len(self.values)
 
     @property
-    def numbers(self) -> int:
+    def stored_numel(self) -> int:
         return self.values.numel()
 
-    def rows(self, start: int, stop: int) -> Tensor:
+    def row_gradients(self, start: int, stop: int) -> Tensor:
         return self.values[:, start:stop].flatten(1)
 
     def combine(self, weights: Tensor) -> Tensor:
@@ -62,74 +66,83 @@ class Dense:
 
 @dataclass(frozen=True)
 class Outer:
-    """Sums of outer products: `sum_t left[t] right[t]^T`, for each of g groups, stacked.
+    """Sums of outer products: `sum_t row_factors[t] column_factors[t]^T`, for each of g groups, stacked.
+
+    Of a linear layer `y = x W^T`, the row factors are the backprops and the column factors the activations; of one
+    with its weight transposed, the other way round.
 
     Attributes:
-        left: [k, g, t, p / g]; the gradients of the outputs.
-        right: [k, g, t, q]; the inputs.
+        row_factors: [k, g, t, p / g].
+        column_factors: [k, g, t, q].
         dtype: of the result; the factors may be in half precision.
     """
 
-    left: Tensor
-    right: Tensor
+    row_factors: Tensor
+    column_factors: Tensor
     dtype: torch.dtype
 
     @property
     def samples(self) -> int:
-        return len(self.left)
+        return len(self.row_factors)
 
     @property
-    def numbers(self) -> int:
-        return self.left.numel() + self.right.numel()
+    def stored_numel(self) -> int:
+        return self.row_factors.numel() + self.column_factors.numel()
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        left, right = self.left.to(self.dtype), self.right.to(self.dtype)
-        if left.shape[1] > 1:
-            return (left.mT @ right).flatten(1, 2)[:, start:stop].flatten(1)
-        return (left[:, 0, :, start:stop].mT @ right[:, 0]).flatten(1)
+    def row_gradients(self, start: int, stop: int) -> Tensor:
+        rows, columns = self.row_factors.to(self.dtype), self.column_factors.to(self.dtype)
+        if rows.shape[1] > 1:
+            return (rows.mT @ columns).flatten(1, 2)[:, start:stop].flatten(1)
+        return (rows[:, 0, :, start:stop].mT @ columns[:, 0]).flatten(1)  # shape: [k, (stop - start) * q]
 
     def combine(self, weights: Tensor) -> Tensor:
-        left, right = self.left.to(self.dtype), self.right.to(self.dtype)
-        weights = weights.to(left)[:, None, None, None]
-        # The smaller factor takes the weights; the sum over samples and positions is one matrix product.
-        left, right = (left * weights, right) if left.numel() <= right.numel() else (left, right * weights)
-        left, right = (side.transpose(0, 1).flatten(1, 2) for side in (left, right))
-        return (left.mT @ right).flatten()
+        rows, columns = self.row_factors.to(self.dtype), self.column_factors.to(self.dtype)
+        weights = weights.to(rows)[:, None, None, None]  # shape: [k, 1, 1, 1]
+        # The smaller factor is multiplied with the weights; the sum over samples and positions is one matrix product.
+        if rows.numel() <= columns.numel():
+            rows = rows * weights
+        else:
+            columns = columns * weights
+        rows, columns = (factor.transpose(0, 1).flatten(1, 2) for factor in (rows, columns))  # shape: [g, k * t, ...]
+        return (rows.mT @ columns).flatten()
 
     def grouped(self, samples: int) -> Outer:
-        left, right = (
-            side.unflatten(0, (samples, -1)).transpose(1, 2).flatten(2, 3) for side in (self.left, self.right)
+        rows, columns = (
+            factor.unflatten(0, (samples, -1)).transpose(1, 2).flatten(2, 3)
+            for factor in (self.row_factors, self.column_factors)
         )
-        return Outer(left, right, self.dtype)
+        return Outer(rows, columns, self.dtype)
 
     def gram(self) -> Tensor:
         """Inner products [k, k] from those of the factors, in float64; for one group."""
-        left, right = (side[:, 0].double() for side in (self.left, self.right))
-        size, steps = left.shape[:2]
-        products = (left.flatten(0, 1) @ left.flatten(0, 1).T) * (right.flatten(0, 1) @ right.flatten(0, 1).T)
-        return products.view(size, steps, size, steps).sum((1, 3))
+        rows, columns = (factor[:, 0].double() for factor in (self.row_factors, self.column_factors))
+        samples, positions = rows.shape[:2]
+        row_products = rows.flatten(0, 1) @ rows.flatten(0, 1).T  # shape: [k * t, k * t]
+        column_products = columns.flatten(0, 1) @ columns.flatten(0, 1).T  # shape: [k * t, k * t]
+        products = row_products * column_products
+        return products.view(samples, positions, samples, positions).sum((1, 3))
 
     def cross(self, gradient: Tensor) -> Tensor:
         """Inner products [k] with a gradient [p, q], in float64; for one group."""
-        left, right = (side[:, 0].double() for side in (self.left, self.right))
-        return ((right @ gradient.double().T) * left).sum((1, 2))
+        rows, columns = (factor[:, 0].double() for factor in (self.row_factors, self.column_factors))
+        return ((columns @ gradient.double().T) * rows).sum((1, 2))
 
     @property
     def shape(self) -> tuple[int, int]:
         """[p, q], of the tensor."""
-        return self.left.shape[1] * self.left.shape[3], self.right.shape[3]
+        return self.row_factors.shape[1] * self.row_factors.shape[3], self.column_factors.shape[3]
 
     @property
-    def short(self) -> bool:
+    def favours_factors(self) -> bool:
         """Whether inner products by way of the factors are cheaper than forming the gradients."""
-        _, groups, steps, p = self.left.shape
-        q = self.right.shape[-1]
-        return groups == 1 and self.samples * steps * steps * (p + q) < (steps + self.samples) * p * q
+        _, groups, positions, p = self.row_factors.shape
+        q = self.column_factors.shape[-1]
+        return groups == 1 and self.samples * positions * positions * (p + q) < (positions + self.samples) * p * q
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Samples of a table: sample i adds `grads[i, t]` to row `ids[i, t]`.
+    """Gradients of a table: sample i adds `grads[i, t]` to row `ids[i, t]`.
 
     Attributes:
         ids: [k, t], integer; -1 adds nothing.
@@ -148,21 +161,21 @@ class Scatter:
         return len(self.ids)
 
     @property
-    def numbers(self) -> int:
+    def stored_numel(self) -> int:
         return self.grads.numel()
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        inside = (self.ids >= start) & (self.ids < stop)
+    def row_gradients(self, start: int, stop: int) -> Tensor:
+        inside = (self.ids >= start) & (self.ids < stop)  # shape: [k, t]
         sample, _ = inside.nonzero(as_tuple=True)
-        found = self.grads.new_zeros(self.samples, stop - start, self.grads.shape[-1], dtype=self.dtype)
+        total = self.grads.new_zeros(self.samples, stop - start, self.grads.shape[-1], dtype=self.dtype)
         places = (sample, self.ids[inside] - start)
-        return found.index_put_(places, self.grads[inside].to(self.dtype), accumulate=True).flatten(1)
+        return total.index_put_(places, self.grads[inside].to(self.dtype), accumulate=True).flatten(1)
 
     def combine(self, weights: Tensor) -> Tensor:
-        used = self.ids >= 0
+        used = self.ids >= 0  # shape: [k, t]
         grads = self.grads.to(self.dtype) * weights.to(device=self.grads.device, dtype=self.dtype)[:, None, None]
-        found = grads.new_zeros(self.size, grads.shape[-1])
-        return found.index_add_(0, self.ids[used], grads[used]).flatten()
+        total = grads.new_zeros(self.size, grads.shape[-1])
+        return total.index_add_(0, self.ids[used], grads[used]).flatten()
 
     def grouped(self, samples: int) -> Scatter:
         ids = self.ids.unflatten(0, (samples, -1)).flatten(1, 2)
@@ -170,32 +183,32 @@ class Scatter:
 
 
 @dataclass(frozen=True)
-class Later:
-    """Factors that are cheaper to make again than to keep: the patches of a convolution are many times its input.
+class Lazy:
+    """Factors that are cheaper to form again than to store: the patches of a convolution are many times its input.
 
     Attributes:
-        make: forms the factors.
+        form: forms the factors.
         samples: k.
-        numbers: how many numbers `make` holds on to.
+        stored_numel: how many numbers `form` keeps in memory.
     """
 
-    make: Callable[[], Factors]
+    form: Callable[[], Factors]
     samples: int
-    numbers: int
+    stored_numel: int
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.make().rows(start, stop)
+    def row_gradients(self, start: int, stop: int) -> Tensor:
+        return self.form().row_gradients(start, stop)
 
     def combine(self, weights: Tensor) -> Tensor:
-        return self.make().combine(weights)
+        return self.form().combine(weights)
 
-    def grouped(self, samples: int) -> Later:
-        return Later(lambda: self.make().grouped(samples), samples, self.numbers)
+    def grouped(self, samples: int) -> Lazy:
+        return Lazy(lambda: self.form().grouped(samples), samples, self.stored_numel)
 
 
 @dataclass
 class Recording:
-    """What one batch leaves behind.
+    """The losses of one batch, and its per-sample gradients as factors.
 
     Attributes:
         losses: [k], detached.
@@ -207,13 +220,23 @@ class Recording:
 
     @property
     def bytes(self) -> int:
-        """How much memory the factors hold, about."""
-        return sum(4 * f.numbers for factors in self.factors.values() for f in factors)
+        """How much memory the factors take, about."""
+        return sum(4 * f.stored_numel for factors in self.factors.values() for f in factors)
 
-    def rows(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Per parameter the flattened gradients [k, numel]: the matrix that `factors` makes needless."""
-        found = {}
+    def formed(self, name: str) -> list[Factors]:
+        """The factors of one parameter, lazy ones formed: for several passes over them."""
+        return [f.form() if isinstance(f, Lazy) else f for f in self.factors[name]]
+
+    def gradients(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Per parameter the flattened per-sample gradients [k, numel], which `factors` represent in less memory."""
+        gradients_by_name = {}
         for name, p in parameters.items():
-            total = torch.zeros(len(self.losses), p.numel(), dtype=p.dtype, device=p.device)
-            found[name] = sum((f.rows(0, len(p) if p.dim() else 1) for f in self.factors[name]), total)
-        return found
+            zeros = torch.zeros(len(self.losses), p.numel(), dtype=p.dtype, device=p.device)
+            rows = len(p) if p.dim() else 1
+            gradients_by_name[name] = sum((f.row_gradients(0, rows) for f in self.factors[name]), zeros)
+        return gradients_by_name
+
+
+def summed_row_gradients(factors: list[Factors], start: int, stop: int) -> Tensor:
+    """The gradients [k, (stop - start) * q] of a tensor's rows, over all its uses (at least one)."""
+    return sum((f.row_gradients(start, stop) for f in factors[1:]), factors[0].row_gradients(start, stop))

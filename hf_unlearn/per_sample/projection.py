@@ -1,4 +1,4 @@
-"""The geometry of gradients, from their inner products alone: spans, cones, norms. Small matrices, no model."""
+"""Projections of gradients on spans and cones, from inner products alone: small matrices, no model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def span_coefficients(gram: Tensor, cross: Tensor, rtol: float = 1e-10) -> tuple
     Args:
         gram: [k, k] float64, `K_ij = <g_i, g_j>`.
         cross: [k] float64, `c_i = <g_i, g>`.
-        rtol: eigenvalues of the normalised Gram matrix below `rtol` times the largest count as zero. In float32 the
+        rtol: eigenvalues of the normalised Gramian below `rtol` times the largest count as zero. In float32 the
             squared rounding error of a normalised vector is about 1e-14.
 
     Returns:
@@ -29,8 +29,9 @@ def span_coefficients(gram: Tensor, cross: Tensor, rtol: float = 1e-10) -> tuple
         >>> span_coefficients(gram, cross)  # g = (3, 4) on the span of (2, 0)
         (tensor([1.5000], dtype=torch.float64), 1)
     """
-    inverse, values, basis = _normalised(gram, rtol)
-    return inverse * (basis @ ((basis.T @ (inverse * cross)) / values)), len(values)
+    inverse_norms, eigenvalues, eigenvectors = _normalised(gram, rtol)
+    coordinates = (eigenvectors.T @ (inverse_norms * cross)) / eigenvalues  # shape: [rank]
+    return inverse_norms * (eigenvectors @ coordinates), len(eigenvalues)
 
 
 def cone_coefficients(gram: Tensor, slopes: Tensor, rtol: float = 1e-10) -> Tensor:
@@ -47,17 +48,18 @@ def cone_coefficients(gram: Tensor, slopes: Tensor, rtol: float = 1e-10) -> Tens
     Returns:
         `lambda` [k], none negative.
     """
-    inverse, values, basis = _normalised(gram, rtol)
-    if not len(values):
+    inverse_norms, eigenvalues, eigenvectors = _normalised(gram, rtol)
+    if not len(eigenvalues):
         return torch.zeros_like(slopes)
-    root = values.sqrt()
-    matrix, vector = (root[:, None] * basis.T), (basis.T @ (inverse * slopes)) / root
-    found, _ = nnls(matrix.cpu().numpy(), vector.cpu().numpy(), maxiter=30 * len(slopes))
-    return inverse * torch.from_numpy(np.asarray(found)).to(gram)
+    root = eigenvalues.sqrt()
+    matrix = root[:, None] * eigenvectors.T  # shape: [rank, k]
+    vector = (eigenvectors.T @ (inverse_norms * slopes)) / root  # shape: [rank]
+    coefficients, _ = nnls(matrix.cpu().numpy(), vector.cpu().numpy(), maxiter=30 * len(slopes))
+    return inverse_norms * torch.from_numpy(np.asarray(coefficients)).to(gram)
 
 
 def far_from_dependent(gram: Tensor) -> bool:
-    """Whether coefficients from this Gram matrix stand a relative error of 1e-7 in its entries.
+    """Whether coefficients from this Gramian tolerate a relative error of 1e-7 in its entries.
 
     Args:
         gram: [k, k] float64, `K_ij = <g_i, g_j>`.
@@ -66,17 +68,17 @@ def far_from_dependent(gram: Tensor) -> bool:
         True when no unit vector is within a tenth of the span of the others, so that solving enlarges errors at most
         a hundredfold. Zero vectors, which no projection sees, are left out.
     """
-    lengths = gram.diagonal()
-    inner = gram[lengths > 0][:, lengths > 0]
-    scale = inner.diagonal().rsqrt()
-    return len(inner) == 0 or float(torch.linalg.eigvalsh(scale[:, None] * inner * scale[None])[0]) > 1e-2
+    squares = gram.diagonal()
+    nonzero = gram[squares > 0][:, squares > 0]
+    scale = nonzero.diagonal().rsqrt()
+    return len(nonzero) == 0 or float(torch.linalg.eigvalsh(scale[:, None] * nonzero * scale[None])[0]) > 1e-2
 
 
 def _normalised(gram: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Inverse norms [k], and the eigenvalues [r] and eigenvectors [k, r] of the Gram matrix of the unit vectors."""
+    """Inverse norms [k], and the eigenvalues [r] and eigenvectors [k, r] of the Gramian of the unit vectors."""
     norms = gram.diagonal().clamp_min(0).sqrt()
-    # All-zero gradients have no direction: an absolute floor keeps them out of the basis.
-    inverse = torch.where(norms > 1e-30, 1 / norms, 0.0)
-    values, vectors = torch.linalg.eigh(inverse[:, None] * gram * inverse[None])
-    kept = values > rtol * values[-1].clamp_min(1e-30)
-    return inverse, values[kept], vectors[:, kept]
+    # All-zero gradients have no direction: an absolute threshold keeps them out of the basis.
+    inverse_norms = torch.where(norms > 1e-30, 1 / norms, 0.0)
+    eigenvalues, eigenvectors = torch.linalg.eigh(inverse_norms[:, None] * gram * inverse_norms[None])
+    nonzero = eigenvalues > rtol * eigenvalues[-1].clamp_min(1e-30)
+    return inverse_norms, eigenvalues[nonzero], eigenvectors[:, nonzero]

@@ -147,8 +147,8 @@ def test_the_correction_is_the_smallest_one(unlearn):
     trainer.model.load_state_dict({**trainer.model.state_dict(), **before})
     (pair,) = batches[0][0]
     loop = PerSampleGradients(trainer.model.eval(), trainer.step.per_sample.losses, "loop")
-    samples = torch.cat([loop(pair["retain"]).rows(loop.parameters)[n] for n in before], 1)
-    forget = torch.cat([loop(pair["forget"]).rows(loop.parameters)[n] for n in before], 1).mean(0)
+    samples = torch.cat([loop(pair["retain"]).gradients(loop.parameters)[n] for n in before], 1)
+    forget = torch.cat([loop(pair["forget"]).gradients(loop.parameters)[n] for n in before], 1).mean(0)
     step = -0.1 * (0.2 * samples.mean(0) - 0.8 * forget)
     coefficients, _ = nnls(samples.T.numpy(), step.numpy())  # the nearest point of the cone that the samples span
     expected = step - torch.from_numpy(coefficients) @ samples

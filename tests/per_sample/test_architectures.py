@@ -80,7 +80,7 @@ def test_hooks_equal_the_loop_for_lora(unlearn, name):
     engine, oracle = PerSampleGradients(model, losses, "hooks"), PerSampleGradients(model, losses, "loop")
     recording, expected = engine(batch), oracle(batch)
     assert torch.allclose(recording.losses, expected.losses, rtol=1e-5)
-    samples, expected = recording.rows(engine.parameters), expected.rows(engine.parameters)
+    samples, expected = recording.gradients(engine.parameters), expected.gradients(engine.parameters)
     assert (
         samples.keys() == expected.keys()
         and any("lora_A" in n for n in samples)

@@ -88,16 +88,18 @@ def test_a_rule_equals_the_loop(name):
     weights = torch.randn(K, dtype=torch.float64)
     for attribute, samples in expected.items():
         factors, parameter = found[attribute], getattr(module, attribute)
-        assert factors.samples == K and factors.numbers > 0
+        assert factors.samples == K and factors.stored_numel > 0
         scale = float(samples.abs().max()) * (1e-6 if "rms" in name else 1e-12)  # these norms compute in float32
-        assert torch.allclose(factors.rows(0, len(parameter)), samples, atol=scale)
-        assert torch.allclose(factors.rows(1, 3), samples.view(K, len(parameter), -1)[:, 1:3].flatten(1), atol=scale)
+        assert torch.allclose(factors.row_gradients(0, len(parameter)), samples, atol=scale)
+        assert torch.allclose(
+            factors.row_gradients(1, 3), samples.view(K, len(parameter), -1)[:, 1:3].flatten(1), atol=scale
+        )
         assert torch.allclose(factors.combine(weights), weights @ samples, atol=K * scale)
         # Two entries of the leading axis for every sample, as windows of an image.
         pairs = factors.grouped(K // 2)
         assert pairs.samples == K // 2
         halves = samples.view(K // 2, 2, -1)
-        assert torch.allclose(pairs.rows(0, len(parameter)), halves.sum(1), atol=2 * scale)
+        assert torch.allclose(pairs.row_gradients(0, len(parameter)), halves.sum(1), atol=2 * scale)
         assert torch.allclose(pairs.combine(weights[:2]), weights[:2] @ halves.sum(1), atol=K * scale)
 
 
@@ -119,7 +121,7 @@ def test_inner_products_of_short_sequences_by_factors():
 def test_half_precision_factors_give_the_parameters_type():
     module, inputs = nn.Linear(5, 3), torch.randn(K, 7, 5, dtype=torch.bfloat16)
     found = rule_of(module)(module, inputs, torch.randn(K, 7, 3, dtype=torch.bfloat16))
-    assert {f.rows(0, 3).dtype for f in found.values()} == {torch.float32}
+    assert {f.row_gradients(0, 3).dtype for f in found.values()} == {torch.float32}
     assert {f.combine(torch.ones(K)).dtype for f in found.values()} == {torch.float32}
 
 

@@ -30,7 +30,7 @@ def largest_error(model, batch, losses=None, oracle=None):
     engine, loop = PerSampleGradients(model, losses, "hooks"), PerSampleGradients(model, oracle or losses, "loop")
     found, expected = engine(batch), loop(batch)
     assert torch.allclose(found.losses, expected.losses, rtol=1e-4)
-    found, expected = found.rows(engine.parameters), expected.rows(engine.parameters)
+    found, expected = found.gradients(engine.parameters), expected.gradients(engine.parameters)
     scale = max(float(samples.norm()) for samples in expected.values())
     assert scale > 0
     return max(float((found[n] - e).norm()) / max(float(e.norm()), 1e-3 * scale) for n, e in expected.items())
@@ -104,7 +104,7 @@ def test_later_batches_of_other_sizes():
     model, batch = make("t5")
     engine, loop = (PerSampleGradients(model.eval(), losses_of(model), kind) for kind in ("hooks", "loop"))
     for k in (4, 10, 1, 7):
-        found, expected = (each(batch(k, seed=k)).rows(engine.parameters) for each in (engine, loop))
+        found, expected = (each(batch(k, seed=k)).gradients(engine.parameters) for each in (engine, loop))
         for name, samples in expected.items():
             assert torch.allclose(found[name], samples, atol=1e-5 * max(1.0, float(samples.abs().max()))), (k, name)
 
@@ -132,14 +132,14 @@ def test_bfloat16_autocast():
 def test_activation_checkpointing(name):
     model, batch = make(name)
     plain = PerSampleGradients(model.eval(), losses_of(model), "loop")
-    expected = plain(batch(5, seed=2)).rows(plain.parameters)
+    expected = plain(batch(5, seed=2)).gradients(plain.parameters)
     # Older releases of transformers say gradient_checkpointing.
     new = hasattr(model, "activation_checkpointing_enable")
     getattr(model, f"{'activation' if new else 'gradient'}_checkpointing_enable")({"use_reentrant": False})
     model.config.use_cache = False  # as Trainer does
     EvalMode().apply(model)
     engine = PerSampleGradients(model, losses_of(model), "hooks")
-    found = engine(batch(5, seed=2)).rows(engine.parameters)
+    found = engine(batch(5, seed=2)).gradients(engine.parameters)
     assert all(torch.allclose(found[n], samples, rtol=1e-4, atol=1e-5) for n, samples in expected.items())
 
 
@@ -175,8 +175,8 @@ def test_shared_and_repeated_and_idle():
     torch.manual_seed(0)
     model = Odd()
     engine, batch = gradients(model)
-    samples = engine(batch).rows(engine.parameters)
-    expected = gradients(model, "loop")[0](batch).rows(engine.parameters)
+    samples = engine(batch).gradients(engine.parameters)
+    expected = gradients(model, "loop")[0](batch).gradients(engine.parameters)
     assert set(samples) == {"first.weight", "first.bias", "second.bias", "idle"}
     assert all(torch.allclose(samples[n], e, atol=1e-5) for n, e in expected.items())
     assert not samples["idle"].any() and samples["first.weight"].any()

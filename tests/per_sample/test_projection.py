@@ -101,7 +101,7 @@ def test_far_from_dependent():
 
 def test_float32_products_in_pieces_are_good_to_1e7(monkeypatch):
     torch.manual_seed(5)
-    monkeypatch.setattr(gram_module, "PIECE", 64)
+    monkeypatch.setattr(gram_module, "COLUMNS", 64)
     batch = Recording(
         torch.zeros(6), {"w": [Outer(torch.randn(6, 1, 50, 40), torch.randn(6, 1, 50, 30), torch.float32)]}
     )
@@ -116,7 +116,10 @@ def test_gram_by_blocks_by_factors_and_by_rows_agree(monkeypatch):
     torch.manual_seed(3)
     left, right = torch.randn(5, 1, 2, 30), torch.randn(5, 1, 2, 40)
     short, other = Outer(left, right, torch.float32), Dense(torch.randn(5, 7))
-    assert short.short and not Outer(left.repeat(1, 1, 40, 1), right.repeat(1, 1, 40, 1), torch.float32).short
+    assert (
+        short.favours_factors
+        and not Outer(left.repeat(1, 1, 40, 1), right.repeat(1, 1, 40, 1), torch.float32).favours_factors
+    )
     batch = Recording(torch.zeros(5), {"w": [short], "b": [other], "unused": []})
     gradient = {"w": torch.randn(30, 40), "b": torch.randn(7), "unused": torch.randn(3)}
     matrix = torch.cat([torch.einsum("kgto,kgti->koi", left, right).flatten(1), other.values], 1).double()

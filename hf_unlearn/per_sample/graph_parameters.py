@@ -1,0 +1,230 @@
+"""Per-sample gradients of parameters that no layer's batch passes through: class tokens, tables, scales.
+
+Such a parameter, or a tensor made from it alone (a slice, a row of a table, a permutation), meets the batch in some
+operation: it is added to embeddings, expanded, multiplied into a block, added to attention scores. The autograd graph
+shows where. The gradient of that operation's output still has the batch axis, and from there every sample's share is
+propagated to the parameter on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node
+
+from hf_unlearn.per_sample.factors import Dense, Factors, Outer, Scatter
+from hf_unlearn.per_sample.layers import NotCovered
+
+# Operations whose output has no batch axis when their inputs have none.
+BATCH_FREE = {
+    "View", "UnsafeView", "ReshapeAlias", "Permute", "Transpose", "T", "Unsqueeze", "Squeeze", "Slice", "Select",
+    "Clone", "ToCopy", "Alias", "Index", "Embedding", "Neg", "Exp", "Sigmoid", "Cat",
+}  # fmt: skip
+# Operations that may broadcast an operand over the batch.
+BROADCASTING = {"Expand", "Add", "Sub", "Mul", "Div", "Where"}
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """An operand that is broadcast over the batch; the gradient of the result is multiplied with `factor`."""
+
+    factor: Any
+
+    def factors(self, backprops: Tensor, shape: torch.Size, size: int) -> Factors:
+        """The per-sample gradients with respect to the operand.
+
+        Args:
+            backprops: gradient of the operation's result.
+            shape: of the operand.
+            size: samples in the batch.
+        """
+        grads = (backprops * self.factor).unflatten(0, (size, -1)).sum(1)  # shape: [k, ...]
+        padded = (1,) * (grads.dim() - len(shape)) + tuple(shape)
+        broadcast = [d for d in range(1, grads.dim()) if padded[d] == 1 and grads.shape[d] > 1]
+        return Dense((grads.sum(broadcast, keepdim=True) if broadcast else grads).reshape(size, *shape))
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A table whose rows are looked up by the samples' ids [size, ...]; the row of `ignored` has no gradient."""
+
+    ids: Tensor
+    ignored: int
+
+    def factors(self, backprops: Tensor, shape: torch.Size, size: int) -> Factors:
+        """As `Broadcast.factors`."""
+        ids = self.ids.reshape(size, -1)
+        grads = backprops.reshape(*ids.shape, -1)
+        return Scatter(ids.masked_fill(ids == self.ignored, -1), grads, shape[0], backprops.dtype)
+
+
+@dataclass(frozen=True)
+class MatrixProduct:
+    """A matrix [in, out] that the samples' activations [size * t, in] are multiplied with."""
+
+    activations: Tensor
+
+    def factors(self, backprops: Tensor, shape: torch.Size, size: int) -> Factors:
+        """As `Broadcast.factors`."""
+        activations, grads = (v.unflatten(0, (size, -1)).unsqueeze(1) for v in (self.activations, backprops))
+        return Outer(activations, grads, backprops.dtype)  # shape: [k, 1, t, in], [k, 1, t, out]
+
+
+BatchOperation: TypeAlias = Broadcast | Lookup | MatrixProduct
+
+
+@dataclass(frozen=True)
+class ParameterUse:
+    """One place where a tensor made from a parameter meets the batch.
+
+    Attributes:
+        name: of the parameter.
+        operation: in which they meet.
+        edge: the place of the result in the graph, whose gradient `factors` takes.
+        source: the place of the tensor in the graph.
+        shape: of the tensor.
+    """
+
+    name: str
+    operation: BatchOperation
+    edge: GradientEdge
+    source: GradientEdge
+    shape: torch.Size
+
+    def factors(self, backprops: Tensor, parameter: nn.Parameter, size: int) -> Factors:
+        """The per-sample gradients with respect to the parameter, from the gradient of the operation's result."""
+        factors = self.operation.factors(backprops.to(parameter.dtype), self.shape, size)
+        if hasattr(self.source.node, "variable"):  # the tensor is the parameter itself
+            return factors
+        return propagate(self.source, self.shape, factors, parameter)
+
+
+def propagate(source: Tensor | GradientEdge, shape: torch.Size, factors: Factors, parameter: nn.Parameter) -> Factors:
+    """From gradients with respect to a tensor [*shape] that is made from a parameter to those of the parameter."""
+    grads = factors.row_gradients(0, shape[0]).view(-1, *shape)
+    return Dense(torch.stack([torch.autograd.grad(source, parameter, g, retain_graph=True)[0] for g in grads]))
+
+
+def find_uses(
+    values: Tensor, parameters: Mapping[str, nn.Parameter], size: int, tables: Container[str]
+) -> list[ParameterUse]:
+    """Where each of these parameters meets a batch of `size`; no use of one that `values` do not depend on.
+
+    Args:
+        values: the losses, with their graph.
+        parameters: name to parameter.
+        size: samples in the batch.
+        tables: names of parameters that are looked up by positions, not by the samples' ids.
+
+    Raises:
+        NotCovered: when one is used in another way.
+    """
+    uses: list[ParameterUse] = []
+    consumers, leaves = _graph(values.grad_fn, {id(p): name for name, p in parameters.items()})
+    for leaf, name in leaves.items():
+        queue: list[tuple[Node, int]] = [(leaf, 0)]
+        while queue:
+            node, output = queue.pop()
+            for consumer, slot in consumers[node]:
+                if consumer.next_functions[slot][1] != output:
+                    continue
+                kind, shape = consumer.name().split("Backward")[0], _shape(node, output)
+                operation = _batch_operation(consumer, kind, slot, shape, size, name in tables)
+                if operation is not None:
+                    edge, source = GradientEdge(consumer, 0), GradientEdge(node, output)
+                    uses.append(ParameterUse(name, operation, edge, source, shape))
+                elif kind in BATCH_FREE | BROADCASTING:
+                    queue.append((consumer, 0))
+                else:
+                    raise NotCovered(f"{name} (used by {kind})")
+    return uses
+
+
+def _batch_operation(
+    node: Any, kind: str, slot: int, shape: torch.Size, size: int, is_table: bool
+) -> BatchOperation | None:
+    """How an operand meets the batch in this operation; None when it does not, or not in a known way.
+
+    Args:
+        node: of the operation in the graph.
+        kind: its name.
+        slot: number of the operand among its inputs.
+        shape: of the operand.
+        size: samples in the batch.
+        is_table: whether the operand is looked up by positions.
+    """
+    result = _shape(node, 0)
+    if not result or result[0] % size:
+        return None
+    if kind in ("Mm", "Addmm") and slot == (1 if kind == "Mm" else 2):
+        return MatrixProduct(node._saved_self if kind == "Mm" else node._saved_mat1)
+    if kind in ("Embedding", "Index") and not is_table:
+        return _lookup(node, kind, size)
+    if len(shape) == len(result) and (shape[0] != 1 or result[0] == 1):
+        return None
+    if kind in ("Expand", "Add", "Addmm"):
+        return Broadcast(node._saved_alpha if kind == "Add" and slot == 1 else 1)
+    if kind == "Sub":
+        return Broadcast(1 if slot == 0 else -node._saved_alpha)
+    if kind == "Mul":
+        return Broadcast((node._saved_other if slot == 0 else node._saved_self).detach())
+    if kind == "Div" and slot == 0:
+        return Broadcast(1 / node._saved_other.detach())
+    if kind == "Where":
+        return Broadcast(node._saved_condition if slot == 0 else ~node._saved_condition)
+    return None
+
+
+def _lookup(node: Any, kind: str, size: int) -> Lookup | None:
+    """`weight[ids]` or an embedding called as a function, with ids that have the batch axis."""
+    if kind == "Embedding" and not node._saved_scale_grad_by_freq:
+        ids, ignored = node._saved_indices, node._saved_padding_idx
+    elif kind == "Index" and len(node._saved_indices) == 1:
+        ids, ignored = node._saved_indices[0], -1
+    else:
+        return None
+    # Unsigned in the graph: -1 comes back as 2^64 - 1.
+    ignored = ignored if 0 <= ignored < 2**63 else -1
+    return Lookup(ids, ignored) if ids.dim() > 1 and ids.shape[0] % size == 0 else None
+
+
+def _shape(node: Any, output: int) -> torch.Size:
+    return node.variable.shape if hasattr(node, "variable") else torch.Size(node._input_metadata[output].shape)
+
+
+def reachable_parameters(values: Tensor, parameters: Mapping[str, Tensor]) -> set[str]:
+    """Names of the parameters that `values` depend on, by their autograd graph.
+
+    Args:
+        values: anything computed from parameters.
+        parameters: name to parameter.
+
+    Examples:
+        >>> weights = {name: torch.nn.Parameter(torch.ones(2)) for name in "abc"}
+        >>> sorted(reachable_parameters(weights["a"] * 2 + weights["c"], weights))
+        ['a', 'c']
+    """
+    return set(_graph(values.grad_fn, {id(p): name for name, p in parameters.items()})[1].values())
+
+
+def _graph(root: Node | None, names: Mapping[int, str]) -> tuple[dict[Node, list[tuple[Node, int]]], dict[Node, str]]:
+    """Every node with the operations that consume its outputs, and the leaves that are the named parameters."""
+    consumers: dict[Node, list[tuple[Node, int]]] = {root: []} if root is not None else {}
+    leaves, queue = {}, list(consumers)
+    while queue:
+        node = queue.pop()
+        for slot, (producer, _) in enumerate(node.next_functions):
+            if producer is None:
+                continue
+            if producer not in consumers:
+                consumers[producer] = []
+                queue.append(producer)
+                variable = getattr(producer, "variable", None)
+                if variable is not None and id(variable) in names:
+                    leaves[producer] = names[id(variable)]
+            consumers[producer].append((node, slot))
+    return consumers, leaves
