@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hf_unlearn._version import __version__
+
 if TYPE_CHECKING:
     from hf_unlearn.auditing.audit import audit
     from hf_unlearn.auditing.shadows import train_shadows
@@ -12,7 +14,6 @@ if TYPE_CHECKING:
     from hf_unlearn.trainer.callbacks import AuditCallback
     from hf_unlearn.trainer.trainer import UnlearningTrainer
 
-__version__ = "0.1.0"
 __all__ = [
     "AuditCallback",
     "AuditReport",

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers.modelcard import TASK_MAPPING
 
-import hf_unlearn
+from hf_unlearn._version import __version__
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.report.tables import metric_names, metrics_by_model, show_interval
 
@@ -88,7 +88,7 @@ def model_card(facts: CardFacts) -> str:
 def versions() -> str:
     """The versions of the libraries in use."""
     versions_by_name = {
-        "hf_unlearn": hf_unlearn.__version__,
+        "hf_unlearn": __version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "peft": peft.__version__,

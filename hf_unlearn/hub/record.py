@@ -19,7 +19,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-import hf_unlearn
+from hf_unlearn._version import __version__
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.types import AnyDataset, RequestKind
 from hf_unlearn.models.adapters import merged
@@ -89,7 +89,7 @@ def make_record(
     hashes = sorted(_salted(content, salt) for content in sample_hashes(forget_ds, columns))
     return {
         "schema_version": SCHEMA_VERSION,
-        "library": f"hf_unlearn {hf_unlearn.__version__}",
+        "library": f"hf_unlearn {__version__}",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "request": {"id": request_id, "kind": request, "samples": len(hashes), "columns": list(columns)},
         "method": dict(method),
