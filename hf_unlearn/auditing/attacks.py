@@ -9,7 +9,8 @@ import numpy as np
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 # Metric to the false positive rate at which it is taken.
@@ -50,22 +51,17 @@ def logistic_attack(members: np.ndarray, non_members: np.ndarray, folds: int = 5
     sides = _checked("logistic_attack", members, non_members)
     features, folds = np.concatenate(sides).reshape(-1, 1), min(folds, *(len(side) for side in sides))
     truth = np.repeat([1, 0], [len(side) for side in sides])
-    scores = np.array([
-        _balanced_accuracy(features, truth, train, test)
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+    scores = np.concatenate([
+        cross_val_score(
+            model, features, truth, scoring="balanced_accuracy", error_score="raise",
+            cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
+        )
         for seed in range(repeats)
-        for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, truth)
     ])  # fmt: skip
     value, deviation = scores.mean(), scores.std(ddof=1) * (1 / len(scores) + 1 / (folds - 1)) ** 0.5
     half = stats.t.ppf(0.975, len(scores) - 1) * deviation
     return Estimate(float(value), float(max(value - half, 0.0)), float(min(value + half, 1.0)))
-
-
-def _balanced_accuracy(signal: np.ndarray, truth: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
-    """Of a logistic regression on some samples [n, 1], on others."""
-    scaler = StandardScaler().fit(signal[train])
-    model = LogisticRegression(class_weight="balanced").fit(scaler.transform(signal[train]), truth[train])
-    right = model.predict(scaler.transform(signal[test])) == truth[test]
-    return float(right[truth[test] == 1].mean() + right[truth[test] == 0].mean()) / 2
 
 
 def threshold_attack(
