@@ -1,14 +1,15 @@
-"""`hf-unlearn`: the command line. Nothing heavy is imported before a command is known to run."""
+"""`hf-unlearn`: the command line. A command's module, and torch with it, is imported only when the command runs."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from importlib import import_module
 
 from hf_unlearn import __version__
-from hf_unlearn.cli.help_texts import OVERVIEW, PAGES
+from hf_unlearn.cli.help_texts import HELP, OVERVIEW
 
 # A command is the function `main(argv) -> exit code` of a module.
 COMMANDS = {
@@ -23,7 +24,7 @@ FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
 
 
 class UsageError(ValueError):
-    """A command line or a settings file that cannot be obeyed."""
+    """A command line or a settings file that is not valid."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments; default: those of the process.
 
     Returns:
-        0 if all went well, 1 if the command failed, 2 if it could not be understood, 130 if it was interrupted.
+        0 if the command succeeded, 1 if it failed, 2 if the command line is not valid, 130 if it was interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
@@ -47,29 +48,34 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise UsageError(f"there is no command {command!r}; use one of {', '.join(COMMANDS)}")
-        if command in PAGES and {"-h", "--help"} & set(rest):
-            print(PAGES[command])
+        if command in HELP and {"-h", "--help"} & set(rest):
+            print(HELP[command])
             return 0
         return import_module(COMMANDS[command]).main(rest)
     except UsageError as error:
-        known = f" {command}" if command in COMMANDS else ""
-        return _failed(f"hf-unlearn{known}: {_line(error)} (see hf-unlearn{known} --help)", BAD_USAGE, debug)
-    except KeyboardInterrupt as stop:
-        return _failed(f"hf-unlearn {command}: {str(stop) or 'interrupted'}", INTERRUPTED, debug)
+        prefix = f"hf-unlearn {command}" if command in COMMANDS else "hf-unlearn"
+        return _report_error(f"{prefix}: {_message(error, rest)} (see {prefix} --help)", BAD_USAGE, debug)
+    except KeyboardInterrupt as interrupt:
+        return _report_error(f"hf-unlearn {command}: {str(interrupt) or 'interrupted'}", INTERRUPTED, debug)
     except Exception as error:
-        return _failed(f"hf-unlearn {command}: {_line(error)}", FAILED, debug)
+        return _report_error(f"hf-unlearn {command}: {_message(error, rest)}", FAILED, debug)
 
 
-def _line(error: Exception) -> str:
-    """An error in one line; of one that was not foreseen, its kind too."""
+def _message(error: Exception, argv: list[str]) -> str:
+    """The first line of an error's message, `name: ...` with the flag that gave the value; unexpected ones by type."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    known = type(error) is ValueError or type(error).__module__.startswith("hf_unlearn.")
-    return text if known and text else f"{type(error).__name__}: {text} (--debug shows where)"
+    expected = type(error) is ValueError or type(error).__module__.startswith("hf_unlearn.")
+    if not expected or not text:
+        return f"{type(error).__name__}: {text} (--debug shows where)"
+    name = re.match(r"(\w+): ", text)
+    flags = {word.partition("=")[0] for word in argv}
+    return f"--{text}" if name and f"--{name[1]}" in flags else text
 
 
-def _failed(message: str, code: int, debug: bool) -> int:
+def _report_error(message: str, code: int, debug: bool) -> int:
+    """Print an error message; returns the exit code."""
     if debug:
         traceback.print_exc()
-    if int(os.environ.get("RANK", 0)) == 0:  # one of several processes speaks for all
+    if int(os.environ.get("RANK", 0)) == 0:  # only one of several processes prints it
         print(message, file=sys.stderr)
     return code

@@ -1,8 +1,8 @@
-"""`hf-unlearn audit`: has a model forgotten?"""
+"""`hf-unlearn audit`: an audit of any model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hf_unlearn.auditing.audit import audit
 from hf_unlearn.cli import UsageError
 from hf_unlearn.cli.datasets import load_datasets
 from hf_unlearn.cli.settings import DataSettings, parse, setting
+from hf_unlearn.data.types import RequestKind
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.training import quiet
 
@@ -20,48 +21,52 @@ from hf_unlearn.training import quiet
 class AuditSettings(DataSettings):
     """The settings of `audit`."""
 
-    original: str | None = setting(None, "The model before.")
+    original: str | None = setting(None, "The original model: before unlearning.")
     retrained: str | None = setting(None, "A model retrained without the forget dataset.")
-    out: str = setting("audit.html", "The page; the metrics go beside it, as .json.")
-    request: str | None = setting(None, "samples, class or group; default: by the column that forget names.")
-    relearning: bool = setting(False, "Also try to bring the data back.")
+    out: str = setting("audit.html", "The HTML report; the metrics go beside it, as .json.")
+    request: RequestKind | None = field(
+        default=None, metadata={"help": "Kind of request; default: by the column that --forget names."}
+    )
+    relearning: bool = setting(False, "Also try to recover the forgotten data.")
     group_column: str | None = setting(None, "Column to break the metrics down by.")
-    batch_size: int = setting(256, "Samples a batch.")
-    cache_dir: str | None = setting(None, "Where per-sample losses are kept, so that a second audit is instant.")
-    seed: int = setting(42, "Of a random share, as in run, and of everything else.")
+    batch_size: int = setting(256, "Samples in a batch.")
+    cache_dir: str | None = setting(None, "Where per-sample statistics are saved, which a second audit then reads.")
+    seed: int = setting(42, "Seed of a random --forget, as in run, and of everything else.")
 
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    found = parse("audit", [AuditSettings], argv)
-    if found is None:
+    parsed = parse("audit", [AuditSettings], argv)
+    if parsed is None:
         return 0
-    [settings] = found
+    [settings] = parsed
     settings.require("model", "dataset", "forget")
     if settings.unseen_split is None and settings.unseen_dataset is None:
         raise UsageError("--unseen_split is missing: forgotten samples are compared with samples never trained on")
-    page = Path(settings.out)
-    if page.suffix != ".html":
+    html_path = Path(settings.out)
+    if html_path.suffix != ".html":
         raise UsageError(f"--out: {settings.out!r} should end with .html; the metrics go beside it, as .json")
     quiet()
     state = PartialState()
     names = {"model": settings.model, "original": settings.original, "retrained": settings.retrained}
-    models: dict[str, Any] = {what: load_model(name).to(state.device) for what, name in names.items() if name}
+    models: dict[str, Any] = {role: load_model(name).to(state.device) for role, name in names.items() if name}
     with state.main_process_first():
-        sets, processor = load_datasets(settings, models["model"], settings.request, settings.seed)
+        data = load_datasets(settings, models["model"], settings.request, settings.seed)
     report = audit(
         **models,
-        **sets,
+        forget_ds=data.forget_ds,
+        retain_ds=data.retain_ds,
+        unseen_ds=data.unseen_ds,
         request=settings.request,
         relearning=settings.relearning,
         group_column=settings.group_column,
-        processing_class=processor,
+        processing_class=data.processor,
         batch_size=settings.batch_size,
         seed=settings.seed,
         cache_dir=settings.cache_dir,
     )
     if state.is_main_process:
         report.print()
-        page.parent.mkdir(parents=True, exist_ok=True)
-        print(f"Page: {report.to_html(page)}, metrics: {report.to_json(page.with_suffix('.json'))}")
+        html_path.parent.mkdir(parents=True, exist_ok=True)
+        print(f"Report: {report.to_html(html_path)}, metrics: {report.to_json(html_path.with_suffix('.json'))}")
     return 0

@@ -1,4 +1,4 @@
-"""`hf-unlearn demo`: the main job on handwritten digits."""
+"""`hf-unlearn demo`: unlearning and retraining on handwritten digits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from hf_unlearn.training import quiet
 class DemoSettings:
     """The settings of `demo`."""
 
-    output_dir: str = setting("unlearn-demo", "Where pictures and metrics go.")
+    output_dir: str = setting("unlearn-demo", "Folder of pictures, audits and metrics.")
     seed: int = setting(0, "Seed of everything.")
 
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    found = parse("demo", [DemoSettings], argv)
-    if found is not None:
-        quiet()
-        run_demo(found[0].output_dir, found[0].seed)
+    parsed = parse("demo", [DemoSettings], argv)
+    if parsed is None:
+        return 0
+    [settings] = parsed
+    quiet()
+    run_demo(settings.output_dir, settings.seed)
     return 0

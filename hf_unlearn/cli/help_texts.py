@@ -1,17 +1,17 @@
-"""What `--help` shows: a screen a command, written by hand. `--help-all` lists every setting."""
+"""The texts of `--help`: one screen a command, written by hand. `--help-all` lists every setting."""
 
 OVERVIEW = """\
-hf-unlearn: make a trained Hugging Face model forget part of its training data, and show that it did.
+hf-unlearn: make a trained Hugging Face model forget part of its training data, and audit that it has.
 
 usage: hf-unlearn COMMAND [--setting value ...] [--config settings.yaml] [--debug]
 
 commands:
-  run       make a model forget; saves the model that has forgotten, with card, audit and record
-  audit     has a model forgotten? a table, a page (HTML) and metrics (JSON)
-  compare   several methods side by side with a retrained model, from one settings file
+  run       make a model forget; saves the unlearned model with model card, audit and record
+  audit     has a model forgotten? a table, a report (HTML) and metrics (JSON)
+  compare   compare several methods with retrained models, from one configuration file
   demo      forget handwritten digits and compare with retraining, in two minutes
   verify    does an unlearning record (unlearning.json) match a model, and samples?
-  push      send what run saved to the Hub, and nothing else
+  push      upload what run saved to the Hub, and nothing else
 
 example: a classifier forgets class 3, and is audited
   hf-unlearn run --model me/vit --dataset me/images --split train --unseen_split validation \\
@@ -24,19 +24,19 @@ several processes: accelerate launch -m hf_unlearn.cli run ...
 
 hf-unlearn COMMAND --help      the settings that matter, on one screen
 hf-unlearn COMMAND --help-all  all settings (run, audit)
---debug                        the trace of an error
-exit codes: 0 done, 1 failed, 2 not understood, 130 interrupted (run --resume goes on)"""
+--debug                        print the traceback of an error
+exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted (run --resume continues)"""
 
 DATA = """\
 data:
   --dataset D            name on the Hub (name@revision), folder, or .parquet, .json, .jsonl, .csv file
   --split S              split or configuration:split that the model was trained on (train)
-  --unseen_split S       samples that it never saw; --unseen_dataset D if they are elsewhere
+  --unseen_split S       unseen samples (never trained on); --unseen_dataset D if they are in another dataset
   --forget WHAT          label=3, label=Sandal, speaker=1272,1284, author_id=190..199, 10%, indices=FILE
-  --columns A=B ...      what a column is, where its name does not say: image=img label=fine_label"""
+  --columns A=B ...      role of a column, where its name does not tell: image=img label=fine_label"""
 
 RUN = f"""\
-hf-unlearn run: make a model forget, and save the model that has forgotten.
+hf-unlearn run: make a model forget, and save the unlearned model.
 
 usage: hf-unlearn run --model M --dataset D --forget WHAT [--unseen_split S] [--setting value ...]
 
@@ -46,24 +46,25 @@ example:
 
 model:
   --model M              name on the Hub or folder of the trained model
-  --peft_config P        auto (the method's own choice), none, lora, or a folder with an adapter_config.json
-  --output_dir DIR       where the model that has forgotten goes (unlearned), with its card, unlearning.json and,
-                         where there are unseen samples, an audit: what push, or --push_to_hub, sends
+  --peft_config P        auto (as the method prefers), none, lora, or a folder with an adapter_config.json
+  --output_dir DIR       folder of the unlearned model (unlearned), with model card, unlearning.json and, if there
+                         are unseen samples, an audit: what push, or --push_to_hub, uploads
 
 {DATA}
 
-method (these, and every setting of TrainingArguments, are called as in Python):
+method (these, and every setting of TrainingArguments, have their names from Python):
   --method NAME          nabla_tau (default), orthograd, grad_diff, npo, ...
+  --method_kwargs JSON   hyper-parameters of the method, such as '{{"beta": 0.2}}'; see docs
   --request KIND         samples, class or group; default: by the column that --forget names
   --forget_target T      auto, distribution, masked_class, mean, none, or a number
   --max_steps N, --learning_rate X, --per_device_train_batch_size N, --seed N, --push_to_hub, ...
 
-  --config FILE          the same settings from a YAML file; flags win
-  --resume               go on from the last checkpoint in --output_dir, which Ctrl-C leaves there
+  --config FILE          the same settings from a YAML file; flags override it
+  --resume               continue from the last checkpoint in --output_dir, which Ctrl-C saves
   --help-all             all settings"""
 
 AUDIT = f"""\
-hf-unlearn audit: has a model forgotten, and how sure is that?
+hf-unlearn audit: has a model forgotten, and how certain is that?
 
 usage: hf-unlearn audit --model M --dataset D --forget WHAT --unseen_split S [--retrained R] [--out audit.html]
 
@@ -74,18 +75,18 @@ example:
 models:
   --model M              the model that should have forgotten
   --original O           the original model
-  --retrained R          a model retrained without the forget dataset: the yardstick
+  --retrained R          a model retrained without the forget dataset: the ground truth
 
 {DATA}
 
 settings:
-  --out FILE             the page; the metrics go beside it as .json (audit.html)
+  --out FILE             the HTML report (audit.html); the metrics go beside it, as .json
   --request KIND         samples, class or group; default: by the column that --forget names
-  --relearning           also try to bring the data back
+  --relearning           also try to recover the forgotten data
   --group_column C       break the metrics down by this column
-  --seed N               of the random share, as in run (42)
+  --seed N               of a random --forget, as in run (42)
 
-  --config FILE          the same settings from a YAML file; flags win
+  --config FILE          the same settings from a YAML file; flags override it
   --help-all             all settings"""
 
 DEMO = """\
@@ -93,7 +94,7 @@ hf-unlearn demo: a small ViT learns handwritten digits, forgets some, and is com
 
 usage: hf-unlearn demo [--output_dir DIR] [--seed N]
 
-  --output_dir DIR   where pictures and metrics go (unlearn-demo)
+  --output_dir DIR   folder of pictures, audits and metrics (unlearn-demo)
   --seed N           seed of everything (0)
 
 example: hf-unlearn demo"""
@@ -107,57 +108,58 @@ example: are these the weights after unlearning, and were these samples among th
   hf-unlearn verify unlearning.json --model out
   hf-unlearn verify unlearning.json --model out --dataset me/images --split train --forget 'label=3'
 
-  RECORD                 the file unlearning.json, which run and push_to_hub leave with the model
+  RECORD                 the file unlearning.json, which run and push_to_hub save with the model
   --model M              name on the Hub or folder of the model; it also prepares the samples
 
 {DATA}
-  --seed N               of the random share, as in run (42)
+  --seed N               of a random --forget, as in run (42)
 
-  --config FILE          the same settings from a YAML file; flags win
+  --config FILE          the same settings from a YAML file; flags override it
 exit codes: 0 everything matches, 1 something does not"""
 
 COMPARE = """\
-hf-unlearn compare: several methods side by side with models retrained without the forget dataset.
+hf-unlearn compare: compare several methods with models retrained without the forget dataset.
 
 usage: hf-unlearn compare CONFIG.yaml [--output_dir DIR] [--workers N]
 
 example: all methods on handwritten digits, in minutes, in a checkout of the repository
   hf-unlearn compare benchmarks/recipes/digits.yaml --output_dir runs/digits --workers 2
 
-  CONFIG.yaml            what is compared, with the keys
+  CONFIG.yaml            the comparison, with the keys
       task, options        FILE.py:Class of your own and its options; or base, dataset, head, training, ...
       requests             name: {forget: WHAT or one a seed, retain_samples: N, retrained: CHECKPOINT}
       methods              names, or name: {settings as in Python}; all
-      seeds, retrained     one run each; models retrained without the forget dataset (2)
-      original             checkpoint of the trained model, where it is there; or one a seed
+      seeds                everything is run once for each (0, 1, 2)
+      retrained            number of models retrained without the forget dataset (2)
+      original             checkpoint of the original model, if it need not be trained; or one a seed
       budget               max_steps or seconds, the same for all methods
-      relearning           whether audits try to bring the data back
-  --output_dir DIR       models, cells, results.json, table.md, picture.png (comparison)
-  --workers N            processes that share the work (1)
+      relearning           whether audits try to recover the forgotten data
+  --output_dir DIR       models, runs, results.json, table.md, picture.png (comparison)
+  --workers N            number of processes that share the work (1)
 
-run again, it goes on where it stopped. DIR/models holds the data: delete it when you are done
-exit codes: 0 every cell was measured or refused by its method, 1 one failed"""
+a comparison that is run again continues where it stopped. DIR/models holds the data: delete it at the end
+exit codes: 0 every run was measured or refused by its method, 1 a run failed"""
 
 PUSH = """\
-hf-unlearn push: send a folder that run saved to the Hub, in one commit.
+hf-unlearn push: upload a folder that run saved to the Hub, in one commit.
 
 usage: hf-unlearn push FOLDER REPO [--setting value ...]
 
 example:
   hf-unlearn push out me/vit-that-forgot --revision forgot-3
 
-  FOLDER                 what hf-unlearn run has left. Weights, configuration, processor, README.md, audit.json,
-                         audit.html and unlearning.json are sent; checkpoints and all other files stay. Refused if
-                         weights or audit are no longer those that unlearning.json tells of
-  REPO                   owner/name; a new repository is private. Weights and audits that it has from before are
-                         taken out of this revision; earlier revisions keep them
+  FOLDER                 saved by hf-unlearn run. Weights, configuration, processor, README.md, audit.json,
+                         audit.html and unlearning.json are uploaded, checkpoints and other files are not. Refused
+                         if weights or audit are no longer those that unlearning.json names
+  REPO                   owner/name; a new repository is private. Weights and audits that it had before are
+                         removed from this revision; earlier revisions keep them
 
   --commit_message TEXT  first line of the commit (End of unlearning)
-  --revision BRANCH      made where there is none (main)
-  --private false        for a new repository that everybody may see
+  --revision BRANCH      made if it does not exist (main)
+  --private false        make a new repository public
   --create_pr            open a pull request instead of committing to the branch
 
-the token is that of HF_TOKEN, or of `hf auth login`; a command line could be read by others
-what the Hub has not confirmed ends in one line and exit code 1; pushing again completes it"""
+the token is that of HF_TOKEN, or of `hf auth login`; others may read a command line
+an upload that the Hub has not confirmed ends in one line and exit code 1; pushing again completes it"""
 
-PAGES = {"run": RUN, "audit": AUDIT, "compare": COMPARE, "demo": DEMO, "verify": VERIFY, "push": PUSH}
+HELP = {"run": RUN, "audit": AUDIT, "compare": COMPARE, "demo": DEMO, "verify": VERIFY, "push": PUSH}

@@ -1,63 +1,71 @@
-"""Ctrl-C: a checkpoint at the end of the step, and then the end."""
+"""Ctrl-C ends a run with a checkpoint after the current step."""
 
 from __future__ import annotations
 
 import signal
 import time
+from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+from typing_extensions import override
 
-# Launchers pass a Ctrl-C on to processes that have had it from the terminal: within a second it is the same one.
-SAME_SECONDS = 1.0
+# Launchers forward a Ctrl-C to processes that the terminal has sent it to: signals within a second count as one.
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class Interruption(TrainerCallback):
-    """Saves a checkpoint after the step in which Ctrl-C came, then raises KeyboardInterrupt; at once at the second.
+    """On Ctrl-C, saves a checkpoint after the current step and raises KeyboardInterrupt; a second one raises at once.
 
-    Over several processes all of them stop after the same step.
+    Several processes all stop after the same step.
     """
 
     def __init__(self) -> None:
-        self._asked_at: float | None = None
-        self._before: Any = None
+        self._requested_at: float | None = None
+        self._previous_handler: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """From here on there is something to save."""
-        self._before = signal.signal(signal.SIGINT, self._ask)
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._previous_handler = signal.signal(signal.SIGINT, self._request_stop)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ctrl-C is what it was before."""
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.restore()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint, if Ctrl-C came."""
-        asked = torch.tensor(float(self._asked_at is not None))
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        requested = torch.tensor(float(self._requested_at is not None))
         if args.world_size > 1:
-            asked = asked.to(args.device)
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        if asked and state.global_step < state.max_steps:
-            self._asked_at = self._asked_at or time.monotonic()
+            requested = requested.to(args.device)
+            torch.distributed.all_reduce(requested, torch.distributed.ReduceOp.MAX)
+        if requested and state.global_step < state.max_steps:
+            self._requested_at = self._requested_at or time.monotonic()
             control.should_save = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop, now that the checkpoint is there."""
-        if self._asked_at is not None:
+    @override
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._requested_at is not None:
             self.restore()
             folder = get_last_checkpoint(args.output_dir)
-            raise KeyboardInterrupt(f"interrupted after step {state.global_step}; --resume goes on from {folder}")
+            raise KeyboardInterrupt(f"interrupted after step {state.global_step}; --resume continues from {folder}")
 
     def restore(self) -> None:
-        """Give Ctrl-C back its former meaning."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        """Restore the handler of Ctrl-C from before the run."""
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
 
-    def _ask(self, number: int, frame: Any) -> None:
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._asked_at is not None and now - self._asked_at > SAME_SECONDS:
+        if self._requested_at is not None and now - self._requested_at > SAME_SIGNAL_SECONDS:
             self.restore()
             raise KeyboardInterrupt("interrupted; no checkpoint was written")
-        self._asked_at = self._asked_at or now
+        self._requested_at = self._requested_at or now

@@ -16,7 +16,7 @@ class PushSettings:
     """The settings of `push`."""
 
     commit_message: str = setting("End of unlearning", "First line of the commit.")
-    revision: str | None = setting(None, "A branch, made where there is none; default: main.")
+    revision: str | None = setting(None, "A branch, which is made if it does not exist; default: main.")
     private: bool = setting(True, "Whether a new repository is private.")
     create_pr: bool = setting(False, "Open a pull request instead of committing to the branch.")
 
@@ -25,13 +25,15 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     if any(word.partition("=")[0] == "--token" for word in argv):
         raise UsageError("--token: others may read a command line; set HF_TOKEN, or log in with `hf auth login`")
-    places = list(takewhile(lambda word: not word.startswith("-"), argv))
-    found = parse("push FOLDER REPO", [PushSettings], argv[len(places) :])
-    if found is None:
+    positional = list(takewhile(lambda word: not word.startswith("-"), argv))
+    parsed = parse("push FOLDER REPO", [PushSettings], argv[len(positional) :])
+    if parsed is None:
         return 0
-    if len(places) != 2:
-        raise UsageError(f"FOLDER REPO: expected a folder and owner/name first, got {' '.join(places) or 'nothing'}")
+    if len(positional) != 2:
+        names = " ".join(positional) or "nothing"
+        raise UsageError(f"FOLDER REPO: expected a folder and owner/name first, got {names}")
+    [settings] = parsed
     quiet()
-    commit = push_folder(*places, **vars(found[0]))
+    commit = push_folder(*positional, **vars(settings))
     print(f"Pushed to {commit.pr_url or commit.commit_url}")
     return 0

@@ -1,14 +1,15 @@
-"""`hf-unlearn run`: make a model forget."""
+"""`hf-unlearn run`: unlearning with one method."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from peft import PeftConfig
+from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_unlearn.cli import UsageError
@@ -25,38 +26,36 @@ from hf_unlearn.training import quiet
 
 @dataclass
 class RunSettings(DataSettings):
-    """The settings of `run` beside those of `UnlearningArguments`."""
+    """The settings of `run`, in addition to those of `UnlearningArguments`."""
 
-    peft_config: str = setting("auto", "auto (the method's own choice), none, lora, or folder of an adapter's config.")
-    resume: bool = setting(False, "Go on from the last checkpoint in output_dir.")
+    peft_config: str = setting(
+        "auto", "auto (as the method prefers), none, lora, or the folder of an adapter's config."
+    )
+    resume: bool = setting(False, "Continue from the last checkpoint in output_dir.")
 
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     # Pinned memory is for accelerators; without one, torch warns of it.
     defaults = {"output_dir": "unlearned", "dataloader_pin_memory": torch.accelerator.is_available()}
-    found = parse("run", [RunSettings, UnlearningArguments], argv, **defaults)
-    if found is None:
+    parsed = parse("run", [RunSettings, UnlearningArguments], argv, **defaults)
+    if parsed is None:
         return 0
-    settings, args = found
+    settings, args = parsed
     settings.require("model", "dataset", "forget")
-    checkpoint = args.resume_from_checkpoint
-    if settings.resume:
-        checkpoint = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
-        if checkpoint is None:
-            raise UsageError(f"--resume: there is no checkpoint in {args.output_dir!r}")
+    checkpoint = _last_checkpoint(args.output_dir) if settings.resume else args.resume_from_checkpoint
     quiet()
     model = load_model(settings.model)
     with args.main_process_first(desc="preparing the samples"):
-        sets, processor = load_datasets(settings, model, args.request, args.seed)
+        data = load_datasets(settings, model, args.request, args.seed)
     interruption = Interruption()
     trainer = UnlearningTrainer(
         model,
-        sets["forget_ds"],
-        sets["retain_ds"],
+        data.forget_ds,
+        data.retain_ds,
         args,
-        unseen_ds=sets["unseen_ds"],
-        processing_class=processor,
+        unseen_ds=data.unseen_ds,
+        processing_class=data.processor,
         peft_config=_peft_config(settings.peft_config, model),
         callbacks=[interruption],
     )
@@ -66,18 +65,25 @@ def main(argv: list[str]) -> int:
         interruption.restore()
     trainer.save_release()
     if trainer.is_world_process_zero():
-        _conclude(trainer)
+        _report_and_push(trainer)
     return 0
 
 
-def _conclude(trainer: UnlearningTrainer) -> None:
-    """What was made and what still holds the data; and the push."""
+def _last_checkpoint(output_dir: str) -> str:
+    checkpoint = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    if checkpoint is None:
+        raise UsageError(f"--resume: there is no checkpoint in {output_dir!r}")
+    return checkpoint
+
+
+def _report_and_push(trainer: UnlearningTrainer) -> None:
+    """Print the verdict, where the model is and which files still hold the data; push the model if asked to."""
     args, folder = trainer.args, Path(str(trainer.args.output_dir))
     if trainer.audit_report is not None:
         print(f"{trainer.audit_report.verdict['sentence']} More in {folder / 'audit.html'}")
-    print(f"The model that has forgotten is in {folder}")
-    if left := sorted(path.name for path in folder.glob("checkpoint-*")):
-        print(f"These in {folder} still hold the data, and are never pushed; delete them: {', '.join(left)}")
+    print(f"The unlearned model is in {folder}")
+    if checkpoints := sorted(path.name for path in folder.glob("checkpoint-*")):
+        print(f"These in {folder} still hold the data, and are never pushed; delete them: {', '.join(checkpoints)}")
     if args.push_to_hub:
         commit = push_folder(
             folder, str(trainer.hub_model_id), token=args.hub_token, revision=args.hub_revision,
@@ -86,9 +92,9 @@ def _conclude(trainer: UnlearningTrainer) -> None:
         print(f"Pushed to {commit.commit_url}")
 
 
-def _peft_config(name: str, model: Any) -> Any:
+def _peft_config(name: str, model: PreTrainedModel) -> PeftConfig | Literal["auto"] | None:
     if name == "auto":
-        return name
+        return "auto"
     if name == "none":
         return None
     return lora_config(model) if name == "lora" else PeftConfig.from_pretrained(name)

@@ -15,7 +15,7 @@ from hf_unlearn.cli import UsageError
 
 
 def setting(default: Any, text: str) -> Any:
-    """A field of a settings dataclass, with its help."""
+    """A field of a settings dataclass, with its help text."""
     return field(default=default, metadata={"help": text})
 
 
@@ -30,24 +30,24 @@ class DataSettings:
     unseen_split: str | None = setting(None, "split or configuration:split that the model never saw.")
     forget: str | None = setting(None, "What to forget: label=3, speaker=1272,1284, id=190..199, 10%%, indices=FILE.")
     columns: list[str] | None = field(
-        default=None, metadata={"help": "What a column is, where its name does not say: image=img."}
+        default=None, metadata={"help": "Role of a column, where its name does not tell: image=img."}
     )
 
     def require(self, *names: str) -> None:
-        """Refuse to go on without these settings."""
+        """Raise `UsageError` if one of these settings is None."""
         for name in names:
             if getattr(self, name) is None:
                 raise UsageError(f"--{name} is missing")
 
-    def named_columns(self) -> dict[str, str]:
-        """`columns` as a mapping, which a YAML file may give right away."""
+    def columns_by_role(self) -> dict[str, str]:
+        """`columns` as a mapping; a YAML file may give it as one."""
         if isinstance(self.columns, dict):
             return self.columns
-        pairs = [item.partition("=") for item in self.columns or ()]
-        for what, sign, name in pairs:
-            if not (what and sign and name):
-                raise UsageError(f"--columns: {what!r} is no WHAT=NAME, such as image=img")
-        return {what: name for what, _, name in pairs}
+        pairs = [text.partition("=") for text in self.columns or ()]
+        for role, sign, name in pairs:
+            if not (role and sign and name):
+                raise UsageError(f"--columns: {role!r} is not of the form ROLE=NAME, such as image=img")
+        return {role: name for role, _, name in pairs}
 
 
 class _Parser(HfArgumentParser):
@@ -55,54 +55,59 @@ class _Parser(HfArgumentParser):
         raise UsageError(message)
 
 
-def parse(command: str, types: Sequence[Any], argv: Sequence[str], **defaults: Any) -> list[Any] | None:
-    """The settings of a command, one object a type; None where all of them were asked for and have been printed.
+def parse(command: str, types: Sequence[Any], argv: Sequence[str], **defaults: Any) -> tuple[Any, ...] | None:
+    """Parse the settings of a command.
 
     Args:
         command: its name.
-        types: dataclasses, all of whose fields have defaults.
-        argv: flags, among them `--config FILE`, whose settings give way to the other flags.
-        **defaults: defaults that differ from the dataclasses' own.
+        types: dataclasses whose fields all have defaults.
+        argv: flags; those of the file that `--config FILE` names are overridden by the others.
+        **defaults: defaults that differ from those of the dataclasses.
+
+    Returns:
+        One object a type; None for `--help-all`, which prints all settings.
 
     Raises:
         UsageError: an unknown or malformed setting.
     """
     parser = _Parser(types, prog=f"hf-unlearn {command}", allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file with these settings; flags win.")
+    parser.add_argument("--config", help="YAML file with these settings; flags override it.")
     parser.add_argument("--help-all", action="help", help="Show this list.")
     if "--help-all" in argv:
         parser.print_help()
         return None
     parser.set_defaults(**defaults)
-    known = {each.name for kind in types for each in dataclasses.fields(kind) if each.init}
+    names = {field.name for cls in types for field in dataclasses.fields(cls) if field.init}
     path = parser.parse_known_args(argv)[0].config
     if path is not None:
-        parser.set_defaults(**_read(path, known))
+        parser.set_defaults(**_read(path, names))
     try:
-        *found, _, strange = parser.parse_args_into_dataclasses(
+        *settings, _, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
     except UsageError:
         raise
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    if strange:
+    if unknown:
         # Without its value, which may be a token.
-        raise UsageError(f"there is no setting {strange[0].partition('=')[0]!r}")
-    return found
+        raise UsageError(f"there is no setting {unknown[0].partition('=')[0]!r}")
+    return tuple(settings)
 
 
-def _read(path: str, known: set[str]) -> dict[str, Any]:
+def _read(path: str, names: set[str]) -> dict[str, Any]:
+    """The settings in a YAML file, whose names must be among `names`."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config: {path!r} does not open ({error.strerror})") from error
     except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        raise UsageError(f"--config: {path!r} is no YAML" + (f" (line {place.line + 1})" if place else "")) from error
-    if not isinstance(found, dict):
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise UsageError(f"--config: {path!r} is not valid YAML{line}") from error
+    if not isinstance(settings, dict):
         raise UsageError(f"--config: {path!r} holds no settings; write one a line, as `name: value`")
-    strange = [str(name) for name in found if name not in known]
-    if strange:
-        raise UsageError(f"--config: {path!r} has {strange[0]!r}, and there is no such setting")
-    return found
+    for name in settings:
+        if name not in names:
+            raise UsageError(f"--config: {path!r} has {str(name)!r}, and there is no such setting")
+    return settings

@@ -1,4 +1,4 @@
-"""The command line: the same as in Python, from folders and files; what it says when it cannot."""
+"""The command line: the same results as in Python, from folders and files; and its error messages."""
 
 import contextlib
 import json
@@ -22,8 +22,7 @@ import transformers as tf
 from peft import LoraConfig
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer, split_forget_retain
-from hf_unlearn.cli import help_texts as pages
-from hf_unlearn.cli import main
+from hf_unlearn.cli import help_texts, main
 from hf_unlearn.cli.audit import AuditSettings
 from hf_unlearn.cli.compare import CompareSettings
 from hf_unlearn.cli.demo import DemoSettings
@@ -31,7 +30,8 @@ from hf_unlearn.cli.push import PushSettings
 from hf_unlearn.cli.run import RunSettings
 from hf_unlearn.cli.verify import VerifySettings
 from hf_unlearn.comparing import Comparison
-from hf_unlearn.comparing.runs import ComparisonFolder, trainings
+from hf_unlearn.comparing.folder import ComparisonFolder
+from hf_unlearn.comparing.runs import training_runs
 from hf_unlearn.data.hashing import weights_hash
 from hf_unlearn.data.loading import load_samples
 from hf_unlearn.data.preprocessing import prepare
@@ -66,7 +66,7 @@ def surroundings(bases, tmp_path, tmp_path_factory, monkeypatch):
 
 def data(bases, name="vit"):
     files = {"model": name, "dataset": f"{name}-train.parquet", "unseen_dataset": f"{name}-unseen.parquet"}
-    return [f"--{what}={bases / file}" for what, file in files.items()]
+    return [f"--{flag}={bases / file}" for flag, file in files.items()]
 
 
 def weights(model):
@@ -91,7 +91,7 @@ def refused(capsys, argv, code):
 
 
 @pytest.mark.parametrize(
-    ("name", "forget", "more"),
+    ("name", "forget", "flags"),
     [
         ("vit", "label=cat", []),
         ("text_classification", "25%", ["--peft_config=lora"]),
@@ -99,20 +99,20 @@ def refused(capsys, argv, code):
         ("whisper", "speaker_id=1272,84", ["--predict_with_generate"]),
     ],
 )
-def test_run(bases, tmp_path, name, forget, more, capsys):
+def test_run(bases, tmp_path, name, forget, flags, capsys):
     (tmp_path / "samples.txt").write_text("0 3 5")
-    assert main(["run", *data(bases, name), f"--forget={forget}", "--output_dir=out", *more, *QUICK]) == 0
+    assert main(["run", *data(bases, name), f"--forget={forget}", "--output_dir=out", *flags, *QUICK]) == 0
     out, before = capsys.readouterr().out, weights(bases / name)
-    assert "The model that has forgotten is in out" in out and ("forget_wer" in out) == (name == "whisper")
+    assert "The unlearned model is in out" in out and ("forget_wer" in out) == (name == "whisper")
     assert not same(before, weights("out")) and all(w.isfinite().all() for w in weights("out").values())
     build = tiny_data.HUB[name][0]
     assert type(load_processor("out", load_model("out"))) is type(load_processor(str(bases / name), build()[0]))
     processor = {"preprocessor_config.json"} if name == "vit" else {"tokenizer.json", "tokenizer_config.json"}
     if name == "whisper":
         processor.add("processor_config.json")
-    found = {path.name for path in (tmp_path / "out").iterdir()} - {"generation_config.json", "chat_template.jinja"}
-    assert found == SAVED | processor
-    # The verdict of the audit that went along, said, and the same in the card.
+    saved = {path.name for path in (tmp_path / "out").iterdir()} - {"generation_config.json", "chat_template.jinja"}
+    assert saved == SAVED | processor
+    # The verdict of the audit is printed, and the same in the model card.
     verdict = json.loads((tmp_path / "out" / "audit.json").read_text())["verdict"]["sentence"]
     assert verdict in " ".join(out.split()) and f"> **{verdict}**" in (tmp_path / "out" / "README.md").read_text()
     assert main(["verify", "out/unlearning.json", "--model=out"]) == 0
@@ -147,7 +147,7 @@ def test_settings_from_a_file_give_way_to_flags(bases, tmp_path):
     assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.5} and args.stop_at_target is False
 
 
-def test_rows_that_are_ready_need_no_processor(bases, tmp_path, capsys):
+def test_prepared_samples_need_no_processor(bases, tmp_path, capsys):
     model, _ = tiny_data.vit()
     model.save_pretrained("plain")
     model = load_model(str(bases / "vit"))
@@ -155,11 +155,11 @@ def test_rows_that_are_ready_need_no_processor(bases, tmp_path, capsys):
     ready.save_to_disk("ready")
     assert main(["run", "--model=plain", "--dataset=ready", "--forget=10%", "--output_dir=out", *QUICK]) == 0
     argv = ["run", "--model=plain", f"--dataset={bases / 'vit-train.parquet'}", "--forget=10%", *QUICK]
-    assert "model: 'plain' has no processor" in refused(capsys, argv, 1)
+    assert "--model: 'plain' has no processor" in refused(capsys, argv, 1)
     # A folder without a tokenizer makes one that knows no word.
     tiny_data.text_classification()[0].save_pretrained("words")
     argv = ["run", "--model=words", f"--dataset={bases / 'text_classification-train.parquet'}", "--forget=10%", *QUICK]
-    assert "model: 'words' has no processor (its tokenizer has no tokens)" in refused(capsys, argv, 1)
+    assert "--model: 'words' has no processor (its tokenizer has no tokens)" in refused(capsys, argv, 1)
 
 
 def test_peft_config(bases, capsys):
@@ -174,14 +174,14 @@ def test_peft_config(bases, capsys):
 
 def test_audit(bases, tmp_path, capsys):
     shared = [*data(bases), "--forget=label=cat"]
-    argv = ["audit", *shared, f"--original={bases / 'vit'}", f"--retrained={bases / 'vit'}", "--out=pages/a.html"]
+    argv = ["audit", *shared, f"--original={bases / 'vit'}", f"--retrained={bases / 'vit'}", "--out=reports/a.html"]
     assert main(argv) == 0
-    metrics = json.loads((tmp_path / "pages" / "a.json").read_text())
-    assert metrics["about"]["forget_samples"] == 4 and metrics["about"]["request"] == "class"
-    assert set(metrics["metrics_by_model"]) == {"original", "audited", "retrained"}
-    assert "<html" in (tmp_path / "pages" / "a.html").read_text()
+    report = json.loads((tmp_path / "reports" / "a.json").read_text())
+    assert report["about"]["forget_samples"] == 4 and report["about"]["request"] == "class"
+    assert set(report["metrics_by_model"]) == {"original", "audited", "retrained"}
+    assert "<html" in (tmp_path / "reports" / "a.html").read_text()
     out = capsys.readouterr().out
-    assert "audited" in out and "Page: pages/a.html, metrics: pages/a.json" in out
+    assert "audited" in out and "Report: reports/a.html, metrics: reports/a.json" in out
 
 
 def test_verify(bases, tmp_path, capsys):
@@ -218,8 +218,8 @@ def test_help_needs_no_torch():
     code = (
         "import sys; from hf_unlearn.cli import main\n"
         "words = (['--help'], ['run', '--help'], ['audit', '-h'], ['demo', '-h'], ['no'], [])\n"
-        "found = [main(argv) for argv in words]\n"
-        "assert found == [0, 0, 0, 0, 2, 0], found; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "codes = [main(argv) for argv in words]\n"
+        "assert codes == [0, 0, 0, 0, 2, 0], codes; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -236,25 +236,25 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("page", [pages.OVERVIEW, *pages.PAGES.values()], ids=["", *pages.PAGES])
-def test_help_fits_a_screen_and_names_settings_that_exist(page):
-    lines = page.splitlines()
-    assert len(lines) <= 40 and all(len(line) <= 119 for line in lines) and "example" in page
-    commands = [name for name in SETTINGS if f"hf-unlearn {name}" in page]
-    known = {each.name for name in commands for kind in SETTINGS[name] for each in fields(kind)}
-    named = set(re.findall(r"--([a-z_\-]+)", page))
-    assert named <= known | {"help", "help-all", "debug", "config", "setting"}
+@pytest.mark.parametrize("text", [help_texts.OVERVIEW, *help_texts.HELP.values()], ids=["", *help_texts.HELP])
+def test_help_fits_a_screen_and_names_settings_that_exist(text):
+    lines = text.splitlines()
+    assert len(lines) <= 40 and all(len(line) <= 119 for line in lines) and "example" in text
+    commands = [name for name in SETTINGS if f"hf-unlearn {name}" in text]
+    settings = {field.name for name in commands for cls in SETTINGS[name] for field in fields(cls)}
+    named = set(re.findall(r"--([a-z_\-]+)", text))
+    assert named <= settings | {"help", "help-all", "debug", "config", "setting"}
     assert named >= {"forget", "dataset", "model"} or {"demo", "compare", "push"} & set(commands)
-    for command in re.findall(r"^  hf-unlearn (.*)$", page.replace("\\\n", ""), re.M):
+    for command in re.findall(r"^  hf-unlearn (.*)$", text.replace("\\\n", ""), re.M):
         words = shlex.split(command)
-        assert words[0] in commands and {w[2:] for w in words if w[:2] == "--"} <= known
+        assert words[0] in commands and {word[2:] for word in words if word[:2] == "--"} <= settings
 
 
 @pytest.mark.parametrize("command", list(SETTINGS))
 def test_help_all(command, capsys):
     assert main([command, "--help-all"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"--{each.name}" in printed for kind in SETTINGS[command] for each in fields(kind) if each.init)
+    assert all(f"--{field.name}" in printed for cls in SETTINGS[command] for field in fields(cls) if field.init)
 
 
 def test_version(capsys):
@@ -277,11 +277,11 @@ def test_version(capsys):
         (["run", "--metho=grad_diff"], "hf-unlearn run: there is no setting '--metho' ("),
         (["run", "m"], "hf-unlearn run: there is no setting 'm'"),
         (["run", "--max_steps=ten"], "hf-unlearn run: argument --max_steps/--max-steps: invalid int value: 'ten'"),
-        (["run", "--method=magic"], "hf-unlearn run: method: unknown value 'magic', use one of"),
-        (["run", "--push_to_hub", "--hub_strategy=every_save"], 'hf-unlearn run: hub_strategy: must be "end"'),
+        (["run", "--method=magic"], "hf-unlearn run: --method: unknown value 'magic', use one of"),
+        (["run", "--push_to_hub", "--hub_strategy=every_save"], 'hf-unlearn run: --hub_strategy: must be "end"'),
         (["run", "--config=none.yaml"], "hf-unlearn run: --config: 'none.yaml' does not open"),
         (["run", "--config=list.yaml"], "hf-unlearn run: --config: 'list.yaml' holds no settings"),
-        (["run", "--config=broken.yaml"], "hf-unlearn run: --config: 'broken.yaml' is no YAML (line 1)"),
+        (["run", "--config=broken.yaml"], "hf-unlearn run: --config: 'broken.yaml' is not valid YAML (line 1)"),
         (["run", "--config=other.yaml"], "hf-unlearn run: --config: 'other.yaml' has 'lr', and there is no such"),
         (["run", "--config=ten.yaml"], "hf-unlearn run: argument --max_steps/--max-steps: invalid int value: 'ten'"),
         (
@@ -307,21 +307,21 @@ def test_bad_usage(argv, message, tmp_path, capsys):
     assert refused(capsys, argv, 2).startswith(message)
 
 
-def test_columns_that_say_nothing(bases, capsys):
+def test_columns_without_a_name(bases, capsys):
     argv = ["run", *data(bases), "--forget=1%", *QUICK, "--columns"]
-    assert "--columns: 'image' is no WHAT=NAME" in refused(capsys, [*argv, "image"], 2)
+    assert "--columns: 'image' is not of the form ROLE=NAME" in refused(capsys, [*argv, "image"], 2)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         (["--model=nowhere"], "hf-unlearn run: OSError: "),
-        (["--dataset=nowhere.parquet"], "hf-unlearn run: dataset: 'nowhere.parquet' is no file or folder here"),
-        (["--split=dev"], "hf-unlearn run: split: dev is not in "),
-        (["--forget=speaker=3"], "hf-unlearn run: forget: there is no column 'speaker', only "),
-        (["--forget=label=dog"], "hf-unlearn run: forget: there is no class 'dog'; the classes are ant, bird, cat"),
+        (["--dataset=nowhere.parquet"], "hf-unlearn run: --dataset: 'nowhere.parquet' is no file or folder here"),
+        (["--split=dev"], "hf-unlearn run: --split: dev is not in "),
+        (["--forget=speaker=3"], "hf-unlearn run: --forget: there is no column 'speaker', only "),
+        (["--forget=label=dog"], "hf-unlearn run: --forget: there is no class 'dog'; the classes are ant, bird, cat"),
         (["--forget=label=ant,bird,cat"], "hf-unlearn run: split_forget_retain: the retain dataset would be empty"),
-        (["--columns", "image=picture"], "hf-unlearn run: columns: there is no column 'picture' for image, only "),
+        (["--columns", "image=picture"], "hf-unlearn run: --columns: there is no column 'picture' for image, only "),
     ],
 )
 def test_a_run_that_fails(bases, changed, message, capsys):
@@ -333,10 +333,11 @@ def test_debug_shows_the_trace(bases, capsys):
     argv = ["run", *data(bases), "--forget=label=dog", *QUICK]
     refused(capsys, argv, 1)
     assert main([*argv, "--debug"]) == 1
-    assert "Traceback" in (said := capsys.readouterr().err) and "parse_forget" in said
+    errors = capsys.readouterr().err
+    assert "Traceback" in errors and "parse_forget" in errors
 
 
-def test_one_of_several_processes_speaks(monkeypatch, capsys):
+def test_one_of_several_processes_prints_the_error(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert main(["fly"]) == 2 and capsys.readouterr().err == ""
 
@@ -355,18 +356,20 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(bases, tmp_path, capsys):
             if "forget_loss" in line:  # a step has been done
                 break
         run.send_signal(signal.SIGINT)
-        said = run.communicate(timeout=60)[1]
-    assert run.returncode == 130, said[-2000:]
-    [checkpoint] = (tmp_path / "stopped").iterdir()  # no model that claims to have forgotten
+        errors = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, errors[-2000:]
+    [checkpoint] = (tmp_path / "stopped").iterdir()  # no unlearned model
     done = int(checkpoint.name.removeprefix("checkpoint-"))
     assert 0 < done < steps
-    assert f"hf-unlearn run: interrupted after step {done}; --resume goes on from stopped/checkpoint-{done}" in said
-    assert "Traceback" not in said
+    assert (
+        f"hf-unlearn run: interrupted after step {done}; --resume continues from stopped/checkpoint-{done}" in errors
+    )
+    assert "Traceback" not in errors
 
     assert main([*argv, "--output_dir=stopped", "--resume"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("'grad_norm'") == steps - done
-    assert f"These in stopped still hold the data, and are never pushed; delete them: checkpoint-{done}\n" in said
+    output = capsys.readouterr().out
+    assert output.count("'grad_norm'") == steps - done
+    assert f"These in stopped still hold the data, and are never pushed; delete them: checkpoint-{done}\n" in output
     assert main([*argv, "--output_dir=whole"]) == 0
     assert "still hold the data" not in capsys.readouterr().out
     stopped, whole = (tmp_path / name / "model.safetensors" for name in ("stopped", "whole"))
@@ -375,7 +378,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(bases, tmp_path, capsys):
 
 @pytest.fixture
 def ctrl_c():
-    """Ctrl-C does what it does in a terminal: a shell starts what it runs in the background with SIGINT ignored."""
+    """Ctrl-C raises KeyboardInterrupt, as in a terminal: a shell starts background processes with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -384,27 +387,27 @@ def ctrl_c():
 @pytest.mark.parametrize("killed", [False, True])
 def test_ctrl_c_and_kill_end_every_worker_of_a_comparison(tmp_path, ctrl_c, killed):
     task, endless = Path(__file__).parents[1] / "comparing_task.py", {"method": "nabla_tau", "max_steps": 10**9}
-    found = {"task": f"{task}:Small", "requests": {"a": {"forget": "10%"}}, "seeds": [0], "retrained": 1}
-    Path("endless.yaml").write_text(json.dumps({**found, "methods": {str(i): endless for i in range(8)}}))
-    settings = Comparison.from_yaml("endless.yaml")
-    for each in trainings(settings):  # here, where everything is imported
-        ComparisonFolder(settings, "out").train(each)
+    settings = {"task": f"{task}:Small", "requests": {"a": {"forget": "10%"}}, "seeds": [0], "retrained": 1}
+    Path("endless.yaml").write_text(json.dumps({**settings, "methods": {str(i): endless for i in range(8)}}))
+    config = Comparison.from_yaml("endless.yaml")
+    for training_run in training_runs(config):  # here, where everything is imported
+        ComparisonFolder(config, "out").train(training_run)
     command = [sys.executable, "-m", "hf_unlearn.cli", "compare", "endless.yaml", "--output_dir=out", "--workers=2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         try:
-            while len(list(tmp_path.glob("out/cells/*retrained*"))) < 1 and run.poll() is None:
+            while len(list(tmp_path.glob("out/runs/*retrained*"))) < 1 and run.poll() is None:
                 time.sleep(0.1)
             if killed:
                 run.kill()
             else:
                 os.killpg(run.pid, signal.SIGINT)  # as a terminal does
-            said = run.communicate(timeout=60)[1]  # waits for all that can write there: the workers, too
+            errors = run.communicate(timeout=60)[1]  # waits for all that can write there: the workers, too
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == (-signal.SIGKILL if killed else 130), said[-2000:]
-    assert ("hf-unlearn compare: interrupted" in said) == (not killed)
-    assert not list(tmp_path.glob("out/cells/a-0-[0-9]*"))  # the cells that never end
+    assert run.returncode == (-signal.SIGKILL if killed else 130), errors[-2000:]
+    assert ("hf-unlearn compare: interrupted" in errors) == (not killed)
+    assert not list(tmp_path.glob("out/runs/a-0-[0-9]*"))  # the runs that never end
 
 
 def test_ctrl_c_before_the_run_and_twice(bases, monkeypatch, capsys, ctrl_c):

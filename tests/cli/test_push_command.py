@@ -1,4 +1,4 @@
-"""`hf-unlearn run`, then `push`: what arrives, what stays, what is refused; to a Hub on loopback."""
+"""`hf-unlearn run`, then `push`: what is uploaded, what is not, what is refused; to a Hub on loopback."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ SAVED = {
     },
 }  # fmt: skip
 FORGET = {"vit": "label=cat", "text": "25%"}
-# What may lie around, and must not go: other weights, states, notes.
+# Other files that a folder may have, which are not uploaded: weights, states, notes.
 AROUND = [
     "checkpoint-1/model.safetensors", "checkpoint-1/optimizer.pt", "training_args.bin", "pytorch_model.bin",
     "model-00001-of-00002.safetensors", "adapter_model.safetensors", "notes.txt", "forget/samples.parquet", ".env",
@@ -42,7 +42,7 @@ SECRET = b"the forgotten samples themselves"
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """Models in folders, with samples beside them, and what `run` made of them: `<name>-out`."""
+    """Models in folders, with samples beside them, and their folders after `run`: `<name>-out`."""
     folder = tmp_path_factory.mktemp("cellar")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
@@ -72,11 +72,11 @@ def out(bases, tmp_path):
     return Path(shutil.copytree(bases / "vit-out", tmp_path / "out"))
 
 
-def run(folder, name, *more):
+def run(folder, name, *flags):
     files = {"model": name, "dataset": f"{name}-train.parquet", "unseen_dataset": f"{name}-unseen.parquet"}
     quick = ["--max_steps=2", "--use_cpu", "--disable_tqdm=true", "--per_device_train_batch_size=4"]
-    given = [f"--{what}={folder / file}" for what, file in files.items()]
-    return ["run", *given, f"--forget={FORGET[name]}", *quick, *more]
+    data = [f"--{flag}={folder / file}" for flag, file in files.items()]
+    return ["run", *data, f"--forget={FORGET[name]}", *quick, *flags]
 
 
 def files_in(folder):
@@ -92,9 +92,9 @@ def refused(capsys, argv, code=1):
     """The one line that a command ends with; the token is nowhere."""
     capsys.readouterr()
     assert main(argv) == code
-    said = capsys.readouterr()
-    assert TOKEN not in said.out + said.err
-    [line] = [line for line in said.err.splitlines() if line.startswith("hf-unlearn")]
+    output = capsys.readouterr()
+    assert TOKEN not in output.out + output.err
+    [line] = [line for line in output.err.splitlines() if line.startswith("hf-unlearn")]
     return line
 
 
@@ -102,14 +102,14 @@ LOADER = """
 import sys, torch
 sys.modules["hf_unlearn"] = None  # an import of it fails
 import transformers as tf
-found = {}
+logits = {}
 for name, (cls, batch) in torch.load("in.pt").items():
     model = getattr(tf, cls).from_pretrained(f"me/{name}").eval()
     with torch.no_grad():
-        found[name] = model(**batch).logits
+        logits[name] = model(**batch).logits
 tf.AutoImageProcessor.from_pretrained("me/vit")
 assert tf.AutoTokenizer.from_pretrained("me/text")("who wrote")["input_ids"]
-torch.save(found, "out.pt")
+torch.save(logits, "out.pt")
 """
 
 
@@ -119,17 +119,17 @@ def test_run_push_and_load_where_this_library_is_not(bases, hub, tmp_path, capsy
     batches = {name: tiny.make("vit" if name == "vit" else "llama")[1](3, seed=9) for name in SAVED}
     for name in SAVED:
         folder = shutil.copytree(bases / f"{name}-out", tmp_path / f"{name}-out")
-        assert files_in(folder) == SAVED[name]  # what `run` leaves is what is sent
+        assert files_in(folder) == SAVED[name]  # what `run` saves is what is uploaded
         for path in AROUND:
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_bytes(SECRET)
         assert main(["push", str(folder), f"me/{name}"]) == 0
-        found, repo = arrived(hub, f"me/{name}"), hub.repos[f"me/{name}"]
-        assert found == {path: (folder / path).read_bytes() for path in SAVED[name]}
-        assert [each["message"] for each in repo.commits.values()] == ["initial commit", "End of unlearning"]
+        files, repo = arrived(hub, f"me/{name}"), hub.repos[f"me/{name}"]
+        assert files == {path: (folder / path).read_bytes() for path in SAVED[name]}
+        assert [commit["message"] for commit in repo.commits.values()] == ["initial commit", "End of unlearning"]
         assert repo.private and f"commit/{repo.refs['main']}" in capsys.readouterr().out
-        card = found["README.md"].decode()
-        assert json.loads(found["audit.json"])["verdict"]["sentence"] in card
+        card = files["README.md"].decode()
+        assert json.loads(files["audit.json"])["verdict"]["sentence"] in card
     sent = hub.sent()
     assert b"nabla_tau" in sent  # the search can find something
     assert not any(secret in sent for secret in (SECRET, TOKEN.encode(), bases.name.encode(), b".parquet"))
@@ -146,15 +146,15 @@ def test_run_push_and_load_where_this_library_is_not(bases, hub, tmp_path, capsy
 
 
 def test_a_run_that_pushes_does_so_once(bases, hub, tmp_path, capfd):
-    more = ["--push_to_hub", "--hub_model_id=me/end", "--save_strategy=steps", "--save_steps=1", "--output_dir=done"]
-    assert main(run(bases, "vit", *more)) == 0
+    flags = ["--push_to_hub", "--hub_model_id=me/end", "--save_strategy=steps", "--save_steps=1", "--output_dir=done"]
+    assert main(run(bases, "vit", *flags)) == 0
     repo, folder = hub.repos["me/end"], tmp_path / "done"
-    assert [each["message"] for each in repo.commits.values()] == ["initial commit", "End of unlearning"]
+    assert [commit["message"] for commit in repo.commits.values()] == ["initial commit", "End of unlearning"]
     assert repo.private
     assert arrived(hub, "me/end") == {path: (folder / path).read_bytes() for path in SAVED["vit"]}
-    said = "".join(capfd.readouterr())
-    left = "These in done still hold the data, and are never pushed; delete them: checkpoint-1, checkpoint-2\n"
-    assert left in said and TOKEN not in said and f"Pushed to {hub.url}/me/end/commit/" in said
+    output = "".join(capfd.readouterr())
+    checkpoints = "These in done still hold the data, and are never pushed; delete them: checkpoint-1, checkpoint-2\n"
+    assert checkpoints in output and TOKEN not in output and f"Pushed to {hub.url}/me/end/commit/" in output
     assert not any(TOKEN.encode() in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
@@ -167,7 +167,7 @@ def test_settings_reach_the_hub(bases, hub, out, capsys):
     assert main(["push", *named, "--create_pr"]) == 0
     assert "/me/settings/discussions/1" in capsys.readouterr().out and "model.safetensors" in repo.files("refs/pr/1")
     line = refused(capsys, ["push", *named, "--create_pr", "--revision=forgot-7"])
-    assert line.startswith("hf-unlearn push: create_pr: a pull request goes to main, got revision='forgot-7'")
+    assert line.startswith("hf-unlearn push: --create_pr: a pull request goes to main, got revision='forgot-7'")
 
 
 def move_weights(out):
@@ -197,7 +197,7 @@ def audit_where_there_was_none(out):
         (shutil.rmtree, "hf-unlearn push: folder: 'out' has no unlearning.json; give one that hf-unlearn run, or"),
         (lambda out: (out / "unlearning.json").unlink(), "hf-unlearn push: folder: 'out' has no unlearning.json; "),
         (only_checkpoints, "hf-unlearn push: folder: 'out' has only checkpoints, which still hold the data; let"),
-        (lambda out: (out / "model.safetensors").unlink(), "hf-unlearn push: folder: 'out' lacks the weights that"),
+        (lambda out: (out / "model.safetensors").unlink(), "hf-unlearn push: folder: 'out' lacks the weights of its"),
         (
             move_weights,
             "hf-unlearn push: folder: 'out' does not match its unlearning.json (weights: neither those from before "
@@ -250,7 +250,7 @@ def test_what_the_hub_refuses_is_one_line(where, status, message, bases, out, hu
     if status == 401:  # a run that is to push knows before it trains
         hub.fault(where, status)
         argv = run(bases, "vit", "--push_to_hub", "--hub_model_id=me/early", "--output_dir=early")
-        assert "hf-unlearn run: push_to_hub: nothing is confirmed" in refused(capsys, argv)
+        assert "hf-unlearn run: --push_to_hub: nothing is confirmed" in refused(capsys, argv)
         assert not Path("early").exists()
     assert main(["push", "out", f"me/fault-{status}"]) == 0
     assert arrived(hub, f"me/fault-{status}").keys() == SAVED["vit"]
