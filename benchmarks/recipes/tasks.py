@@ -1,4 +1,4 @@
-"""The tasks of the recipes: small models from scratch on real data, a minute of training each.
+"""The tasks of the recipes: small models trained from scratch on real data, in a minute each.
 
 Data and models are those of the examples (examples/_tiny.py); `data` is the folder with the parquet files.
 """
@@ -66,12 +66,12 @@ class Banking(Task):
 
     def load(self, data, intents=77, tokens=64):
         self.processor = _tiny.TextClassifier.processor(data)
-        sets = _tiny.TextClassifier.data(data, self.seed)
-        return {name: self.some(samples, intents, tokens) for name, samples in zip(NAMES, sets, strict=True)}
+        datasets_by_name = zip(NAMES, _tiny.TextClassifier.data(data, self.seed), strict=True)
+        return {name: self.select(samples, intents, tokens) for name, samples in datasets_by_name}
 
-    def some(self, samples, intents, tokens):
-        short = np.array([len(ids) <= tokens for ids in samples["input_ids"]])
-        return samples.select(np.flatnonzero(short & (np.array(samples["label"]) < intents)))
+    def select(self, samples, intents, tokens):
+        is_short = np.array([len(ids) <= tokens for ids in samples["input_ids"]])
+        return samples.select(np.flatnonzero(is_short & (np.array(samples["label"]) < intents)))
 
 
 class SpokenDigits(Task):
@@ -95,11 +95,11 @@ class Tofu(Task):
         self.processor = _tiny.Text.processor(data)
         return dict(zip(NAMES, _tiny.Text.data(data, self.seed), strict=True))
 
-    def alternatives(self, forget):
-        """The same questions, and that the answer is not known."""
+    def alternatives(self, forget_ds):
+        """The same questions, answered by one of `UNKNOWN`."""
         answers = [self.processor(f"{answer}</s>", add_special_tokens=False).input_ids for answer in UNKNOWN]
         samples = []
-        for number, sample in enumerate(forget):
+        for number, sample in enumerate(forget_ds):
             question = [
                 token for token, label in zip(sample["input_ids"], sample["labels"], strict=True) if label == -100
             ]
@@ -112,8 +112,9 @@ class Tofu(Task):
 class Speech(Task):
     """A Whisper of 269 k weights on strings of spoken digits of six speakers.
 
-    Nobody else is there to set the target, so it comes from the other five: each under a shadow model that never heard
-    them, and that heard as many speakers as a retrained model does. All five, as speakers differ.
+    There is no seventh speaker to set the forgetting target, so it comes from the other five: the losses of each under
+    a shadow model that was trained without this speaker, on as many speakers as a retrained model. All five are used,
+    because speakers differ.
     """
 
     training = _tiny.Whisper.training
@@ -125,82 +126,84 @@ class Speech(Task):
         train, _, test = _tiny.Whisper.data(data, self.seed, held_out="")
         return {"train": train, "test": test}
 
-    def sides(self, name, forget):
-        """The samples of the speaker that a shadow model never heard, and all others."""
-        speakers = set(self.sets["train"]["speaker"]) - {forget.partition("=")[2]}
-        unheard = sorted(speakers)[self.shadows.index(name)]
-        return split_forget_retain(self.sets["train"], column="speaker", values=[unheard])
+    def shadow_split(self, name, forget):
+        """The samples of the speaker that a shadow model is trained without, and all others."""
+        speakers = set(self.datasets["train"]["speaker"]) - {forget.partition("=")[2]}
+        left_out = sorted(speakers)[self.shadows.index(name)]
+        return split_forget_retain(self.datasets["train"], column="speaker", values=[left_out])
 
     def shadow_samples(self, name, forget):
-        return self.sides(name, forget)[1]
+        return self.shadow_split(name, forget)[1]
 
     def target(self, forget, shadows):
         profiles = []
         for name, load in shadows.items():
-            model, (unheard, _) = load(), self.sides(name, forget)
-            profiles += statistics_of(model, unheard, data_collator=self.collator(model)).token_loss_profiles.tolist()
+            model, (left_out, _) = load(), self.shadow_split(name, forget)
+            profiles += statistics_of(model, left_out, data_collator=self.collator(model)).token_loss_profiles.tolist()
         return {"forget_target": profiles}
 
     def collator(self, model):
         return readable_collator(model, self.processor)
 
-    def alike(self, samples, forget, retain):
+    def is_forgotten(self, samples, forget_ds, retain_ds):
         """Which samples are of the forgotten speaker."""
-        return np.array(samples["speaker"]) == forget[0]["speaker"]
+        return np.array(samples["speaker"]) == forget_ds[0]["speaker"]
 
     def metrics(self, model, retrained, *, forget_ds, retain_ds, **settings):
-        found = [self.heard(each, forget_ds, retain_ds) for each in (model, retrained)]
-        return {**found[0], "gap": average_gap(*found)}
+        metrics, retrained_metrics = (self.measure(measured, forget_ds, retain_ds) for measured in (model, retrained))
+        return {**metrics, "gap": average_gap(metrics, retrained_metrics)}
 
-    def heard(self, model, forget, retain):
-        """Word error rates; membership inference against unseen utterances of the forgotten speaker or word.
+    def measure(self, model, forget_ds, retain_ds):
+        """Word error rates, losses, and membership inference.
 
-        Against others it would measure the voice, or the word.
+        The unseen samples of membership inference are of the forgotten speaker, or hold the forgotten word: against
+        others it would measure the voice, or the word.
         """
-        test = self.sets["test"]
-        same = self.alike(test, forget, retain)
-        sets = {"forget": forget, "retain": subsample(retain, 400), "unseen": test.select(np.flatnonzero(~same))}
-        collator, found = self.collator(model), {}
-        for name, samples in sets.items():
+        test_ds, collator, metrics = self.datasets["test"], self.collator(model), {}
+        is_forgotten = self.is_forgotten(test_ds, forget_ds, retain_ds)
+        unseen_ds = test_ds.select(np.flatnonzero(~is_forgotten))
+        datasets_by_name = {"forget": forget_ds, "retain": subsample(retain_ds, 400), "unseen": unseen_ds}
+        for name, samples in datasets_by_name.items():
             loader = DataLoader(samples, batch_size=256, collate_fn=collator)
             batches = ({k: v.to(model.device) for k, v in batch.items()} for batch in loader)
             pairs = transcribe(model, batches, self.processor.tokenizer, {})
-            found[f"{name}_wer"] = word_error_rate(*zip(*pairs, strict=True))
-            found[f"{name}_loss"] = float(statistics_of(model, samples, data_collator=collator).losses.mean())
-        sides = (forget, test.select(np.flatnonzero(same)))
-        losses = [statistics_of(model, samples, data_collator=collator).losses.numpy() for samples in sides]
-        return {**found, "mia_accuracy": logistic_attack(*losses).value}
+            metrics[f"{name}_wer"] = word_error_rate(*zip(*pairs, strict=True))
+            metrics[f"{name}_loss"] = float(statistics_of(model, samples, data_collator=collator).losses.mean())
+        attacked = (forget_ds, test_ds.select(np.flatnonzero(is_forgotten)))
+        losses = [statistics_of(model, samples, data_collator=collator).losses.numpy() for samples in attacked]
+        return {**metrics, "mia_accuracy": logistic_attack(*losses).value}
 
 
 class SpokenWords(Speech):
-    """The same strings, and a word to forget, `word=seven`: every string in which it is heard, a third of them.
+    """The same strings, and a word to forget, `word=seven`: every string that holds it, a third of them.
 
-    Nothing unseen has the word to set the target. To a model that never met it, it is a label that never comes,
-    whatever is heard: so the target comes from retain strings that are given it as the label of one of their words.
+    No unseen string holds the word. For a model that was trained without it, it is a label that never occurs, whatever
+    is spoken; so the forgetting target comes from retain strings in which the label of one word is replaced by it.
     """
 
     shadows = ()
 
-    def word(self, forget):
+    def token(self, forget):
+        """The token of the forgotten word."""
         return self.processor.tokenizer.convert_tokens_to_ids(forget.partition("=")[2])
 
     def split(self, forget):
-        train, word = self.sets["train"], self.word(forget)
-        heard = [number for number, labels in enumerate(train["labels"]) if word in labels]
-        return split_forget_retain(train, indices=heard, request="group")
+        train_ds, token = self.datasets["train"], self.token(forget)
+        indices = [index for index, labels in enumerate(train_ds["labels"]) if token in labels]
+        return split_forget_retain(train_ds, indices=indices, request="group")
 
     def target(self, forget, shadows):
-        random, word = np.random.default_rng(self.seed), self.word(forget)
-        others = set(self.processor.tokenizer.convert_tokens_to_ids(_tiny.Whisper.DIGITS))
+        generator, token = np.random.default_rng(self.seed), self.token(forget)
+        digits = set(self.processor.tokenizer.convert_tokens_to_ids(_tiny.Whisper.DIGITS))
 
-        def misheard(sample):
+        def mislabel(sample):
             labels = sample["labels"].tolist()
-            other = random.choice(sorted(others.intersection(labels)))
-            return {"labels": [word if label == other else label for label in labels]}
+            replaced = generator.choice(sorted(digits.intersection(labels)))
+            return {"labels": [token if label == replaced else label for label in labels]}
 
-        return {"unseen_ds": subsample(self.split(forget)[1], 400).map(misheard)}
+        return {"unseen_ds": subsample(self.split(forget)[1], 400).map(mislabel)}
 
-    def alike(self, samples, forget, retain):
-        """Which samples have a word that no retain sample has."""
-        kept = {label for sample in retain for label in sample["labels"].tolist()}
-        return np.array([not kept.issuperset(labels.tolist()) for labels in samples["labels"]])
+    def is_forgotten(self, samples, forget_ds, retain_ds):
+        """Which samples hold a word that no retain sample holds."""
+        retained = {label for sample in retain_ds for label in sample["labels"].tolist()}
+        return np.array([not retained.issuperset(labels.tolist()) for labels in samples["labels"]])
