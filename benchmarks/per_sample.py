@@ -110,8 +110,9 @@ class Setup:
 
     def method(self, name):
         args = SimpleNamespace(
-            forgetting_loss="grad_ascent", retain_weight=0.5, projection="gradient", forget_target="auto"
-        )
+            forgetting_loss="grad_ascent", retain_weight=0.5, projection="gradient", forget_target="auto",
+            method_kwargs=None,
+        )  # fmt: skip
         return METHODS[name](args, RunInfo(self.k, self.k, is_text=False))
 
     def losses(self, batch):

@@ -29,6 +29,10 @@ class MethodSettings(Protocol):
         """Of everything that a method draws."""
 
     @property
+    def method_kwargs(self) -> Any:
+        """The method's own hyper-parameters, a mapping of name to value; None for the defaults."""
+
+    @property
     def retain_weight(self) -> float | None:
         """Weight of the retain loss in [0, 1]; None for the method's default."""
 
@@ -154,7 +158,7 @@ class Method:
     def __init__(self, settings: MethodSettings, info: RunInfo, hyperparameters: object | None = None):
         self.settings, self.info = settings, info
         if hyperparameters is None:
-            hyperparameters = self.check_hyperparameters(getattr(settings, "method_kwargs", None) or {})
+            hyperparameters = self.check_hyperparameters(settings.method_kwargs or {})
         self.hp = hyperparameters
         self.original_model: OriginalModel | None = None
 

@@ -32,7 +32,11 @@ def adapted(name):
 def gradients(model, accelerator, forget, retain, shard=lambda model: None):
     """As the trainer does: the step is made of the sharded model."""
     args = SimpleNamespace(
-        forgetting_loss="grad_ascent", retain_weight=0.3, projection="gradient", forget_target="auto"
+        forgetting_loss="grad_ascent",
+        retain_weight=0.3,
+        projection="gradient",
+        forget_target="auto",
+        method_kwargs=None,
     )
     method = METHODS["orthograd"](args, RunInfo(4, 4, is_text=False))
     shard(model)

@@ -248,7 +248,7 @@ def test_a_profile_is_a_loss_spread_over_its_tokens(name):
     for sample, found in zip(range(ROWS), profiles.detach().numpy(), strict=True):
         kept = labels[sample] != -100
         losses = -logits[sample, kept].log_softmax(-1).gather(1, labels[sample, kept, None]).flatten().detach().numpy()
-        assert np.allclose(found, np.repeat(np.sort(losses), 8).reshape(8, -1).mean(1), rtol=1e-5)
+        np.testing.assert_allclose(found, np.repeat(np.sort(losses), 8).reshape(8, -1).mean(1), rtol=1e-5, atol=1e-8)
 
 
 def compare_gradients(model, batch, loss):

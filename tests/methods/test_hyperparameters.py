@@ -50,7 +50,6 @@ def test_every_hyperparameter_is_frozen_and_says_what_it_means(name):
 
 
 def test_settings_without_method_kwargs_give_the_defaults():
-    assert METHODS["npo"](SimpleNamespace(), RunInfo(1, 1, is_text=True)).hp.beta == 0.1
     assert METHODS["npo"](SimpleNamespace(method_kwargs=None), RunInfo(1, 1, is_text=True)).hp.beta == 0.1
 
 

@@ -23,6 +23,7 @@ def method(name, setting=SETTING, **settings):
         "forgetting_loss": "nabla_tau",
         "projection": "gradient",
         "seed": 42,
+        "method_kwargs": None,
     }
     return METHODS[name](SimpleNamespace(**{**defaults, **settings}), setting)
 

@@ -16,7 +16,7 @@ ROWS = 5
 
 
 def objective(name, original=None, samples=ROWS, seed=42):
-    args = SimpleNamespace(retain_weight=None, seed=seed)
+    args = SimpleNamespace(retain_weight=None, seed=seed, method_kwargs=None)
     return METHODS[name](args, RunInfo(samples, 10, is_text=True)).objective(None, original)
 
 
@@ -84,7 +84,7 @@ def test_dpo_towards_alternatives(name):
     log_probs = np.array([sum(p[y] for r, p, y in found if r == sample) for sample in range(4)])
     ratios = np.array([0.3, -2.0, 1.5, -0.7])  # model over original, in logarithms
     reference = -(log_probs - ratios) / lengths
-    made = METHODS["idk_dpo"](SimpleNamespace(retain_weight=None), RunInfo(2, 10, is_text=True))
+    made = METHODS["idk_dpo"](SimpleNamespace(retain_weight=None, method_kwargs=None), RunInfo(2, 10, is_text=True))
     made.load_state_dict({"alternative": torch.tensor(reference[[3, 2]])})
     goal = made.objective(None, torch.tensor(reference[[1, 0]]))
     scores, losses = goal.scores(CausalLMOutput(logits=logits), batch, head, torch.tensor([1, 0]))
@@ -166,7 +166,8 @@ def test_weighted_ascent_with_weights_held_fixed(name, method, first, second):
     wanted = token_gradient(
         found, logits.shape, int(name == "gpt2"), lambda p, y: weight(p[y]) * (np.eye(len(p))[y] - p)
     )
-    assert np.allclose(gradient, wanted, rtol=1e-8, atol=1e-16) and wanted.any()
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-8, atol=1e-16)
+    assert wanted.any()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "whisper"])
@@ -182,7 +183,7 @@ def test_ceu_aims_at_the_models_own_prediction_without_the_label(name):
     assert value == pytest.approx(expected, rel=1e-9)
     assert losses == pytest.approx(by_sample(found, lambda p, y: -p[y]))
     expected = token_gradient(found, logits.shape, int(name == "gpt2"), lambda p, y: p - wanted(p, y))
-    assert np.allclose(gradient, expected, rtol=1e-8, atol=1e-16)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-8, atol=1e-16)
 
 
 def test_random_labels_are_wrong_uniform_and_belong_to_the_sample():
@@ -220,7 +221,7 @@ def test_neggrad_plus_is_gradient_difference_at_95_percent(unlearn):
     entry = next(e for e in trainer.state.log_history if "loss" in e)
     assert entry["loss"] == pytest.approx(0.95 * entry["retain_loss"] - 0.05 * entry["forget_loss"], rel=1e-5)
     alone = METHODS["neggrad_plus"](
-        SimpleNamespace(retain_weight=None), RunInfo(1, 1, is_text=False, has_target=False)
+        SimpleNamespace(retain_weight=None, method_kwargs=None), RunInfo(1, 1, is_text=False, has_target=False)
     )
     assert alone.retain_weight(0.5) == 0.95
 

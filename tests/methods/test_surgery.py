@@ -105,7 +105,7 @@ def test_running_retain_samples_again_changes_nothing(unlearn, monkeypatch, scop
         scale = max(float(g.norm()) for g in first.values())
         assert all(float((second[n] - g).norm()) < 1e-9 * scale for n, g in first.items())
     for first, second in zip(kept.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.allclose(first, second, atol=1e-8)
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-8)
     assert [log["step_cosine"] for log in two.logs] == pytest.approx(
         [log["step_cosine"] for log in one.logs], abs=1e-6
     )

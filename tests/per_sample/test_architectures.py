@@ -66,7 +66,7 @@ def test_two_steps_save_and_reload(unlearn, tmp_path, name, method):
     with torch.no_grad():
         expected, found = trainer.model.eval()(**inputs).logits, loaded(**inputs).logits
         assert not torch.allclose(expected, original.eval()(**inputs).logits, atol=1e-6)
-    assert torch.allclose(expected, found, atol=1e-6 * max(1.0, float(expected.abs().max())))
+    torch.testing.assert_close(expected, found, rtol=1e-5, atol=1e-6 * max(1.0, float(expected.abs().max())))
 
 
 @pytest.mark.parametrize("name", ["vit", "whisper", "gpt2", "llama", "bert", "distilbert", "t5", "wav2vec2", "dinov2"])
@@ -79,7 +79,7 @@ def test_hooks_equal_the_loop_for_lora(unlearn, name):
     model = trainer.model.eval()
     engine, oracle = PerSampleGradients(model, losses, "hooks"), PerSampleGradients(model, losses, "loop")
     recording, expected = engine(batch), oracle(batch)
-    assert torch.allclose(recording.losses, expected.losses, rtol=1e-5)
+    torch.testing.assert_close(recording.losses, expected.losses, rtol=1e-5, atol=1e-8)
     samples, expected = recording.gradients(engine.parameters), expected.gradients(engine.parameters)
     assert (
         samples.keys() == expected.keys()
@@ -105,7 +105,7 @@ def test_a_merged_model_has_forgotten_without_its_adapter(unlearn, tmp_path):
     with torch.no_grad(), trainer.model.disable_adapter():
         dropped = trainer.model.eval()(**inputs).logits
     with torch.no_grad():
-        assert torch.allclose(dropped, original.eval()(**inputs).logits, atol=1e-6)
+        torch.testing.assert_close(dropped, original.eval()(**inputs).logits, rtol=1e-5, atol=1e-6)
     trainer.save_model(str(tmp_path / "merged"))
     files = {f.name for f in (tmp_path / "merged").iterdir()}
     assert "model.safetensors" in files and not any("adapter" in f for f in files)
@@ -142,7 +142,7 @@ def test_a_users_adapter_is_unlearned_in_place_and_saved_as_an_adapter(unlearn, 
     loaded = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "saved")).eval()
     inputs = trainer.head.inputs(batch(3, seed=5))
     with torch.no_grad():
-        assert torch.allclose(adapted.eval()(**inputs).logits, loaded(**inputs).logits, atol=1e-6)
+        torch.testing.assert_close(adapted.eval()(**inputs).logits, loaded(**inputs).logits, rtol=1e-5, atol=1e-6)
 
 
 # The heads that the test above leaves out for some methods; the first ones always, because a method takes a second.

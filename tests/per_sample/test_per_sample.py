@@ -29,7 +29,7 @@ def largest_error(model, batch, losses=None, oracle=None):
     losses = losses or losses_of(model)
     engine, loop = PerSampleGradients(model, losses, "hooks"), PerSampleGradients(model, oracle or losses, "loop")
     found, expected = engine(batch), loop(batch)
-    assert torch.allclose(found.losses, expected.losses, rtol=1e-4)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-8)
     found, expected = found.gradients(engine.parameters), expected.gradients(engine.parameters)
     scale = max(float(samples.norm()) for samples in expected.values())
     assert scale > 0
@@ -106,7 +106,10 @@ def test_later_batches_of_other_sizes():
     for k in (4, 10, 1, 7):
         found, expected = (each(batch(k, seed=k)).gradients(engine.parameters) for each in (engine, loop))
         for name, samples in expected.items():
-            assert torch.allclose(found[name], samples, atol=1e-5 * max(1.0, float(samples.abs().max()))), (k, name)
+            atol = 1e-5 * max(1.0, float(samples.abs().max()))
+            torch.testing.assert_close(
+                found[name], samples, rtol=1e-5, atol=atol, msg=lambda text, k=k, name=name: f"{k}, {name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
@@ -140,7 +143,7 @@ def test_activation_checkpointing(name):
     EvalMode().apply(model)
     engine = PerSampleGradients(model, losses_of(model), "hooks")
     found = engine(batch(5, seed=2)).gradients(engine.parameters)
-    assert all(torch.allclose(found[n], samples, rtol=1e-4, atol=1e-5) for n, samples in expected.items())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 class Odd(nn.Module):
@@ -178,7 +181,7 @@ def test_shared_and_repeated_and_idle():
     samples = engine(batch).gradients(engine.parameters)
     expected = gradients(model, "loop")[0](batch).gradients(engine.parameters)
     assert set(samples) == {"first.weight", "first.bias", "second.bias", "idle"}
-    assert all(torch.allclose(samples[n], e, atol=1e-5) for n, e in expected.items())
+    torch.testing.assert_close(samples, expected, rtol=1e-5, atol=1e-5)
     assert not samples["idle"].any() and samples["first.weight"].any()
 
 

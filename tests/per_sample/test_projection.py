@@ -27,10 +27,11 @@ def project(vector, samples):
 def test_by_hand_in_two_dimensions():
     # g = (3, 4); retain gradients along x: what is left is (0, 4).
     left, rank = project(torch.tensor([3.0, 4.0]), torch.tensor([[2.0, 0.0], [-1.0, 0.0]]))
-    assert torch.allclose(left, torch.tensor([0.0, 4.0])) and rank == 1
+    torch.testing.assert_close(left, torch.tensor([0.0, 4.0]), rtol=1e-5, atol=1e-8)
+    assert rank == 1
     # One retain gradient along the diagonal: (3, 4) - 3.5 (1, 1) = (-0.5, 0.5).
     left, _ = project(torch.tensor([3.0, 4.0]), torch.tensor([[5.0, 5.0]]))
-    assert torch.allclose(left, torch.tensor([-0.5, 0.5]))
+    torch.testing.assert_close(left, torch.tensor([-0.5, 0.5]), rtol=1e-5, atol=1e-8)
 
 
 def test_against_qr():
@@ -38,7 +39,8 @@ def test_against_qr():
     samples, g = torch.randn(3, 10, dtype=torch.float64), torch.randn(10, dtype=torch.float64)
     q, _ = torch.linalg.qr(samples.T)
     left, rank = project(g, samples)
-    assert torch.allclose(left, g - q @ (q.T @ g), atol=1e-12) and rank == 3
+    torch.testing.assert_close(left, g - q @ (q.T @ g), rtol=1e-5, atol=1e-12)
+    assert rank == 3
 
 
 def test_orthogonal_to_every_row_in_float32():
@@ -65,7 +67,8 @@ def test_coefficients_weigh_the_samples():
     samples = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]], dtype=torch.float64)
     g = torch.tensor([3.0, 8.0, 5.0], dtype=torch.float64)
     coefficients, rank = span_coefficients(samples @ samples.T, samples @ g)
-    assert rank == 2 and torch.allclose(coefficients, torch.tensor([3.0, 4.0], dtype=torch.float64))
+    assert rank == 2
+    torch.testing.assert_close(coefficients, torch.tensor([3.0, 4.0], dtype=torch.float64), rtol=1e-5, atol=1e-8)
 
 
 @settings(max_examples=25, deadline=None)
@@ -131,11 +134,11 @@ def test_gram_by_blocks_by_factors_and_by_rows_agree(monkeypatch):
         for per_tensor, key in ((False, ""), (True, "w")):
             inner, slopes = gram(batches, gradient, per_tensor)[key]
             n = len(batches)
-            assert torch.allclose(inner, expected[key][0].repeat(n, n), rtol=1e-5, atol=1e-3)
-            assert torch.allclose(slopes, expected[key][1].repeat(n), rtol=1e-5, atol=1e-3)
-        assert torch.allclose(cross(batches, gradient), expected[""][1].repeat(n), rtol=1e-5, atol=1e-3)
+            torch.testing.assert_close(inner, expected[key][0].repeat(n, n), rtol=1e-5, atol=1e-3)
+            torch.testing.assert_close(slopes, expected[key][1].repeat(n), rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(cross(batches, gradient), expected[""][1].repeat(n), rtol=1e-5, atol=1e-3)
         weights = {name: torch.arange(5.0 * n) for name in gradient}
         found = combine(batches, weights, gradient)
         total = weights["w"].double() @ matrix.repeat(n, 1)
-        assert torch.allclose(torch.cat([found["w"].flatten(), found["b"]]).double(), total, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(torch.cat([found["w"].flatten(), found["b"]]).double(), total, rtol=1e-4, atol=1e-3)
         assert torch.equal(found["unused"], torch.zeros(3))
