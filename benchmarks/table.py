@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = {ROOT / "README.md": ("results",), ROOT / "benchmarks" / "RESULTS.md": ("quality", "compare", "per-sample")}
 # Keys of the files in results/compare and results/per_sample.
-RUNS, ENGINE = "runs", "ours"
+RUNS, ENGINE = "runs", "hooks"
 ENGINES = {
     "nabla_tau": "∇τ step",
     ENGINE: "OrthoGrad step",
