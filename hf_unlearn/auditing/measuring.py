@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from hf_unlearn.auditing.dataset_metrics import dataset_metrics
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.data.collator import Collator, readable_collator
+from hf_unlearn.data.files import replacing
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.splitting import request_of
 from hf_unlearn.losses import head_of
@@ -80,10 +80,8 @@ def statistics_of(
             tokenizer=tokenizer,
         )
     if cache_file is not None and accelerator.is_main_process:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache_file.with_suffix(f".{os.getpid()}")
-        torch.save(vars(statistics), partial)
-        os.replace(partial, cache_file)
+        with replacing(cache_file) as partial:
+            torch.save(vars(statistics), partial)
     return statistics
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.data.collator import Collator, readable_collator
+from hf_unlearn.data.files import replacing
 from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.models.loading import load_model
 
@@ -119,11 +119,10 @@ def train_shadows(
         if unlearn is not None:
             retained = trained[i] & ~forgotten[i]
             model = unlearn(model, _subset(all_samples, forgotten[i]), _subset(all_samples, retained))
-        # Written aside and renamed: a folder that exists is complete.
-        partial = folders[i].with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
-        os.rename(partial, folders[i])
+        for leftover in folder.glob(f".{folders[i].name}.*"):  # of a process that was killed while it saved
+            shutil.rmtree(leftover)
+        with replacing(folders[i]) as partial:  # a folder that exists is complete
+            model.save_pretrained(str(partial))
     finished = [i for i, path in enumerate(folders) if path.exists()]
 
     def split(mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -165,7 +164,6 @@ def _save_plan(folder: Path, trained: np.ndarray, forgotten: np.ndarray, hashes:
     plan = {"trained": trained, "forgotten": forgotten}
     for name, samples in hashes.items():  # in the order of the masks' columns
         plan[f"{len(plan)} {name}"] = np.frombuffer(b"".join(samples), np.uint8)
-    folder.mkdir(parents=True, exist_ok=True)
     if (folder / PLAN_FILE).exists():
         with np.load(folder / PLAN_FILE) as saved:
             same = saved.keys() == plan.keys() and all(np.array_equal(saved[name], plan[name]) for name in plan)
@@ -174,9 +172,8 @@ def _save_plan(folder: Path, trained: np.ndarray, forgotten: np.ndarray, hashes:
                 f"output_dir: {folder} holds shadow models of other datasets, count, seed or forget_share; use another"
             )
         return
-    partial = folder / f"{os.getpid()}-{PLAN_FILE}"  # several processes may start together
-    np.savez(partial, **plan)  # type: ignore[arg-type]
-    os.replace(partial, folder / PLAN_FILE)
+    with replacing(folder / PLAN_FILE) as partial:  # several processes may start together
+        np.savez(partial, **plan)  # type: ignore[arg-type]
 
 
 def _train(

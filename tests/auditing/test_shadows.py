@@ -102,7 +102,7 @@ def test_a_resumed_run_trains_only_what_is_missing(alone, tmp_path):
     shadows, folder = alone
     again = shutil.copytree(folder, tmp_path / "again")
     shutil.rmtree(again / "shadow-002")
-    left = again / "shadow-002.partial"  # cut off while it was written
+    left = again / ".shadow-002.4711"  # cut off while it was written
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     (left / "config.json").write_bytes(b"{")
