@@ -300,8 +300,8 @@ class Method:
 class SequenceMethod(Method):
     """Base of the methods for heads that give a sequence a probability, token after token, with their own defaults.
 
-    They know no target. On TOFU (benchmarks/README.md) three times the rate costs `npo` and `ceu` more than 20 points
-    of retain accuracy within five steps, and a retain weight of 0.7 costs `npo` as many.
+    They have no target of their own. On TOFU (benchmarks/README.md) three times the rate costs `npo` and `ceu` more
+    than 20 points of retain accuracy within five steps, and a retain weight of 0.7 costs `npo` as many.
     """
 
     head_kinds = ("causal_lm", "seq2seq_lm")

@@ -95,7 +95,8 @@ class NPO(SequenceMethod):
 
     pi / ref: the probability of a forget sample's label tokens under the model, over that under the original. The
     latter is measured once, before the first step, and kept in checkpoints: no second model is needed. It is ascent
-    whose gradient fades where a sample is already unlikely; it knows no target, so training stops there.
+    whose gradient fades where a sample is already unlikely; it has no target of its own, so training is stopped at the
+    forgetting target.
     """
 
     name = "npo"
@@ -125,7 +126,8 @@ class IdkDPO(SequenceMethod):
     Maini et al. 2024 (TOFU, arXiv 2401.06121), after Rafailov et al. 2023 (arXiv 2305.18290), beta 0.1. pi: the
     probability of a forget sample's label tokens, a: of those of the same sample with another answer, given as
     `alternative_ds`. The losses of both under the original are measured once, before the first step, and kept in
-    checkpoints: no second model is needed. It knows no target, so training stops there.
+    checkpoints: no second model is needed. It has no target of its own, so training is stopped at the forgetting
+    target.
     """
 
     name = "idk_dpo"

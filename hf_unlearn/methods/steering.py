@@ -92,11 +92,11 @@ class RMU(Method):
 
     WMDP, arXiv 2403.03218, representation misdirection: descend `|h - c u|^2` on forget samples and
     `alpha |h - h_ref|^2` on retain samples, u a random unit vector, means over positions and width; alpha 1200
-    (`retain_weight` 1200 / 1201).
-    The layer is the paper's 7 of 32 in proportion, counted from 0; what trains are the weights of that layer and of
-    the two before it (the paper: their MLPs' output matrices), or the adapter there. c is 5 times the norm of the
-    original's own output, as in adaptive RMU (Huu-Tien et al. 2024, arXiv 2408.06223): the paper's numbers belong to
-    single models. The loss has a minimum, but not at the target: training stops at the target.
+    (`retain_weight` 1200 / 1201). The layer is the paper's 7 of 32 in proportion, counted from 0; what trains are the
+    weights of that layer and of the two before it (the paper: their MLPs' output matrices), or the adapter there. c is
+    5 times the norm of the original's own output, as in adaptive RMU (Huu-Tien et al. 2024, arXiv 2408.06223): the
+    paper's numbers belong to single models. The loss has a minimum, but not at the target: training stops at the
+    target.
     """
 
     name = "rmu"

@@ -151,13 +151,13 @@ PER_TOKEN = {
 ALL = {**PER_ROW, **PER_TOKEN}
 
 
-def build(cls, config, inputs, labels, _, settings, **more):
+def build(cls, config, inputs, labels, _, settings, **label_settings):
     torch.manual_seed(0)
     model = cls(config(**settings)).eval()
     for weight in model.parameters():
         if weight.ndim > 1:  # far from the tiny initial weights, so that no two samples have the same loss
             nn.init.normal_(weight, std=0.3)
-    return model, {**inputs(), **labels(**more)}
+    return model, {**inputs(), **labels(**label_settings)}
 
 
 def score(model, batch):
@@ -226,8 +226,8 @@ def test_a_profile_hides_nothing_and_keeps_its_precision():
     labels[0, 1] = -100
     assert_close(token_loss_profiles(logits, labels, 8).mean(1), token_losses(logits, labels), rtol=1e-14, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = token_loss_profiles(logits.float(), labels, 8)
-    assert torch.equal(found, token_loss_profiles(logits.float(), labels, 8)) and found.dtype == torch.float32
+        profile = token_loss_profiles(logits.float(), labels, 8)
+    assert torch.equal(profile, token_loss_profiles(logits.float(), labels, 8)) and profile.dtype == torch.float32
     logits[0, 0, 3] = -torch.inf
     assert token_loss_profiles(logits, labels, 8).mean(1).isfinite().tolist() == [False, True]
 
@@ -245,18 +245,25 @@ def test_a_profile_is_a_loss_spread_over_its_tokens(name):
     assert profiles.shape == (ROWS, 8) and bool((profiles.diff(dim=1) >= 0).all())
     close(profiles.mean(1), head.losses(outputs, batch))
     logits, labels = head.decisions(outputs, batch)
-    for sample, found in zip(range(ROWS), profiles.detach().numpy(), strict=True):
-        kept = labels[sample] != -100
-        losses = -logits[sample, kept].log_softmax(-1).gather(1, labels[sample, kept, None]).flatten().detach().numpy()
-        np.testing.assert_allclose(found, np.repeat(np.sort(losses), 8).reshape(8, -1).mean(1), rtol=1e-5, atol=1e-8)
+    for sample, profile in zip(range(ROWS), profiles.detach().numpy(), strict=True):
+        labelled = labels[sample] != -100
+        losses = (
+            -logits[sample, labelled]
+            .log_softmax(-1)
+            .gather(1, labels[sample, labelled, None])
+            .flatten()
+            .detach()
+            .numpy()
+        )
+        np.testing.assert_allclose(profile, np.repeat(np.sort(losses), 8).reshape(8, -1).mean(1), rtol=1e-5, atol=1e-8)
 
 
 def compare_gradients(model, batch, loss):
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    ours = torch.autograd.grad(loss, wanted, allow_unused=True)
-    theirs = torch.autograd.grad(model(**batch).loss, wanted, allow_unused=True)
-    assert sum(g is not None and g.abs().max() > 0 for g in ours) > len(wanted) / 2
-    for a, b in zip(ours, theirs, strict=True):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    model_gradients = torch.autograd.grad(model(**batch).loss, parameters, allow_unused=True)
+    assert sum(g is not None and g.abs().max() > 0 for g in gradients) > len(parameters) / 2
+    for a, b in zip(gradients, model_gradients, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
             assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -286,9 +293,9 @@ def test_the_model_computes_no_loss_of_its_own(name):
 def test_decoder_inputs_that_the_batch_brings_are_kept():
     model, batch = build(*PER_TOKEN["bart"])
     head = head_of(model)
-    given = torch.randint(3, VOCAB, (ROWS, LENGTH))
-    batch["decoder_input_ids"] = given
-    assert head.inputs(batch)["decoder_input_ids"] is given
+    decoder_input_ids = torch.randint(3, VOCAB, (ROWS, LENGTH))
+    batch["decoder_input_ids"] = decoder_input_ids
+    assert head.inputs(batch)["decoder_input_ids"] is decoder_input_ids
     close(score(model, batch)[:1], own_loss(model, {k: v[:1] for k, v in batch.items()})[None])
     batch["decoder_inputs_embeds"] = torch.randn(ROWS, LENGTH, 16)
     del batch["decoder_input_ids"]

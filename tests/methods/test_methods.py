@@ -36,72 +36,72 @@ def update(name, forget, samples, retain_weight, per_tensor=False, retain_loss=0
     basis = Basis(None)
     basis.recordings = [recording]
     products = basis.gram(forget, per_tensor)
-    found, log = combined_gradient(method(name, **settings), basis, forget, products, retain_weight, retain_loss)
-    return {n: g.tolist() for n, g in found.items()}, log
+    gradient, log = combined_gradient(method(name, **settings), basis, forget, products, retain_weight, retain_loss)
+    return {n: g.tolist() for n, g in gradient.items()}, log
 
 
 def test_orthograd_in_two_dimensions_by_hand():
     # Retain gradients (1, 0) and (3, 0), forget gradient (2, 5), retain weight 0.25:
     # 0.25 * (2, 0) + 0.75 * ((2, 5) - (2, 0)) = (0.5, 3.75).
-    found, log = update("orthograd", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25)
-    assert found["w"] == pytest.approx([0.5, 3.75])
+    gradient, log = update("orthograd", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25)
+    assert gradient["w"] == pytest.approx([0.5, 3.75])
     assert log.pop("largest_cosine") == pytest.approx(0, abs=1e-12)
     assert log == {"surviving_share": pytest.approx(5 / 29**0.5), "effective_rank": 1}
     # The optimizer's step is corrected instead: its gradient is the plain mixture.
-    found, _ = update("orthograd", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25, projection="update")
-    assert found["w"] == pytest.approx([0.25 * 2 + 0.75 * 2, 0.75 * 5])
+    gradient, _ = update("orthograd", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25, projection="update")
+    assert gradient["w"] == pytest.approx([0.25 * 2 + 0.75 * 2, 0.75 * 5])
 
 
 def test_orthograd_per_tensor_protects_every_tensor():
     # Over both tensors together the sample (1, 1) leaves (1, -1); for each alone, nothing is left.
     forget, samples = {"a": [2.0], "b": [0.0]}, {"a": [[1.0]], "b": [[1.0]]}
-    found, _ = update("orthograd", forget, samples, 0.0)
-    assert [*found["a"], *found["b"]] == pytest.approx([1.0, -1.0])
-    found, log = update("orthograd", forget, samples, 0.0, per_tensor=True)
-    assert [*found["a"], *found["b"]] == pytest.approx([0.0, 0.0]) and log["surviving_share"] < 1e-6
+    gradient, _ = update("orthograd", forget, samples, 0.0)
+    assert [*gradient["a"], *gradient["b"]] == pytest.approx([1.0, -1.0])
+    gradient, log = update("orthograd", forget, samples, 0.0, per_tensor=True)
+    assert [*gradient["a"], *gradient["b"]] == pytest.approx([0.0, 0.0]) and log["surviving_share"] < 1e-6
 
 
 def test_conegrad_removes_only_what_raises_a_retain_loss():
     # Descending (2, 5) lowers the loss of a sample with gradient (1, 0), and raises that of one with (0, -1).
-    found, log = update("conegrad", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [0.0, -1.0]]}, 0.0)
-    assert found["w"] == pytest.approx([2.0, 0.0])
+    gradient, log = update("conegrad", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [0.0, -1.0]]}, 0.0)
+    assert gradient["w"] == pytest.approx([2.0, 0.0])
     assert log["active_samples"] == 1 and log["surviving_share"] == pytest.approx(2 / 29**0.5)
     assert log["largest_cosine"] == pytest.approx(0, abs=1e-12)
 
 
 def test_pcgrad_by_hand():
     # The mean retain gradient is (-2, 0): it conflicts with (2, 5), whose first component goes.
-    found, log = update("pcgrad", {"w": [2.0, 5.0]}, {"w": [[-1.0, 0.0], [-3.0, 0.0]]}, 0.25)
-    assert found["w"] == pytest.approx([0.25 * -2, 0.75 * 5]) and log == {"conflict": 1.0}
+    gradient, log = update("pcgrad", {"w": [2.0, 5.0]}, {"w": [[-1.0, 0.0], [-3.0, 0.0]]}, 0.25)
+    assert gradient["w"] == pytest.approx([0.25 * -2, 0.75 * 5]) and log == {"conflict": 1.0}
     # No conflict, no change.
-    found, log = update("pcgrad", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25)
-    assert found["w"] == pytest.approx([0.25 * 2 + 0.75 * 2, 0.75 * 5]) and log == {"conflict": 0.0}
+    gradient, log = update("pcgrad", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25)
+    assert gradient["w"] == pytest.approx([0.25 * 2 + 0.75 * 2, 0.75 * 5]) and log == {"conflict": 0.0}
 
 
 def test_gdr_gma_by_hand():
     # At a retain loss of eps both weigh one half. f = (1, 1), r = (-1, 0): f' = (0, 1), r' = (-1, 0) + (1, 1) / 2.
-    found, log = update("gdr_gma", {"w": [1.0, 1.0]}, {"w": [[-1.0, 0.0]]}, 0.5, retain_loss=0.02)
-    assert found["w"] == pytest.approx([0.5 * (0 - 0.5), 0.5 * (1 + 0.5)])
+    gradient, log = update("gdr_gma", {"w": [1.0, 1.0]}, {"w": [[-1.0, 0.0]]}, 0.5, retain_loss=0.02)
+    assert gradient["w"] == pytest.approx([0.5 * (0 - 0.5), 0.5 * (1 + 0.5)])
     assert log == {"conflict": 1.0, "forget_weight": pytest.approx(0.5)}
     # Forgetting waits while the retain loss is high.
-    found, log = update("gdr_gma", {"w": [1.0, 1.0]}, {"w": [[1.0, 0.0]]}, 0.5, retain_loss=0.12)
+    gradient, log = update("gdr_gma", {"w": [1.0, 1.0]}, {"w": [[1.0, 0.0]]}, 0.5, retain_loss=0.12)
     weight = 1 / (1 + math.exp(100 * 0.1))
-    assert found["w"] == pytest.approx([1.0, weight]) and log["forget_weight"] == pytest.approx(weight)
+    assert gradient["w"] == pytest.approx([1.0, weight]) and log["forget_weight"] == pytest.approx(weight)
 
 
 def test_ngdiff_by_hand():
-    found, _ = update("ngdiff", {"w": [3.0, 4.0]}, {"w": [[0.0, 1.0], [0.0, 3.0]]}, 0.5)
-    assert found["w"] == pytest.approx([0.6, 0.8 + 1.0])
-    found, _ = update("ngdiff", {"w": [0.0, 0.0]}, {"w": [[0.0, 1.0]]}, 0.5)
-    assert found["w"] == pytest.approx([0.0, 1.0])
+    gradient, _ = update("ngdiff", {"w": [3.0, 4.0]}, {"w": [[0.0, 1.0], [0.0, 3.0]]}, 0.5)
+    assert gradient["w"] == pytest.approx([0.6, 0.8 + 1.0])
+    gradient, _ = update("ngdiff", {"w": [0.0, 0.0]}, {"w": [[0.0, 1.0]]}, 0.5)
+    assert gradient["w"] == pytest.approx([0.0, 1.0])
 
 
 def test_published_nabla_tau_starts_at_five_thirds_of_the_share_and_falls_to_zero():
     published = method("nabla_tau", forget_target="mean")
     assert [1 - published.retain_weight(p) for p in (0, 0.5, 1)] == pytest.approx([1 / 6, 1 / 12, 0])
     when = [
-        [step for step in range(40) if each.remeasures_target(step, 40, 4)]
-        for each in (published, method("nabla_tau"), method("orthograd"), method("grad_diff"))
+        [step for step in range(40) if instance.remeasures_target(step, 40, 4)]
+        for instance in (published, method("nabla_tau"), method("orthograd"), method("grad_diff"))
     ]
     assert when == [
         [13, 26, 39],

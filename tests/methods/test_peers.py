@@ -33,43 +33,44 @@ def tokens(name):
     with torch.no_grad():
         logits = model(**head.inputs(batch)).logits
     shift = 1 if head.kind == "causal_lm" else 0
-    found = []
+    label_tokens = []
     for sample in range(ROWS):
         for place in range(shift, batch["labels"].shape[1]):
             if (label := int(batch["labels"][sample, place])) != -100:
                 values = logits[sample, place - shift].numpy()
-                found.append((sample, values - np.log(np.exp(values).sum()), label))
-    assert len({sum(sample == i for sample, _, _ in found) for i in range(ROWS)}) > 1  # lengths differ
-    return head, batch, logits, found
+                label_tokens.append((sample, values - np.log(np.exp(values).sum()), label))
+    assert len({sum(sample == i for sample, _, _ in label_tokens) for i in range(ROWS)}) > 1  # lengths differ
+    return head, batch, logits, label_tokens
 
 
-def by_sample(found, value):
+def by_sample(label_tokens, value):
     return [
-        np.mean([value(log_probs, label) for r, log_probs, label in found if r == sample]) for sample in range(ROWS)
+        np.mean([value(log_probs, label) for r, log_probs, label in label_tokens if r == sample])
+        for sample in range(ROWS)
     ]
 
 
 def score(name, head, batch, logits, index=None, **settings):
     logits = logits.clone().requires_grad_()
     index = torch.arange(ROWS) if index is None else index
-    made = objective(name, **settings)
-    scores, losses = made.scores(CausalLMOutput(logits=logits), batch, head, index)
-    value = made.combine(scores)
+    loss = objective(name, **settings)
+    scores, losses = loss.scores(CausalLMOutput(logits=logits), batch, head, index)
+    value = loss.combine(scores)
     value.backward()
     return value.item(), losses.numpy(), logits.grad.numpy()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "whisper"])
 def test_npo_of_whole_sequences(name):
-    head, batch, logits, found = tokens(name)
-    lengths = np.array([sum(r == sample for r, _, _ in found) for sample in range(ROWS)])
-    model = np.exp([sum(p[y] for r, p, y in found if r == sample) for sample in range(ROWS)])
-    # What the original said, in the order of the forget dataset, of which this batch is samples 4, 0, 3, 1, 2.
-    reference = model * np.array([1.0, 2.0, 0.5, 30.0, 0.001])
+    head, batch, logits, label_tokens = tokens(name)
+    lengths = np.array([sum(r == sample for r, _, _ in label_tokens) for sample in range(ROWS)])
+    model = np.exp([sum(p[y] for r, p, y in label_tokens if r == sample) for sample in range(ROWS)])
+    # Probabilities under the original; of the forget dataset, this batch is samples 4, 0, 3, 1, 2.
+    original_probs = model * np.array([1.0, 2.0, 0.5, 30.0, 0.001])
     order = torch.tensor([4, 0, 3, 1, 2])
     original = torch.empty(ROWS, dtype=torch.float64)
-    original[order] = torch.tensor(-np.log(reference) / lengths)
-    expected = np.mean(2 / 0.1 * np.log(1 + (model / reference) ** 0.1))
+    original[order] = torch.tensor(-np.log(original_probs) / lengths)
+    expected = np.mean(2 / 0.1 * np.log(1 + (model / original_probs) ** 0.1))
     value, losses, _ = score("npo", head, batch, logits, order, original=original)
     assert value == pytest.approx(expected, rel=1e-9)
     assert losses == pytest.approx(-np.log(model) / lengths)
@@ -78,18 +79,19 @@ def test_npo_of_whole_sequences(name):
 @pytest.mark.parametrize("name", ["gpt2", "whisper"])
 def test_dpo_towards_alternatives(name):
     # Samples 0 and 1 of the batch are the forget samples 1 and 0, samples 2 and 3 their alternatives.
-    head, batch, logits, found = tokens(name)
+    head, batch, logits, label_tokens = tokens(name)
     batch, logits = {k: v[:4] for k, v in batch.items()}, logits[:4]
-    lengths = np.array([sum(r == sample for r, _, _ in found) for sample in range(4)])
-    log_probs = np.array([sum(p[y] for r, p, y in found if r == sample) for sample in range(4)])
+    lengths = np.array([sum(r == sample for r, _, _ in label_tokens) for sample in range(4)])
+    log_probs = np.array([sum(p[y] for r, p, y in label_tokens if r == sample) for sample in range(4)])
     ratios = np.array([0.3, -2.0, 1.5, -0.7])  # model over original, in logarithms
-    reference = -(log_probs - ratios) / lengths
-    made = METHODS["idk_dpo"](SimpleNamespace(retain_weight=None, method_kwargs=None), RunInfo(2, 10, is_text=True))
-    made.load_state_dict({"alternative": torch.tensor(reference[[3, 2]])})
-    goal = made.objective(None, torch.tensor(reference[[1, 0]]))
+    original_losses = -(log_probs - ratios) / lengths
+    dpo = METHODS["idk_dpo"](SimpleNamespace(retain_weight=None, method_kwargs=None), RunInfo(2, 10, is_text=True))
+    dpo.load_state_dict({"alternative": torch.tensor(original_losses[[3, 2]])})
+    goal = dpo.objective(None, torch.tensor(original_losses[[1, 0]]))
     scores, losses = goal.scores(CausalLMOutput(logits=logits), batch, head, torch.tensor([1, 0]))
     expected = [
-        -2 / 0.1 * np.log(1 / (1 + np.exp(-0.1 * (instead - own)))) for own, instead in ((0.3, 1.5), (-2, -0.7))
+        -2 / 0.1 * np.log(1 / (1 + np.exp(-0.1 * (alternative_ratio - forget_ratio))))
+        for forget_ratio, alternative_ratio in ((0.3, 1.5), (-2, -0.7))
     ]
     assert scores.numpy() == pytest.approx(expected, rel=1e-9)
     assert losses.numpy() == pytest.approx(-log_probs[:2] / lengths[:2])
@@ -129,20 +131,20 @@ def test_alternatives_go_with_the_forget_samples(unlearn):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "whisper"])
-def test_simnpo_without_a_reference(name):
-    head, batch, logits, found = tokens(name)
-    mean_log = np.array(by_sample(found, lambda p, y: p[y]))
+def test_simnpo_without_the_original_model(name):
+    head, batch, logits, label_tokens = tokens(name)
+    mean_log = np.array(by_sample(label_tokens, lambda p, y: p[y]))
     expected = np.mean(-2 / 2.5 * np.log(1 / (1 + np.exp(2.5 * mean_log))))
     value, losses, _ = score("simnpo", head, batch, logits)
     assert value == pytest.approx(expected, rel=1e-9) and losses == pytest.approx(-mean_log)
 
 
-def token_gradient(found, shape, shift, rule):
+def token_gradient(label_tokens, shape, shift, rule):
     """The mean over samples of the mean over tokens of `rule(probabilities, label)`, a gradient at the logits."""
     gradient, place = np.zeros(shape), dict.fromkeys(range(ROWS), 0)
-    lengths = [sum(r == sample for r, _, _ in found) for sample in range(ROWS)]
+    lengths = [sum(r == sample for r, _, _ in label_tokens) for sample in range(ROWS)]
     skipped = {1: max(0, 2 - shift)}
-    for sample, log_probs, label in found:
+    for sample, log_probs, label in label_tokens:
         gradient[sample, skipped.get(sample, 0) + place[sample]] = (
             rule(np.exp(log_probs), label) / lengths[sample] / ROWS
         )
@@ -153,36 +155,36 @@ def token_gradient(found, shape, shift, rule):
 @pytest.mark.parametrize("name", ["gpt2", "whisper"])
 @pytest.mark.parametrize(("method", "first", "second"), [("wga", 1, 0), ("satimp", 5, 1)])
 def test_weighted_ascent_with_weights_held_fixed(name, method, first, second):
-    head, batch, logits, found = tokens(name)
+    head, batch, logits, label_tokens = tokens(name)
 
     def weight(p):
         return p**first * (1 - p) ** second
 
-    expected = np.mean(by_sample(found, lambda p, y: weight(np.exp(p[y])) * p[y]))
+    expected = np.mean(by_sample(label_tokens, lambda p, y: weight(np.exp(p[y])) * p[y]))
     value, losses, gradient = score(method, head, batch, logits)
     assert value == pytest.approx(expected, rel=1e-9)
-    assert losses == pytest.approx(by_sample(found, lambda p, y: -p[y]))
+    assert losses == pytest.approx(by_sample(label_tokens, lambda p, y: -p[y]))
     # The gradient of log p at the logits is onehot - p, and the weight is a number.
-    wanted = token_gradient(
-        found, logits.shape, int(name == "gpt2"), lambda p, y: weight(p[y]) * (np.eye(len(p))[y] - p)
+    expected_gradient = token_gradient(
+        label_tokens, logits.shape, int(name == "gpt2"), lambda p, y: weight(p[y]) * (np.eye(len(p))[y] - p)
     )
-    np.testing.assert_allclose(gradient, wanted, rtol=1e-8, atol=1e-16)
-    assert wanted.any()
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-8, atol=1e-16)
+    assert expected_gradient.any()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "whisper"])
 def test_ceu_aims_at_the_models_own_prediction_without_the_label(name):
-    head, batch, logits, found = tokens(name)
+    head, batch, logits, label_tokens = tokens(name)
 
-    def wanted(p, y):
+    def without_label(p, y):
         q = p * (np.arange(len(p)) != y)
         return q / q.sum()
 
-    expected = np.mean(by_sample(found, lambda p, y: -(wanted(np.exp(p), y) * p).sum()))
+    expected = np.mean(by_sample(label_tokens, lambda p, y: -(without_label(np.exp(p), y) * p).sum()))
     value, losses, gradient = score("ceu", head, batch, logits)
     assert value == pytest.approx(expected, rel=1e-9)
-    assert losses == pytest.approx(by_sample(found, lambda p, y: -p[y]))
-    expected = token_gradient(found, logits.shape, int(name == "gpt2"), lambda p, y: p - wanted(p, y))
+    assert losses == pytest.approx(by_sample(label_tokens, lambda p, y: -p[y]))
+    expected = token_gradient(label_tokens, logits.shape, int(name == "gpt2"), lambda p, y: p - without_label(p, y))
     np.testing.assert_allclose(gradient, expected, rtol=1e-8, atol=1e-16)
 
 
@@ -201,10 +203,10 @@ def test_random_labels_are_wrong_uniform_and_belong_to_the_sample():
         )
         scores.sum().backward()
         # The gradient of a cross-entropy is p - onehot: negative at the label alone.
-        found = leaf.grad.argmin(1).numpy()
-        assert scores.detach().numpy() == pytest.approx(-np.log(probs[index.numpy(), found]))
+        wrong_labels = leaf.grad.argmin(1).numpy()
+        assert scores.detach().numpy() == pytest.approx(-np.log(probs[index.numpy(), wrong_labels]))
         assert losses.numpy() == pytest.approx(-np.log(probs[index.numpy(), labels[index].numpy()]))
-        return found
+        return wrong_labels
 
     everything = wrong(torch.arange(samples))
     assert (everything != labels.numpy()).all()
@@ -269,10 +271,10 @@ def test_random_labels_need_one_label_a_sample(unlearn):
     with pytest.raises(ValueError, match=r"^method: random_label works on heads of kind single_label, got causal_lm"):
         unlearn("gpt2", method="random_label")
 
-    def several(*sets):
-        for samples in sets:
+    def several(*datasets):
+        for samples in datasets:
             samples.items = [{**sample, "labels": torch.eye(3)[int(sample["labels"])]} for sample in samples.items]
-        return sets
+        return datasets
 
     # This head takes several labels as well as one: only the samples tell.
     trainer = unlearn("vit", method="random_label", sets=several)

@@ -32,29 +32,29 @@ def test_distances_in_numpy(name):
     model, batch = model.double().eval(), make_batch(4)
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
     head = head_of(model)
-    made = METHODS["rmu"](
-        SimpleNamespace(retain_weight=None, seed=5, method_kwargs=None), RunInfo(6, 10, is_text=True)
-    )
+    rmu = METHODS["rmu"](SimpleNamespace(retain_weight=None, seed=5, method_kwargs=None), RunInfo(6, 10, is_text=True))
     before = copy.deepcopy(model)
-    made.on_init_end(model, False)
+    rmu.on_init_end(model, False)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1 * p.requires_grad)
-    assert made.layer == 0
-    outputs, found = states(model, head, batch, 0)
+    assert rmu.layer == 0
+    outputs, outputs_of_layer = states(model, head, batch, 0)
     _, original = states(before, head, batch, 0)
-    assert not np.allclose(found, original)
+    assert not np.allclose(outputs_of_layer, original)
     direction = torch.rand(16, generator=torch.Generator().manual_seed(5), dtype=torch.float64).numpy()
     direction = direction / np.sqrt((direction**2).sum())
     steered = 5 * np.sqrt((original**2).sum(-1, keepdims=True)) * direction
     lengths = {"gpt2": batch.get("attention_mask", batch["labels"]).sum(-1), "vit": [17] * 4,
                "whisper": (batch["labels"] != -100).sum(-1)}[name]  # fmt: skip
-    for objective, wanted in ((made.objective(None, None), steered), (made.retain_objective(), original)):
+    for objective, goal in ((rmu.objective(None, None), steered), (rmu.retain_objective(), original)):
         scores, losses = objective.scores(outputs, batch, head, torch.arange(4))
-        expected = [((f - w) ** 2).mean(-1)[:n].mean() for f, w, n in zip(found, wanted, lengths, strict=True)]
+        expected = [
+            ((f - w) ** 2).mean(-1)[:n].mean() for f, w, n in zip(outputs_of_layer, goal, lengths, strict=True)
+        ]
         assert scores.detach().numpy() == pytest.approx(expected, rel=1e-9)
         torch.testing.assert_close(losses, head.losses(outputs, batch), rtol=1e-5, atol=1e-8)
-    assert made.retain_weight(0.5) / (1 - made.retain_weight(0.5)) == pytest.approx(1200)
+    assert rmu.retain_weight(0.5) / (1 - rmu.retain_weight(0.5)) == pytest.approx(1200)
 
 
 @pytest.mark.parametrize("depth", [2, 8, 14])
@@ -62,17 +62,15 @@ def test_three_layers_train_and_the_rest_comes_back(depth):
     model = LlamaForCausalLM(LlamaConfig(**{**DECODER, "num_hidden_layers": depth}))
     model.model.embed_tokens.weight.requires_grad_(False)
     before = {n for n, p in model.named_parameters() if p.requires_grad}
-    made = METHODS["rmu"](
-        SimpleNamespace(retain_weight=None, seed=5, method_kwargs=None), RunInfo(6, 10, is_text=True)
-    )
-    made.on_init_end(model, False)
+    rmu = METHODS["rmu"](SimpleNamespace(retain_weight=None, seed=5, method_kwargs=None), RunInfo(6, 10, is_text=True))
+    rmu.on_init_end(model, False)
     layers = {int(n.split(".")[2]) for n, p in model.named_parameters() if p.requires_grad}
-    assert made.layer == {2: 0, 8: 2, 14: 3}[depth]
+    assert rmu.layer == {2: 0, 8: 2, 14: 3}[depth]
     assert layers == {2: {0}, 8: {0, 1, 2}, 14: {1, 2, 3}}[depth]
     # What does not train is not kept twice.
-    pairs = zip(model.parameters(), made.original_model.model.parameters(), strict=True)
+    pairs = zip(model.parameters(), rmu.original_model.model.parameters(), strict=True)
     assert all((p is q) == (not p.requires_grad) for p, q in pairs)
-    made.on_train_end()
+    rmu.on_train_end()
     assert {n for n, p in model.named_parameters() if p.requires_grad} == before
 
 
@@ -103,7 +101,7 @@ class Watch(TrainerCallback):
         self.seen |= {name for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_the_reference_leaves_frozen_what_is_frozen_of_an_adapter(unlearn):
+def test_the_original_model_leaves_frozen_weights_of_an_adapter_frozen(unlearn):
     model = LlamaForCausalLM(LlamaConfig(**{**DECODER, "num_hidden_layers": 14}))
     lora = LoraConfig(r=4, target_modules=["q_proj"])
     unlearn("llama", model=model, method="rmu", peft_config=lora, callbacks=[watch := Watch()], max_steps=2).train()

@@ -30,11 +30,11 @@ class Keep(TrainerCallback):
 
 
 def run(unlearn, method="orthograd", name="vit", scaler=None, **settings):
-    kept = Keep()
-    trainer = unlearn(name, method=method, callbacks=[kept], max_grad_norm=0.0, stop_at_target=False, **settings)
+    recorded = Keep()
+    trainer = unlearn(name, method=method, callbacks=[recorded], max_grad_norm=0.0, stop_at_target=False, **settings)
     trainer.accelerator.scaler = scaler
     trainer.train()
-    return trainer, kept
+    return trainer, recorded
 
 
 @pytest.mark.parametrize("method", SURGERY)
@@ -52,12 +52,12 @@ def test_a_loss_scaler_sees_the_gradients_scaled_and_changes_nothing_else(unlear
 
 
 def test_float16_with_its_scaler_trains(unlearn):
-    _, kept = run(unlearn, fp16=True, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**7))
+    _, recorded = run(unlearn, fp16=True, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**7))
     _, expected = run(unlearn)
-    for one, many in zip(expected.steps, kept.steps, strict=True):
+    for one, many in zip(expected.steps, recorded.steps, strict=True):
         scale = max(float(g.norm()) for g in one.values())
         assert all(float((many[n] / 2.0**7 - g).norm()) < 5e-2 * scale for n, g in one.items())
-    assert kept.logs[-1]["retain_loss"] == pytest.approx(expected.logs[-1]["retain_loss"], rel=2e-2)
+    assert recorded.logs[-1]["retain_loss"] == pytest.approx(expected.logs[-1]["retain_loss"], rel=2e-2)
 
 
 @pytest.mark.parametrize("projection", ["gradient", "update"])
@@ -96,7 +96,7 @@ def one_layer():
 def test_running_retain_samples_again_changes_nothing(unlearn, monkeypatch, scope, projection, caplog):
     settings = {"dtype": torch.float64, "peft_config": None, "retain_batch_size": 9, "gradient_accumulation_steps": 2}
     settings |= {"projection_scope": scope, "projection": projection, "logging_steps": 1}
-    kept, one = run(unlearn, model=one_layer(), gram_cache="keep", **settings)
+    recorded, one = run(unlearn, model=one_layer(), gram_cache="keep", **settings)
     monkeypatch.setattr(surgery, "CHUNK", 2)
     monkeypatch.setattr(basis.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     again, two = run(unlearn, model=one_layer(), **settings)
@@ -104,7 +104,7 @@ def test_running_retain_samples_again_changes_nothing(unlearn, monkeypatch, scop
     for first, second in zip(one.steps, two.steps, strict=True):
         scale = max(float(g.norm()) for g in first.values())
         assert all(float((second[n] - g).norm()) < 1e-9 * scale for n, g in first.items())
-    for first, second in zip(kept.model.parameters(), again.model.parameters(), strict=True):
+    for first, second in zip(recorded.model.parameters(), again.model.parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-8)
     assert [log["step_cosine"] for log in two.logs] == pytest.approx(
         [log["step_cosine"] for log in one.logs], abs=1e-6
@@ -152,21 +152,21 @@ def test_the_correction_is_the_smallest_one(unlearn):
     step = -0.1 * (0.2 * samples.mean(0) - 0.8 * forget)
     coefficients, _ = nnls(samples.T.numpy(), step.numpy())  # the nearest point of the cone that the samples span
     expected = step - torch.from_numpy(coefficients) @ samples
-    found = torch.cat([(after[n] - before[n]).flatten() for n in before])
-    assert (coefficients > 0).any() and float((found - expected).norm() / step.norm()) < 1e-6
+    actual = torch.cat([(after[n] - before[n]).flatten() for n in before])
+    assert (coefficients > 0).any() and float((actual - expected).norm() / step.norm()) < 1e-6
 
 
 def test_a_step_that_was_broken_off_leaves_nothing_behind(unlearn, monkeypatch):
     _, clean = run(unlearn, max_steps=1)
-    kept = Keep()
-    trainer = unlearn(method="orthograd", callbacks=[kept], max_grad_norm=0.0, max_steps=1)
+    recorded = Keep()
+    trainer = unlearn(method="orthograd", callbacks=[recorded], max_grad_norm=0.0, max_steps=1)
     with monkeypatch.context() as patched:
         patched.setattr(basis.Basis, "add", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trainer.train()
     trainer.train()
     for name, expected in clean.steps[0].items():
-        torch.testing.assert_close(kept.steps[0][name], expected)
+        torch.testing.assert_close(recorded.steps[0][name], expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -19,25 +19,25 @@ from hf_unlearn.per_sample.fisher import loss_gradient, squared_gradients
 
 def single_gradients(trainer, samples, model=None):
     """One backward pass a sample, by the model's own loss."""
-    model, found = (trainer.model if model is None else model).eval(), []
+    model, gradients = (trainer.model if model is None else model).eval(), []
     for sample in samples:
         model.zero_grad()
         model(**trainer.data_collator([sample])).loss.backward()
-        found.append(
+        gradients.append(
             {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
         )
     model.zero_grad()
-    return {n: torch.stack([g[n] for g in found]) for n in found[0]}
+    return {n: torch.stack([g[n] for g in gradients]) for n in gradients[0]}
 
 
 @pytest.mark.parametrize("name", ["vit", "gpt2", "resnet"])
 def test_squares_are_those_of_single_samples(unlearn, name):
     trainer = unlearn(name, dtype=torch.float64, per_device_train_batch_size=4)
     expected = single_gradients(trainer, trainer.retain_ds.items)
-    survey = trainer._calibration_pass()
-    assert len(list(survey.batches("retain"))) == 3
-    squares = squared_gradients(survey.gradients, survey.batches("retain"))
-    sums = loss_gradient(survey.gradients, survey.batches("retain"))
+    calibration = trainer._calibration_pass()
+    assert len(list(calibration.batches("retain"))) == 3
+    squares = squared_gradients(calibration.gradients, calibration.batches("retain"))
+    sums = loss_gradient(calibration.gradients, calibration.batches("retain"))
     # A language model's own loss is in float32.
     torch.testing.assert_close(squares, {n: g.square().sum(0) for n, g in expected.items()}, rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(sums, {n: g.sum(0) for n, g in expected.items()}, rtol=1e-5, atol=1e-7)
@@ -76,8 +76,8 @@ def test_salun_moves_the_salient_half_and_nothing_else(unlearn):
 
 def test_salun_labels_are_those_of_random_label(unlearn):
     one, two = Gradients(), Gradients()
-    for name, kept in (("random_label", two), ("salun", one)):
-        trainer = unlearn("vit", method=name, max_steps=1, callbacks=[kept], max_grad_norm=0.0, folder=name)
+    for name, recorded in (("random_label", two), ("salun", one)):
+        trainer = unlearn("vit", method=name, max_steps=1, callbacks=[recorded], max_grad_norm=0.0, folder=name)
         trainer.train()
     masks = trainer.method.masks
     for n, g in two.steps[0].items():
@@ -87,9 +87,9 @@ def test_salun_labels_are_those_of_random_label(unlearn):
 def test_l1_sparse_by_hand(unlearn):
     one, two = Gradients(), Gradients()
     start = {n: p.detach().clone() for n, p in make("resnet")[0].double().named_parameters()}
-    for name, kept in (("l1_sparse", one), ("finetune", two)):
+    for name, recorded in (("l1_sparse", one), ("finetune", two)):
         trainer = unlearn(
-            "resnet", method=name, max_steps=4, callbacks=[kept], max_grad_norm=0.0, dtype=torch.float64,
+            "resnet", method=name, max_steps=4, callbacks=[recorded], max_grad_norm=0.0, dtype=torch.float64,
             learning_rate=0.0, folder=name, gradient_accumulation_steps=2,
         )  # fmt: skip
         trainer.train()

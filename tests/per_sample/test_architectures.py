@@ -47,9 +47,9 @@ CHOOSY = {"salun", "ssd", "rmu"}
     ("name", "method"), [(n, m) for n in NAMES for m in sorted(METHODS) if n in SOME.get(m, NAMES)]
 )
 def test_two_steps_save_and_reload(unlearn, tmp_path, name, method):
-    sets = {"forget": 1, "retain": 30} if method == "ssd" else {}
+    sizes = {"forget": 1, "retain": 30} if method == "ssd" else {}
     trainer = unlearn(
-        name, method=method, learning_rate=1e-2, stop_at_target=False, lr_scheduler_type="constant", **sets
+        name, method=method, learning_rate=1e-2, stop_at_target=False, lr_scheduler_type="constant", **sizes
     )
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainable = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
@@ -64,9 +64,9 @@ def test_two_steps_save_and_reload(unlearn, tmp_path, name, method):
     trainer.save_model(str(tmp_path / "saved"))
     loaded = type(original).from_pretrained(tmp_path / "saved").eval()
     with torch.no_grad():
-        expected, found = trainer.model.eval()(**inputs).logits, loaded(**inputs).logits
+        expected, actual = trainer.model.eval()(**inputs).logits, loaded(**inputs).logits
         assert not torch.allclose(expected, original.eval()(**inputs).logits, atol=1e-6)
-    torch.testing.assert_close(expected, found, rtol=1e-5, atol=1e-6 * max(1.0, float(expected.abs().max())))
+    torch.testing.assert_close(expected, actual, rtol=1e-5, atol=1e-6 * max(1.0, float(expected.abs().max())))
 
 
 @pytest.mark.parametrize("name", ["vit", "whisper", "gpt2", "llama", "bert", "distilbert", "t5", "wav2vec2", "dinov2"])
@@ -155,16 +155,19 @@ OTHER = {"multi_label": "vit", "regression": "vit"}
 @pytest.mark.parametrize("head", HEADS)
 def test_every_method_works_on_a_head_or_refuses_it_by_name(unlearn, head):
     for number, method in enumerate(sorted(METHODS)):
-        name, own = OTHER.get(head, head), {}
+        name, options = OTHER.get(head, head), {}
         if name != head:
             model, _ = make(name)
             model.config.problem_type = head.replace("multi_label", "multi_label_classification")
             classes = model.num_labels
-            own = {"model": model, "sets": lambda *sets: [relabelled(each, head, classes) for each in sets]}  # noqa: B023
-        settings = {"method": method, "max_steps": 1, "stop_at_target": False, "folder": f"{head}{number}", **own}
-        sets = {"forget": 1, "retain": 30} if method == "ssd" else {}
+            options = {
+                "model": model,
+                "sets": lambda *datasets, c=classes: [relabelled(dataset, head, c) for dataset in datasets],
+            }
+        settings = {"method": method, "max_steps": 1, "stop_at_target": False, "folder": f"{head}{number}", **options}
+        sizes = {"forget": 1, "retain": 30} if method == "ssd" else {}
         try:
-            trainer = unlearn(name, **settings, **sets)
+            trainer = unlearn(name, **settings, **sizes)
         except ValueError as refusal:
             assert method in str(refusal) and "\n" not in str(refusal)
             continue
@@ -180,4 +183,4 @@ def relabelled(samples, kind, classes):
     generator = torch.Generator().manual_seed(0)
     numbers = [torch.randn(classes, generator=generator) for _ in samples]
     labels = [(n > 0).float() if kind == "multi_label" else n for n in numbers]
-    return Samples([{**sample, "labels": each} for sample, each in zip(samples, labels, strict=True)])
+    return Samples([{**sample, "labels": label} for sample, label in zip(samples, labels, strict=True)])

@@ -74,8 +74,8 @@ def by_the_loop(module, inputs, grads):
     parameters = dict(module.named_parameters())
     samples = {name: [] for name in parameters}
     for x, g in zip(inputs, grads, strict=True):
-        found = torch.autograd.grad(module(x[None]), list(parameters.values()), g[None])
-        for name, values in zip(parameters, found, strict=True):
+        grads_of_sample = torch.autograd.grad(module(x[None]), list(parameters.values()), g[None])
+        for name, values in zip(parameters, grads_of_sample, strict=True):
             samples[name].append(values.flatten())
     return {name: torch.stack(values) for name, values in samples.items()}
 
@@ -84,10 +84,10 @@ def by_the_loop(module, inputs, grads):
 def test_a_rule_equals_the_loop(name):
     module, inputs = built(name)
     grads = torch.randn_like(module(inputs))
-    found, expected = rule_of(module)(module, inputs, grads), by_the_loop(module, inputs, grads)
+    factors_by_attribute, expected = rule_of(module)(module, inputs, grads), by_the_loop(module, inputs, grads)
     weights = torch.randn(K, dtype=torch.float64)
     for attribute, samples in expected.items():
-        factors, parameter = found[attribute], getattr(module, attribute)
+        factors, parameter = factors_by_attribute[attribute], getattr(module, attribute)
         assert factors.samples == K and factors.stored_numel > 0
         scale = float(samples.abs().max()) * (1e-6 if "rms" in name else 1e-12)  # these norms compute in float32
         torch.testing.assert_close(factors.row_gradients(0, len(parameter)), samples, rtol=1e-5, atol=scale)
@@ -121,9 +121,9 @@ def test_inner_products_of_short_sequences_by_factors():
 
 def test_half_precision_factors_give_the_parameters_type():
     module, inputs = nn.Linear(5, 3), torch.randn(K, 7, 5, dtype=torch.bfloat16)
-    found = rule_of(module)(module, inputs, torch.randn(K, 7, 3, dtype=torch.bfloat16))
-    assert {f.row_gradients(0, 3).dtype for f in found.values()} == {torch.float32}
-    assert {f.combine(torch.ones(K)).dtype for f in found.values()} == {torch.float32}
+    factors_by_attribute = rule_of(module)(module, inputs, torch.randn(K, 7, 3, dtype=torch.bfloat16))
+    assert {f.row_gradients(0, 3).dtype for f in factors_by_attribute.values()} == {torch.float32}
+    assert {f.combine(torch.ones(K)).dtype for f in factors_by_attribute.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,12 @@ def largest_error(model, batch, losses=None, oracle=None):
     """Over all tensors, relative to the tensor (or to a thousandth of the largest, where it is smaller)."""
     losses = losses or losses_of(model)
     engine, loop = PerSampleGradients(model, losses, "hooks"), PerSampleGradients(model, oracle or losses, "loop")
-    found, expected = engine(batch), loop(batch)
-    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-8)
-    found, expected = found.gradients(engine.parameters), expected.gradients(engine.parameters)
+    actual, expected = engine(batch), loop(batch)
+    torch.testing.assert_close(actual.losses, expected.losses, rtol=1e-4, atol=1e-8)
+    actual, expected = actual.gradients(engine.parameters), expected.gradients(engine.parameters)
     scale = max(float(samples.norm()) for samples in expected.values())
     assert scale > 0
-    return max(float((found[n] - e).norm()) / max(float(e.norm()), 1e-3 * scale) for n, e in expected.items())
+    return max(float((actual[n] - e).norm()) / max(float(e.norm()), 1e-3 * scale) for n, e in expected.items())
 
 
 def shaken(model):
@@ -104,11 +104,13 @@ def test_later_batches_of_other_sizes():
     model, batch = make("t5")
     engine, loop = (PerSampleGradients(model.eval(), losses_of(model), kind) for kind in ("hooks", "loop"))
     for k in (4, 10, 1, 7):
-        found, expected = (each(batch(k, seed=k)).gradients(engine.parameters) for each in (engine, loop))
+        actual, expected = (
+            gradients_of(batch(k, seed=k)).gradients(engine.parameters) for gradients_of in (engine, loop)
+        )
         for name, samples in expected.items():
             atol = 1e-5 * max(1.0, float(samples.abs().max()))
             torch.testing.assert_close(
-                found[name], samples, rtol=1e-5, atol=atol, msg=lambda text, k=k, name=name: f"{k}, {name}: {text}"
+                actual[name], samples, rtol=1e-5, atol=atol, msg=lambda text, k=k, name=name: f"{k}, {name}: {text}"
             )
 
 
@@ -142,8 +144,8 @@ def test_activation_checkpointing(name):
     model.config.use_cache = False  # as Trainer does
     EvalMode().apply(model)
     engine = PerSampleGradients(model, losses_of(model), "hooks")
-    found = engine(batch(5, seed=2)).gradients(engine.parameters)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    actual = engine(batch(5, seed=2)).gradients(engine.parameters)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 class Odd(nn.Module):
@@ -170,8 +172,8 @@ class Odd(nn.Module):
 
 def gradients(model, engine="hooks"):
     torch.manual_seed(1)
-    found = PerSampleGradients(model, lambda batch: model(batch["x"]), engine)
-    return found, {"x": torch.randn(5, 4)}
+    per_sample_gradients = PerSampleGradients(model, lambda batch: model(batch["x"]), engine)
+    return per_sample_gradients, {"x": torch.randn(5, 4)}
 
 
 def test_shared_and_repeated_and_idle():

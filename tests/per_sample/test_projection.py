@@ -78,15 +78,15 @@ def test_cone_is_the_nearest_step_that_climbs_along_nothing(seed, k, d):
     samples = torch.randn(k, d, generator=generator, dtype=torch.float64)
     step = torch.randn(d, generator=generator, dtype=torch.float64)
     coefficients = cone_coefficients(samples @ samples.T, samples @ step)
-    found = step - coefficients @ samples
-    assert (coefficients >= 0).all() and (samples @ found <= 1e-7).all()
+    corrected = step - coefficients @ samples
+    assert (coefficients >= 0).all() and (samples @ corrected <= 1e-7).all()
     # An independent solver of the same problem cannot come nearer.
     constraint = {"type": "ineq", "fun": lambda x: -(samples.numpy() @ x), "jac": lambda x: -samples.numpy()}
     best = minimize(
-        lambda x: ((x - step.numpy()) ** 2).sum(), found.numpy() * 0, jac=lambda x: 2 * (x - step.numpy()),
+        lambda x: ((x - step.numpy()) ** 2).sum(), corrected.numpy() * 0, jac=lambda x: 2 * (x - step.numpy()),
         constraints=[constraint], method="SLSQP", options={"ftol": 1e-14, "maxiter": 500},
     )  # fmt: skip
-    assert float((found - step).square().sum()) <= best.fun + 1e-6
+    assert float((corrected - step).square().sum()) <= best.fun + 1e-6
 
 
 def test_cone_leaves_a_harmless_step_alone():
@@ -109,9 +109,9 @@ def test_float32_products_in_pieces_are_good_to_1e7(monkeypatch):
         torch.zeros(6), {"w": [Outer(torch.randn(6, 1, 50, 40), torch.randn(6, 1, 50, 30), torch.float32)]}
     )
     gradient = {"w": torch.randn(40, 30)}
-    (exact, slopes), (found, along) = (gram([batch], gradient, False, precise)[""] for precise in (True, False))
+    (exact, slopes), (rounded, along) = (gram([batch], gradient, False, precise)[""] for precise in (True, False))
     norms = exact.diagonal().sqrt()
-    assert ((found - exact) / norms[:, None] / norms[None]).abs().max() < 2e-7 and not torch.equal(found, exact)
+    assert ((rounded - exact) / norms[:, None] / norms[None]).abs().max() < 2e-7 and not torch.equal(rounded, exact)
     assert ((along - slopes) / norms / gradient["w"].norm()).abs().max() < 2e-7
 
 
@@ -138,7 +138,7 @@ def test_gram_by_blocks_by_factors_and_by_rows_agree(monkeypatch):
             torch.testing.assert_close(slopes, expected[key][1].repeat(n), rtol=1e-5, atol=1e-3)
         torch.testing.assert_close(cross(batches, gradient), expected[""][1].repeat(n), rtol=1e-5, atol=1e-3)
         weights = {name: torch.arange(5.0 * n) for name in gradient}
-        found = combine(batches, weights, gradient)
+        sums = combine(batches, weights, gradient)
         total = weights["w"].double() @ matrix.repeat(n, 1)
-        torch.testing.assert_close(torch.cat([found["w"].flatten(), found["b"]]).double(), total, rtol=1e-4, atol=1e-3)
-        assert torch.equal(found["unused"], torch.zeros(3))
+        torch.testing.assert_close(torch.cat([sums["w"].flatten(), sums["b"]]).double(), total, rtol=1e-4, atol=1e-3)
+        assert torch.equal(sums["unused"], torch.zeros(3))

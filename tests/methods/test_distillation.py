@@ -1,4 +1,4 @@
-"""The frozen reference, and the methods that learn from a teacher: in plain numpy, and against saved originals."""
+"""The frozen original, and the methods that learn from a teacher: in plain numpy, and against saved originals."""
 
 import copy
 import logging
@@ -31,9 +31,9 @@ def kl(q, p):
 
 def method(name, teacher=None, **settings):
     run_settings = SimpleNamespace(retain_weight=None, seed=1, method_kwargs=None, **settings)
-    made = METHODS[name](run_settings, RunInfo(6, 10, is_text=True))
-    made.original_model = teacher
-    return made
+    method_under_test = METHODS[name](run_settings, RunInfo(6, 10, is_text=True))
+    method_under_test.original_model = teacher
+    return method_under_test
 
 
 def decisions(seed=0):
@@ -42,17 +42,17 @@ def decisions(seed=0):
     batch = make_batch(ROWS, seed=3)
     batch["labels"][1, :4] = -100
     rng = np.random.default_rng(seed)
-    own, taught = (rng.normal(size=(*batch["labels"].shape, 40)) * 2 for _ in range(2))
+    logits, taught = (rng.normal(size=(*batch["labels"].shape, 40)) * 2 for _ in range(2))
     samples = [
         [
-            (log_softmax(own[i, t - 1]), taught[i, t - 1], int(label))
+            (log_softmax(logits[i, t - 1]), taught[i, t - 1], int(label))
             for t, label in enumerate(batch["labels"][i])
             if t and label != -100
         ]
         for i in range(ROWS)
     ]
     assert len({len(sample) for sample in samples}) > 1
-    return head_of(model), batch, torch.tensor(own), torch.tensor(taught), samples
+    return head_of(model), batch, torch.tensor(logits), torch.tensor(taught), samples
 
 
 def score(objective, head, batch, logits):
@@ -64,9 +64,9 @@ def score(objective, head, batch, logits):
 
 @pytest.mark.parametrize("name", ["kl", "bad_teacher", "scrub", "undial"])
 def test_scores_in_numpy(name):
-    head, batch, own, taught, samples = decisions()
-    made = method(name, lambda **_: CausalLMOutput(logits=taught))
-    made.incompetent = made.original_model
+    head, batch, logits, taught, samples = decisions()
+    method_under_test = method(name, lambda **_: CausalLMOutput(logits=taught))
+    method_under_test.incompetent = method_under_test.original_model
     divergence = np.array([np.mean([kl(log_softmax(q), p) for p, q, _ in sample]) for sample in samples])
     loss = np.array([np.mean([-p[y] for p, _, y in sample]) for sample in samples])
 
@@ -85,17 +85,20 @@ def test_scores_in_numpy(name):
         "scrub": 0.001 * divergence + 0.99 * loss,
         "undial": loss,
     }[name]
-    for objective, expected in ((made.objective(None, None), forget), (made.retain_objective(), retain)):
-        found, losses, _ = score(objective, head, batch, own)
-        assert found == pytest.approx(expected, rel=1e-9) and losses == pytest.approx(loss)
-    assert made.objective(None, None).combine(torch.tensor(forget)).item() == pytest.approx(
+    for objective, expected in (
+        (method_under_test.objective(None, None), forget),
+        (method_under_test.retain_objective(), retain),
+    ):
+        actual, losses, _ = score(objective, head, batch, logits)
+        assert actual == pytest.approx(expected, rel=1e-9) and losses == pytest.approx(loss)
+    assert method_under_test.objective(None, None).combine(torch.tensor(forget)).item() == pytest.approx(
         forget.mean() * (-1 if name == "kl" else 1)
     )
 
 
 def test_the_gradient_of_a_divergence_is_model_minus_teacher():
-    head, batch, own, taught, samples = decisions()
-    _, _, gradient = score(Distillation(lambda **_: CausalLMOutput(logits=taught)), head, batch, own)
+    head, batch, logits, taught, samples = decisions()
+    _, _, gradient = score(Distillation(lambda **_: CausalLMOutput(logits=taught)), head, batch, logits)
     p, q, _ = samples[0][2]
     assert gradient[0, 2] == pytest.approx((np.exp(p) - np.exp(log_softmax(q))) / len(samples[0]), abs=1e-12)
     assert not gradient[1, :3].any()  # no label, no gradient
@@ -104,14 +107,14 @@ def test_the_gradient_of_a_divergence_is_model_minus_teacher():
 def test_a_classifier_has_one_decision_a_sample():
     model, make_batch = make("vit")
     rng = np.random.default_rng(0)
-    own, taught = rng.normal(size=(2, ROWS, 3))
+    logits, taught = rng.normal(size=(2, ROWS, 3))
     objective = Distillation(lambda **_: ImageClassifierOutput(logits=torch.tensor(taught)))
     batch = make_batch(ROWS)
-    found, _ = objective.scores(
-        ImageClassifierOutput(logits=torch.tensor(own)), batch, head_of(model), torch.arange(ROWS)
+    actual, _ = objective.scores(
+        ImageClassifierOutput(logits=torch.tensor(logits)), batch, head_of(model), torch.arange(ROWS)
     )
-    assert found.numpy() == pytest.approx(
-        [kl(*pair) for pair in zip(log_softmax(taught), log_softmax(own), strict=True)]
+    assert actual.numpy() == pytest.approx(
+        [kl(*pair) for pair in zip(log_softmax(taught), log_softmax(logits), strict=True)]
     )
 
 
@@ -124,19 +127,19 @@ def shaken(model):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_the_reference_stays_what_the_model_was(adapter):
+def test_the_original_model_stays_unchanged(adapter):
     model, make_batch = make("bert")
     original = copy.deepcopy(model).eval()
     model = (add_adapter(model) if adapter else model).eval()
-    reference, batch = OriginalModel(model, adapter), make_batch(3)
+    original_model, batch = OriginalModel(model, adapter), make_batch(3)
     weights = {n for n, p in model.named_parameters() if p.requires_grad}
     shaken(model)
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    assert torch.equal(reference(**inputs).logits, original(**inputs).logits)
+    assert torch.equal(original_model(**inputs).logits, original(**inputs).logits)
     assert not torch.allclose(model(**inputs).logits, original(**inputs).logits, atol=1e-3)
     # Asking it between a forward and a backward pass leaves the gradients alone.
     loss = model(**batch).loss
-    assert not reference(**inputs).logits.requires_grad
+    assert not original_model(**inputs).logits.requires_grad
     loss.backward()
     assert {n for n, p in model.named_parameters() if p.grad is not None and p.requires_grad} == weights
 
@@ -144,9 +147,9 @@ def test_the_reference_stays_what_the_model_was(adapter):
 def test_beside_a_users_adapter_only_the_adapter_is_copied(caplog):
     model = add_adapter(make("bert")[0])
     with caplog.at_level(logging.INFO):
-        reference = OriginalModel(model, added_adapter=False)
+        original_model = OriginalModel(model, added_adapter=False)
     assert "frozen copy" in caplog.text
-    pairs = dict(reference.model.named_parameters())
+    pairs = dict(original_model.model.named_parameters())
     for name, p in model.named_parameters():
         assert (pairs[name] is p) == (not p.requires_grad) and not pairs[name].requires_grad
 
@@ -167,7 +170,7 @@ def test_an_untrained_model_knows_nothing_and_disturbs_nothing():
 
 @pytest.mark.parametrize("name", ["kl", "bad_teacher", "scrub"])
 @pytest.mark.parametrize("adapter", [False, True])
-def test_the_reference_of_a_run_is_the_model_before_it(unlearn, name, adapter):
+def test_the_original_model_of_a_run_is_unchanged(unlearn, name, adapter):
     original = make("vit")[0].eval()
     settings = {"peft_config": _lora() if adapter else None}
     trainer = unlearn("vit", method=name, max_steps=4, learning_rate=1e-2, stop_at_target=False, **settings)
@@ -185,9 +188,9 @@ def _lora():
 
 def test_kl_keeps_what_the_original_says_of_retain_samples(unlearn):
     """The gradient of the second step, from the formula on the model and the saved original."""
-    kept, seen = Gradients(), []
+    recorded, seen = Gradients(), []
     trainer = unlearn(
-        "gpt2", method="kl", dtype=torch.float64, max_grad_norm=0.0, callbacks=[kept], stop_at_target=False,
+        "gpt2", method="kl", dtype=torch.float64, max_grad_norm=0.0, callbacks=[recorded], stop_at_target=False,
         learning_rate=1e-2, retain_weight=0.5,
     )  # fmt: skip
     take = trainer.compute_loss
@@ -215,7 +218,7 @@ def test_kl_keeps_what_the_original_says_of_retain_samples(unlearn):
         total = total + nn.functional.kl_div(p, q.detach(), log_target=True, reduction="none").sum(1).mean() / 8
     total.backward()
     expected = {name: p.grad for name, p in model.named_parameters()}
-    torch.testing.assert_close(kept.steps[1], expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(recorded.steps[1], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_scrub_takes_turns_and_ends_with_min_steps(unlearn):
@@ -282,9 +285,9 @@ def test_a_resumed_run_wants_the_original_model(unlearn, tmp_path):
     unlearn("vit", max_steps=8, save_steps=20, **common).train(resume_from_checkpoint=True)
 
 
-def test_in_mixed_precision_the_reference_rounds_as_the_model_does(unlearn):
+def test_in_mixed_precision_the_original_model_rounds_as_the_model_does(unlearn):
     trainer = unlearn("vit", method="kl", bf16=True, max_steps=1)
     trainer.train()
     batch = next(trainer._calibration_pass().batches("forget"))
-    found = trainer.head.losses(trainer.method.original_model(**trainer.head.inputs(batch)), batch)
-    torch.testing.assert_close(found, trainer.unlearning_state.original_losses[: len(found)], rtol=0, atol=1e-6)
+    actual = trainer.head.losses(trainer.method.original_model(**trainer.head.inputs(batch)), batch)
+    torch.testing.assert_close(actual, trainer.unlearning_state.original_losses[: len(actual)], rtol=0, atol=1e-6)
