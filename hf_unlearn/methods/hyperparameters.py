@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def hyperparameter(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Any:
-    """One field of a method's hyper-parameters; an integer default makes it an integer.
+    """One field of a method's hyper-parameters, annotated as float or int.
 
     Args:
         default: its value where `method_kwargs` does not give one.
@@ -42,13 +42,13 @@ def make_hyperparameters(cls: type[T], method: str, method_kwargs: Mapping[str, 
     """The hyper-parameters of a method: defaults, and what `method_kwargs` says.
 
     Args:
-        cls: a dataclass of `hyperparameter` fields.
+        cls: a dataclass. Fields annotated as float or int are checked; values of others are taken as they are.
         method: its name, for messages.
         method_kwargs: hyper-parameter to value.
 
     Raises:
         ValueError: an unknown name, or a value that is not finite or out of range.
-        TypeError: `method_kwargs` is no mapping, or a value no number.
+        TypeError: `method_kwargs` is no mapping, or the value of a number none.
 
     Examples:
         >>> @dataclass(frozen=True)
@@ -63,29 +63,30 @@ def make_hyperparameters(cls: type[T], method: str, method_kwargs: Mapping[str, 
     if not isinstance(method_kwargs, Mapping):
         raise TypeError(f"method_kwargs: found {type(method_kwargs).__name__}; give a dict of hyper-parameters")
     fields_by_name: dict[Any, Field[Any]] = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    values = {}
+    types, values = get_type_hints(cls), {}
     for name, value in method_kwargs.items():
         if name not in fields_by_name:
             close = get_close_matches(str(name), fields_by_name, n=1)
             names = ", ".join(fields_by_name) or "no hyper-parameters"
             suggestion = f" (did you mean {close[0]!r}?)" if close else ""
             raise ValueError(f"method_kwargs: {method} has no {name!r}; it has {names}{suggestion}")
-        values[name] = _checked(f"method_kwargs: {name} of {method}", value, fields_by_name[name])
+        if types[name] in (int, float):
+            value = _checked_number(f"method_kwargs: {name} of {method}", value, types[name], fields_by_name[name])
+        values[name] = value
     return cls(**values)
 
 
-def _checked(what: str, value: Any, hyperparameter: Field[Any]) -> float:
-    """The value as a number of the default's type.
+def _checked_number(what: str, value: Any, number_type: type, hyperparameter: Field[Any]) -> float:
+    """The value as a number, in the range of its field.
 
     Args:
         what: how a message begins.
         value: as the user gave it.
+        number_type: int or float.
         hyperparameter: the field that it is for.
     """
-    assert hyperparameter.default is not MISSING
-    integer = isinstance(hyperparameter.default, int)
-    if isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
-        kind = "an integer" if integer else "a number"
+    if isinstance(value, bool) or not isinstance(value, Integral if number_type is int else Real):
+        kind = "an integer" if number_type is int else "a number"
         raise TypeError(f"{what} must be {kind}, got {value!r} ({type(value).__name__})")
     if not math.isfinite(value):
         raise ValueError(f"{what} must be finite, got {value}")
@@ -96,4 +97,4 @@ def _checked(what: str, value: Any, hyperparameter: Field[Any]) -> float:
         raise ValueError(f"{what} must be at least {at_least:g}, got {value}")
     if at_most is not None and not value <= at_most:
         raise ValueError(f"{what} must be at most {at_most:g}, got {value}")
-    return int(value) if integer else float(value)  # type: ignore[call-overload]
+    return number_type(value)

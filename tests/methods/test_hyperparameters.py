@@ -11,7 +11,7 @@ from tiny import make
 from transformers.modeling_outputs import CausalLMOutput
 
 from hf_unlearn.losses import head_of
-from hf_unlearn.methods import FORGETTING_LOSSES, METHODS, RunInfo
+from hf_unlearn.methods import FORGETTING_LOSSES, METHODS, Method, RunInfo
 
 # As published, or where the class says so as in public code.
 DEFAULTS = {
@@ -109,6 +109,20 @@ def test_method_kwargs_are_those_of_the_surgery_method_and_not_of_its_forgetting
     gdr_gma = method("gdr_gma", gamma=50)
     assert gdr_gma.hp.gamma == 50
     assert not any(dataclasses.fields(cls.hyperparameters) for cls in FORGETTING_LOSSES.values())
+
+
+def test_hyperparameters_of_a_users_own_method():
+    @dataclasses.dataclass(frozen=True)
+    class Own:
+        weight: float = 1
+        schedule: str = "cosine"
+
+    class OwnMethod(Method):
+        name, hyperparameters = "own", Own
+
+    assert OwnMethod.check_hyperparameters({"weight": 0.5, "schedule": "linear"}) == Own(0.5, "linear")
+    with pytest.raises(TypeError, match="weight of own must be a number"):
+        OwnMethod.check_hyperparameters({"weight": "heavy"})
 
 
 def test_integers_and_numpy_numbers_are_numbers():
