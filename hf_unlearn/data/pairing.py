@@ -99,18 +99,24 @@ def _read(dataset: Any, indices: list[int]) -> list[dict]:
 
 
 class PairSampler(Sampler[int]):
-    """The positions of one epoch, in order; the trainer sets `epoch`, because loaders that resume do not reach it."""
+    """The positions of one epoch, in order.
 
-    def __init__(self, length: int):
-        self.length, self.epoch = length, 0
+    Args:
+        length: positions in one epoch.
+        current_epoch: gives the number of the epoch, from 0; asked when an epoch begins, as `set_epoch` of a data
+            loader does not reach the sampler in a resumed run.
+    """
+
+    def __init__(self, length: int, current_epoch: Callable[[], int]):
+        self.length, self.current_epoch = length, current_epoch
 
     def __len__(self) -> int:
-        """Positions in one epoch."""
         return self.length
 
     def __iter__(self) -> Iterator[int]:
         """Positions `epoch * length` to `(epoch + 1) * length - 1`."""
-        return iter(range(self.epoch * self.length, (self.epoch + 1) * self.length))
+        epoch = self.current_epoch()
+        return iter(range(epoch * self.length, (epoch + 1) * self.length))
 
 
 class PairCollator:
