@@ -45,7 +45,7 @@ def unlearn(tmp_path):
     from hf_unlearn import UnlearningArguments, UnlearningTrainer
     from hf_unlearn.methods import METHODS
 
-    def build(name="vit", *, forget=6, retain=10, unseen=8, dtype=torch.float32, model=None, sets=None, **settings):
+    def build(name="vit", *, forget=6, retain=10, unseen=8, dtype=torch.float32, model=None, sets=None, without_model=False, **settings):
         own, batch = make(name)
         model = (own if model is None else model).to(dtype)
         data = samples(batch(forget + retain + unseen, seed=1))
@@ -60,13 +60,14 @@ def unlearn(tmp_path):
                 "alternative_ds", [{**sample, "labels": answers(sample["labels"])} for sample in forget_ds]
             )
         extra = {k: settings.pop(k) for k in ("peft_config", "callbacks", "compute_metrics", "eval_dataset",
-                 "per_sample_loss", "processing_class", "model_init", "alternative_ds") if k in settings}  # fmt: skip
+                 "per_sample_loss", "processing_class", "model_init", "alternative_ds", "optimizers",
+                 "optimizer_cls_and_kwargs") if k in settings}  # fmt: skip
         defaults = {
             "output_dir": str(tmp_path / settings.pop("folder", "out")), "max_steps": 2, "logging_steps": 1,
             "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True, "use_cpu": True,
         }  # fmt: skip
         args = UnlearningArguments(**{**defaults, **settings})
-        return UnlearningTrainer(model, forget_ds, retain_ds, args, unseen_ds=unseen_ds, **extra)
+        return UnlearningTrainer(None if without_model else model, forget_ds, retain_ds, args, unseen_ds=unseen_ds, **extra)
 
     return build
 

@@ -390,7 +390,8 @@ class UnlearningTrainer(HubMixin):
         if self.method.remeasures_target(self.state.global_step, self.state.max_steps, self._pairs.forget_per_step):
             statistics = {"unseen": self._collect_statistics(self.unseen_ds, "Measuring the target")}
             target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics)
-            self.unlearning_state.target, self.step.objective = target, self._objective()
+            self.unlearning_state.target = target
+            self.step.objective = self._objective()
 
     def _configure_ddp(self) -> None:
         """Tell DDP whether parameters go unused: it fails where it waits for one, warns where it looks in vain."""

@@ -462,3 +462,11 @@ UNUSED = {"vit": set(), "dinov2": {"dinov2.embeddings.mask_token"}, "wav2vec2": 
 def test_parameters_without_use_are_found(unlearn, name):
     assert unlearn(name)._unused_parameters() == UNUSED[name]
     assert unlearn(name, method="orthograd")._unused_parameters() == set()  # adapters are where the layers are
+
+
+def test_a_target_that_is_measured_again_is_the_one_that_is_descended(unlearn):
+    trainer = unlearn(max_steps=4, learning_rate=1e-2)
+    trainer.train()
+    targets = [entry["target"] for entry in trainer.state.log_history if "target" in entry]
+    assert targets[0] == targets[1] != targets[2]  # from the middle of the run on
+    assert trainer.step.objective is trainer.target
