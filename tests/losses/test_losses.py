@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from hf_unlearn.losses import Head, detection, head_of, label_problem
 from hf_unlearn.losses.functional import token_loss_profiles, token_losses
 
-VOCAB, CLASSES, ROWS, LENGTH = 23, 5, 4, 7
+VOCAB, CLASSES, SAMPLES, LENGTH = 23, 5, 4, 7
 TEXT = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 BERT = {**TEXT, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 GPT2 = {**TEXT, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
@@ -34,33 +34,33 @@ WAV2VEC2 = {
 
 
 def text():
-    ids = torch.randint(3, VOCAB, (ROWS, LENGTH))
+    ids = torch.randint(3, VOCAB, (SAMPLES, LENGTH))
     mask = torch.ones_like(ids)
     ids[1, 4:], mask[1, 4:] = 0, 0
     return {"input_ids": ids, "attention_mask": mask}
 
 
 def sound(length=150):
-    mask = torch.ones(ROWS, length, dtype=torch.long)
+    mask = torch.ones(SAMPLES, length, dtype=torch.long)
     mask[1, 100:] = 0
-    return {"input_values": torch.randn(ROWS, length) * mask, "attention_mask": mask}
+    return {"input_values": torch.randn(SAMPLES, length) * mask, "attention_mask": mask}
 
 
 def pixels():
-    return {"pixel_values": torch.randn(ROWS, 3, 32, 32)}
+    return {"pixel_values": torch.randn(SAMPLES, 3, 32, 32)}
 
 
 def features():
-    return {"input_features": torch.randn(ROWS, 8, 20)}
+    return {"input_features": torch.randn(SAMPLES, 8, 20)}
 
 
 def classes():
-    return {"labels": torch.randint(0, CLASSES, (ROWS,))}
+    return {"labels": torch.randint(0, CLASSES, (SAMPLES,))}
 
 
 def tokens(highest=VOCAB, even=False):
     """Labels of 6, 2, 3 and 4 tokens at different places, or of 4 in each sample."""
-    labels = torch.full((ROWS, LENGTH), -100)
+    labels = torch.full((SAMPLES, LENGTH), -100)
     spans = [(1, 5), (0, 4), (2, 6), (3, 7)] if even else [(1, 7), (0, 2), (2, 5), (3, 7)]
     for sample, (start, stop) in enumerate(spans):
         labels[sample, start:stop] = torch.randint(3, highest, (stop - start,))
@@ -79,20 +79,20 @@ def answers():
 
 
 def transcriptions():
-    labels = torch.randint(1, VOCAB, (ROWS, 5))
+    labels = torch.randint(1, VOCAB, (SAMPLES, 5))
     labels[0, 3:], labels[2, 1:] = -100, -100
     return {"labels": labels}
 
 
 def many():
-    return {"labels": torch.randint(0, 2, (ROWS, CLASSES)).float()}
+    return {"labels": torch.randint(0, 2, (SAMPLES, CLASSES)).float()}
 
 
 def case(cls, config, inputs, labels, kind, **settings):
     return cls, config, inputs, labels, kind, settings
 
 
-PER_ROW = {
+PER_SAMPLE = {
     "vit": case(hf.ViTForImageClassification, hf.ViTConfig, pixels, classes, "single_label", **BERT, image_size=32,
                 patch_size=16, num_labels=CLASSES),
     "vit, multi-label": case(hf.ViTForImageClassification, hf.ViTConfig, pixels, many, "multi_label", **BERT,
@@ -104,10 +104,10 @@ PER_ROW = {
     "bert, multi-label": case(hf.BertForSequenceClassification, hf.BertConfig, text, many, "multi_label", **BERT,
                               num_labels=CLASSES),
     "bert, regression": case(hf.BertForSequenceClassification, hf.BertConfig, text,
-                             lambda: {"labels": torch.randn(ROWS)}, "regression", **BERT, num_labels=1),
+                             lambda: {"labels": torch.randn(SAMPLES)}, "regression", **BERT, num_labels=1),
     "bert, regression of several": case(hf.BertForSequenceClassification, hf.BertConfig, text,
-                                        lambda: {"labels": torch.randn(ROWS, 2)}, "regression", **BERT, num_labels=2,
-                                        problem_type="regression"),
+                                        lambda: {"labels": torch.randn(SAMPLES, 2)}, "regression", **BERT,
+                                        num_labels=2, problem_type="regression"),
     "distilbert": case(hf.DistilBertForSequenceClassification, hf.DistilBertConfig, text, classes, "single_label",
                        **TEXT, dim=16, n_layers=1, n_heads=2, hidden_dim=16, num_labels=CLASSES),
     "gpt2, classification": case(hf.GPT2ForSequenceClassification, hf.GPT2Config, text, classes, "single_label",
@@ -127,7 +127,7 @@ PER_ROW = {
     "hubert": case(hf.HubertForCTC, hf.HubertConfig, sound, transcriptions, "ctc", **WAV2VEC2,
                    ctc_loss_reduction="mean"),
     "wav2vec2-bert, no mask": case(hf.Wav2Vec2BertForCTC, hf.Wav2Vec2BertConfig,
-                                   lambda: {"input_features": torch.randn(ROWS, 20, 8)}, transcriptions, "ctc",
+                                   lambda: {"input_features": torch.randn(SAMPLES, 20, 8)}, transcriptions, "ctc",
                                    **BERT, feature_projection_input_dim=8, ctc_loss_reduction="mean"),
 }  # fmt: skip
 PER_TOKEN = {
@@ -148,7 +148,7 @@ PER_TOKEN = {
                    decoder_start_token_id=2),
     "whisper": case(hf.WhisperForConditionalGeneration, hf.WhisperConfig, features, tokens, "seq2seq_lm", **WHISPER),
 }  # fmt: skip
-ALL = {**PER_ROW, **PER_TOKEN}
+ALL = {**PER_SAMPLE, **PER_TOKEN}
 
 
 def build(cls, config, inputs, labels, _, settings, **label_settings):
@@ -186,18 +186,18 @@ def test_kind_and_each_rows_loss_is_the_models_own_on_that_row_alone(name):
     problem_type = model.config.problem_type
     losses = score(model, batch)
     assert head_of(model).kind_for(batch) == ALL[name][4]
-    assert losses.shape == (ROWS,) and losses.dtype == torch.float32
+    assert losses.shape == (SAMPLES,) and losses.dtype == torch.float32
     assert losses.std() > 0.05
     assert model.config.problem_type == problem_type
     for key, value in before.items():
         assert torch.equal(batch[key], value), key
-    for sample in range(ROWS):
+    for sample in range(SAMPLES):
         close(losses[sample], own_loss(model, {key: value[sample : sample + 1] for key, value in batch.items()}))
 
 
-@pytest.mark.parametrize("name", PER_ROW)
+@pytest.mark.parametrize("name", PER_SAMPLE)
 def test_mean_and_gradient_are_the_models_own(name):
-    model, batch = build(*PER_ROW[name])
+    model, batch = build(*PER_SAMPLE[name])
     mean = score(model, batch).mean()
     close(mean, own_loss(model, batch))
     compare_gradients(model, batch, mean)
@@ -206,7 +206,7 @@ def test_mean_and_gradient_are_the_models_own(name):
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_mean_is_the_models_own_when_rows_have_as_many_tokens(name):
     model, batch = build(*PER_TOKEN[name], even=True)
-    assert token_counts(model, batch).tolist() == [4] * ROWS
+    assert token_counts(model, batch).tolist() == [4] * SAMPLES
     mean = score(model, batch).mean()
     close(mean, own_loss(model, batch))
     compare_gradients(model, batch, mean)
@@ -242,10 +242,10 @@ def test_a_profile_is_a_loss_spread_over_its_tokens(name):
     if name not in PER_TOKEN:
         assert profiles is None
         return
-    assert profiles.shape == (ROWS, 8) and bool((profiles.diff(dim=1) >= 0).all())
+    assert profiles.shape == (SAMPLES, 8) and bool((profiles.diff(dim=1) >= 0).all())
     close(profiles.mean(1), head.losses(outputs, batch))
     logits, labels = head.decisions(outputs, batch)
-    for sample, profile in zip(range(ROWS), profiles.detach().numpy(), strict=True):
+    for sample, profile in zip(range(SAMPLES), profiles.detach().numpy(), strict=True):
         labelled = labels[sample] != -100
         losses = (
             -logits[sample, labelled]
@@ -293,11 +293,11 @@ def test_the_model_computes_no_loss_of_its_own(name):
 def test_decoder_inputs_that_the_batch_brings_are_kept():
     model, batch = build(*PER_TOKEN["bart"])
     head = head_of(model)
-    decoder_input_ids = torch.randint(3, VOCAB, (ROWS, LENGTH))
+    decoder_input_ids = torch.randint(3, VOCAB, (SAMPLES, LENGTH))
     batch["decoder_input_ids"] = decoder_input_ids
     assert head.inputs(batch)["decoder_input_ids"] is decoder_input_ids
     close(score(model, batch)[:1], own_loss(model, {k: v[:1] for k, v in batch.items()})[None])
-    batch["decoder_inputs_embeds"] = torch.randn(ROWS, LENGTH, 16)
+    batch["decoder_inputs_embeds"] = torch.randn(SAMPLES, LENGTH, 16)
     del batch["decoder_input_ids"]
     assert "decoder_input_ids" not in head.inputs(batch)
 
@@ -334,7 +334,7 @@ def test_a_composite_model_scores_by_its_decoder():
 
 
 def test_an_open_problem_type_is_decided_by_each_batch_and_never_written():
-    model, batch = build(*PER_ROW["bert"])
+    model, batch = build(*PER_SAMPLE["bert"])
     head = head_of(model)
     assert head.kind == "single_label"
     several = {**batch, **many()}
@@ -348,7 +348,7 @@ def test_an_open_problem_type_is_decided_by_each_batch_and_never_written():
 
 
 @pytest.mark.parametrize("name", ["bert, tokens", "bert, masked", "gpt2", "t5", "whisper"])
-def test_a_row_without_labels_has_loss_zero_and_no_gradient(name):
+def test_a_sample_without_labels_has_loss_zero_and_no_gradient(name):
     model, batch = build(*PER_TOKEN[name])
     batch["labels"][2] = -100
     head = head_of(model)
@@ -364,7 +364,7 @@ def test_a_row_without_labels_has_loss_zero_and_no_gradient(name):
 
 
 def test_an_answer_outside_the_text_is_left_out():
-    model, batch = build(*PER_ROW["bert, answers"])
+    model, batch = build(*PER_SAMPLE["bert, answers"])
     expected = score(model, batch)
     batch["start_positions"][0] = batch["end_positions"][0] = 99
     losses = score(model, batch)
@@ -388,7 +388,7 @@ def test_an_answer_outside_the_text_is_left_out():
     ],
 )
 def test_ctc_follows_the_config(reduction, padding):
-    model, batch = build(*PER_ROW["wav2vec2"])
+    model, batch = build(*PER_SAMPLE["wav2vec2"])
     model.config.ctc_loss_reduction = reduction
     batch["labels"][batch["labels"] == -100] = padding
     batch["labels"][3] = padding  # an empty transcription is a target
@@ -401,8 +401,8 @@ def test_ctc_follows_the_config(reduction, padding):
 
 
 def test_ctc_zero_infinity():
-    model, batch = build(*PER_ROW["wav2vec2"])
-    batch["labels"] = torch.randint(1, VOCAB, (ROWS, 40))
+    model, batch = build(*PER_SAMPLE["wav2vec2"])
+    batch["labels"] = torch.randint(1, VOCAB, (SAMPLES, 40))
     batch["labels"][1:, 3:] = -100
     assert score(model, batch).isinf().tolist() == [True, False, False, False]
     model.config.ctc_zero_infinity = True
@@ -418,7 +418,7 @@ def as_output(**values):
 
 
 def test_correct_by_hand():
-    bert = {"bert": PER_ROW["bert"], "qa": PER_ROW["bert, answers"], "token": PER_TOKEN["bert, tokens"]}
+    bert = {"bert": PER_SAMPLE["bert"], "qa": PER_SAMPLE["bert, answers"], "token": PER_TOKEN["bert, tokens"]}
     head = {name: head_of(build(*spec)[0]) for name, spec in bert.items()}
     one = torch.eye(CLASSES)
 
@@ -446,10 +446,10 @@ def test_correct_by_hand():
 
 @pytest.mark.parametrize("name", ["bert, regression", "wav2vec2"])
 def test_correct_is_nan_where_nothing_can_be_right(name):
-    model, batch = build(*PER_ROW[name])
+    model, batch = build(*PER_SAMPLE[name])
     head = head_of(model)
     correct = head.correct(model(**head.inputs(batch)), batch)
-    assert correct.shape == (ROWS,) and correct.isnan().all()
+    assert correct.shape == (SAMPLES,) and correct.isnan().all()
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet", "gpt2", "t5", "whisper", "wav2vec2"])
@@ -505,7 +505,7 @@ def test_a_users_own_loss():
     def twice(outputs, batch):
         return 2 * nn.functional.cross_entropy(outputs.logits, batch["labels"], reduction="none")
 
-    model, batch = build(*PER_ROW["vit"])
+    model, batch = build(*PER_SAMPLE["vit"])
     head = head_of(model, per_sample_loss=twice)
     assert head.kind == head.kind_for(batch) == "custom"
     assert head.inputs(batch).keys() == batch.keys()
@@ -518,7 +518,7 @@ def test_a_users_own_loss():
 
 
 def test_a_users_own_loss_must_return_one_number_a_sample():
-    model, batch = build(*PER_ROW["vit"])
+    model, batch = build(*PER_SAMPLE["vit"])
     head = head_of(model, per_sample_loss=lambda outputs, batch: outputs.loss)
     with pytest.raises(ValueError, match=r"per_sample_loss: found a result of shape \[\] for 4 samples"):
         head.losses(model(**head.inputs(batch)), batch)
@@ -543,7 +543,7 @@ def test_classes_that_transformers_does_not_list():
 
 
 def test_head_shows_its_kind_only():
-    model, _ = build(*PER_ROW["vit"])
+    model, _ = build(*PER_SAMPLE["vit"])
     assert repr(head_of(model)) == "Head(kind='single_label')"
     assert head_of(model) == Head("single_label", model)
 

@@ -18,7 +18,7 @@ from hf_unlearn.methods.distillation import DECISION_HEADS, Distillation
 from hf_unlearn.models.adapters import add_adapter
 from hf_unlearn.models.original import OriginalModel, untrained
 
-ROWS = 4
+SAMPLES = 4
 
 
 def log_softmax(x):
@@ -39,7 +39,7 @@ def method(name, teacher=None, **settings):
 def decisions(seed=0):
     """A causal head; batch; logits of model and teacher; by sample the (model, teacher, label) of its label tokens."""
     model, make_batch = make("gpt2")
-    batch = make_batch(ROWS, seed=3)
+    batch = make_batch(SAMPLES, seed=3)
     batch["labels"][1, :4] = -100
     rng = np.random.default_rng(seed)
     logits, taught = (rng.normal(size=(*batch["labels"].shape, 40)) * 2 for _ in range(2))
@@ -49,7 +49,7 @@ def decisions(seed=0):
             for t, label in enumerate(batch["labels"][i])
             if t and label != -100
         ]
-        for i in range(ROWS)
+        for i in range(SAMPLES)
     ]
     assert len({len(sample) for sample in samples}) > 1
     return head_of(model), batch, torch.tensor(logits), torch.tensor(taught), samples
@@ -57,7 +57,7 @@ def decisions(seed=0):
 
 def score(objective, head, batch, logits):
     logits = logits.clone().requires_grad_()
-    scores, losses = objective.scores(CausalLMOutput(logits=logits), batch, head, torch.arange(ROWS))
+    scores, losses = objective.scores(CausalLMOutput(logits=logits), batch, head, torch.arange(SAMPLES))
     scores.sum().backward()
     return scores.detach().numpy(), losses.numpy(), logits.grad.numpy()
 
@@ -107,11 +107,11 @@ def test_the_gradient_of_a_divergence_is_model_minus_teacher():
 def test_a_classifier_has_one_decision_a_sample():
     model, make_batch = make("vit")
     rng = np.random.default_rng(0)
-    logits, taught = rng.normal(size=(2, ROWS, 3))
+    logits, taught = rng.normal(size=(2, SAMPLES, 3))
     objective = Distillation(lambda **_: ImageClassifierOutput(logits=torch.tensor(taught)))
-    batch = make_batch(ROWS)
+    batch = make_batch(SAMPLES)
     actual, _ = objective.scores(
-        ImageClassifierOutput(logits=torch.tensor(logits)), batch, head_of(model), torch.arange(ROWS)
+        ImageClassifierOutput(logits=torch.tensor(logits)), batch, head_of(model), torch.arange(SAMPLES)
     )
     assert actual.numpy() == pytest.approx(
         [kl(*pair) for pair in zip(log_softmax(taught), log_softmax(logits), strict=True)]

@@ -13,10 +13,10 @@ from hf_unlearn.per_sample.factors import Dense, Recording
 from hf_unlearn.targets import Ascent, MeanTarget
 from hf_unlearn.trainer.surgery_step import combined_gradient
 
-SETTING = RunInfo(forget_samples=10, retain_samples=90, is_text=False)
+INFO = RunInfo(forget_samples=10, retain_samples=90, is_text=False)
 
 
-def method(name, setting=SETTING, **settings):
+def method(name, info=INFO, **settings):
     defaults = {
         "retain_weight": None,
         "forget_target": "auto",
@@ -25,7 +25,7 @@ def method(name, setting=SETTING, **settings):
         "seed": 42,
         "method_kwargs": None,
     }
-    return METHODS[name](SimpleNamespace(**{**defaults, **settings}), setting)
+    return METHODS[name](SimpleNamespace(**{**defaults, **settings}), info)
 
 
 def update(name, forget, samples, retain_weight, per_tensor=False, retain_loss=0.0, **settings):
@@ -47,7 +47,9 @@ def test_orthograd_in_two_dimensions_by_hand():
     assert gradient["w"] == pytest.approx([0.5, 3.75])
     assert log.pop("largest_cosine") == pytest.approx(0, abs=1e-12)
     assert log == {"surviving_share": pytest.approx(5 / 29**0.5), "effective_rank": 1}
-    # The optimizer's step is corrected instead: its gradient is the plain mixture.
+
+
+def test_orthograd_that_corrects_the_step_mixes_the_gradients():
     gradient, _ = update("orthograd", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25, projection="update")
     assert gradient["w"] == pytest.approx([0.25 * 2 + 0.75 * 2, 0.75 * 5])
 
@@ -73,7 +75,9 @@ def test_pcgrad_by_hand():
     # The mean retain gradient is (-2, 0): it conflicts with (2, 5), whose first component goes.
     gradient, log = update("pcgrad", {"w": [2.0, 5.0]}, {"w": [[-1.0, 0.0], [-3.0, 0.0]]}, 0.25)
     assert gradient["w"] == pytest.approx([0.25 * -2, 0.75 * 5]) and log == {"conflict": 1.0}
-    # No conflict, no change.
+
+
+def test_pcgrad_without_conflict_changes_nothing():
     gradient, log = update("pcgrad", {"w": [2.0, 5.0]}, {"w": [[1.0, 0.0], [3.0, 0.0]]}, 0.25)
     assert gradient["w"] == pytest.approx([0.25 * 2 + 0.75 * 2, 0.75 * 5]) and log == {"conflict": 0.0}
 
@@ -83,7 +87,9 @@ def test_gdr_gma_by_hand():
     gradient, log = update("gdr_gma", {"w": [1.0, 1.0]}, {"w": [[-1.0, 0.0]]}, 0.5, retain_loss=0.02)
     assert gradient["w"] == pytest.approx([0.5 * (0 - 0.5), 0.5 * (1 + 0.5)])
     assert log == {"conflict": 1.0, "forget_weight": pytest.approx(0.5)}
-    # Forgetting waits while the retain loss is high.
+
+
+def test_gdr_gma_waits_while_the_retain_loss_is_high():
     gradient, log = update("gdr_gma", {"w": [1.0, 1.0]}, {"w": [[1.0, 0.0]]}, 0.5, retain_loss=0.12)
     weight = 1 / (1 + math.exp(100 * 0.1))
     assert gradient["w"] == pytest.approx([1.0, weight]) and log["forget_weight"] == pytest.approx(weight)
@@ -92,6 +98,9 @@ def test_gdr_gma_by_hand():
 def test_ngdiff_by_hand():
     gradient, _ = update("ngdiff", {"w": [3.0, 4.0]}, {"w": [[0.0, 1.0], [0.0, 3.0]]}, 0.5)
     assert gradient["w"] == pytest.approx([0.6, 0.8 + 1.0])
+
+
+def test_ngdiff_of_a_zero_forget_gradient():
     gradient, _ = update("ngdiff", {"w": [0.0, 0.0]}, {"w": [[0.0, 1.0]]}, 0.5)
     assert gradient["w"] == pytest.approx([0.0, 1.0])
 
@@ -99,25 +108,41 @@ def test_ngdiff_by_hand():
 def test_published_nabla_tau_starts_at_five_thirds_of_the_share_and_falls_to_zero():
     published = method("nabla_tau", forget_target="mean")
     assert [1 - published.retain_weight(p) for p in (0, 0.5, 1)] == pytest.approx([1 / 6, 1 / 12, 0])
-    when = [
-        [step for step in range(40) if instance.remeasures_target(step, 40, 4)]
-        for instance in (published, method("nabla_tau"), method("orthograd"), method("grad_diff"))
-    ]
-    assert when == [
-        [13, 26, 39],
-        [20, 24, 28, 32, 36],
-        [20, 24, 28, 32, 36],
-        [],
-    ]  # five passes: ten samples, four a step
-    few = RunInfo(forget_samples=10, retain_samples=19, is_text=False)
-    for still in (method("orthograd", forgetting_loss="grad_ascent"), method("nabla_tau", few)):
-        assert not any(still.remeasures_target(step, 40, 4) for step in range(40))
-    text = RunInfo(forget_samples=10, retain_samples=90, is_text=True)
-    assert method("nabla_tau", text, forget_target="mean").retain_weight(0.9) == 0.5
     large = RunInfo(forget_samples=80, retain_samples=20, is_text=False)
     assert method("nabla_tau", large, forget_target="mean").retain_weight(0) == 0
-    assert method("nabla_tau", forget_target="mean", retain_weight=0.7).retain_weight(0.5) == 0.7
     assert UnlearningArguments(output_dir="x", forget_target="mean").hinge == "squared"
+
+
+def test_published_nabla_tau_of_text_weighs_both_losses_the_same():
+    text = RunInfo(forget_samples=10, retain_samples=90, is_text=True)
+    assert method("nabla_tau", text, forget_target="mean").retain_weight(0.9) == 0.5
+
+
+def test_a_retain_weight_replaces_the_published_schedule():
+    assert method("nabla_tau", forget_target="mean", retain_weight=0.7).retain_weight(0.5) == 0.7
+
+
+def remeasured(instance):
+    """Steps of 40, of four forget samples each, before which the target is measured again."""
+    return [step for step in range(40) if instance.remeasures_target(step, 40, 4)]
+
+
+def test_the_published_target_is_measured_again_every_five_passes():
+    assert remeasured(method("nabla_tau", forget_target="mean")) == [13, 26, 39]  # ten samples, four a step
+
+
+@pytest.mark.parametrize("name", ["nabla_tau", "orthograd"])
+def test_the_target_follows_the_model_in_the_second_half(name):
+    assert remeasured(method(name)) == [20, 24, 28, 32, 36]
+
+
+def test_the_target_stays_where_nothing_converges_to_it():
+    assert remeasured(method("grad_diff")) == []
+    assert remeasured(method("orthograd", forgetting_loss="grad_ascent")) == []
+
+
+def test_the_target_stays_with_few_retain_samples():
+    assert remeasured(method("nabla_tau", RunInfo(forget_samples=10, retain_samples=19, is_text=False))) == []
 
 
 def test_weights_and_objectives_of_the_baselines():
@@ -131,10 +156,10 @@ def test_weights_and_objectives_of_the_baselines():
     assert isinstance(method("orthograd", forgetting_loss="grad_ascent").objective(target, None), Ascent)
 
 
-def test_only_losses_that_end_by_themselves_are_bounded():
-    bounded = {name: method(name, RunInfo(1, 90, is_text=False)).converges_at_target for name in METHODS}
+def test_only_losses_with_a_minimum_converge_at_the_target():
+    converges = {name: method(name, RunInfo(1, 90, is_text=False)).converges_at_target for name in METHODS}
     ends = {"finetune", "nabla_tau", "orthograd", "conegrad", "pcgrad", "gdr_gma", "ngdiff", "l1_sparse", "ssd"}
-    assert {name for name, yes in bounded.items() if yes} == ends
+    assert {name for name, yes in converges.items() if yes} == ends
     assert not method("orthograd", forgetting_loss="grad_ascent").converges_at_target
     assert method("orthograd").converges_at_target  # one object's choice is not another's
 

@@ -12,10 +12,10 @@ from hf_unlearn.losses import head_of
 from hf_unlearn.methods import METHODS, RunInfo
 
 LANGUAGE = ("npo", "simnpo", "wga", "satimp", "ceu")
-ROWS = 5
+SAMPLES = 5
 
 
-def objective(name, original=None, samples=ROWS, seed=42):
+def objective(name, original=None, samples=SAMPLES, seed=42):
     args = SimpleNamespace(retain_weight=None, seed=seed, method_kwargs=None)
     return METHODS[name](args, RunInfo(samples, 10, is_text=True)).objective(None, original)
 
@@ -26,7 +26,7 @@ def tokens(name):
     The labels of the first two tokens of sample 1 are left out, as a prompt's are.
     """
     model, make_batch = make(name)
-    batch = make_batch(ROWS, seed=3)
+    batch = make_batch(SAMPLES, seed=3)
     batch["labels"][1, :2] = -100
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
     head = head_of(model.double().eval())
@@ -34,25 +34,25 @@ def tokens(name):
         logits = model(**head.inputs(batch)).logits
     shift = 1 if head.kind == "causal_lm" else 0
     label_tokens = []
-    for sample in range(ROWS):
+    for sample in range(SAMPLES):
         for place in range(shift, batch["labels"].shape[1]):
             if (label := int(batch["labels"][sample, place])) != -100:
                 values = logits[sample, place - shift].numpy()
                 label_tokens.append((sample, values - np.log(np.exp(values).sum()), label))
-    assert len({sum(sample == i for sample, _, _ in label_tokens) for i in range(ROWS)}) > 1  # lengths differ
+    assert len({sum(sample == i for sample, _, _ in label_tokens) for i in range(SAMPLES)}) > 1  # lengths differ
     return head, batch, logits, label_tokens
 
 
 def by_sample(label_tokens, value):
     return [
         np.mean([value(log_probs, label) for r, log_probs, label in label_tokens if r == sample])
-        for sample in range(ROWS)
+        for sample in range(SAMPLES)
     ]
 
 
 def score(name, head, batch, logits, index=None, **settings):
     logits = logits.clone().requires_grad_()
-    index = torch.arange(ROWS) if index is None else index
+    index = torch.arange(SAMPLES) if index is None else index
     loss = objective(name, **settings)
     scores, losses = loss.scores(CausalLMOutput(logits=logits), batch, head, index)
     value = loss.combine(scores)
@@ -63,12 +63,12 @@ def score(name, head, batch, logits, index=None, **settings):
 @pytest.mark.parametrize("name", ["gpt2", "whisper"])
 def test_npo_of_whole_sequences(name):
     head, batch, logits, label_tokens = tokens(name)
-    lengths = np.array([sum(r == sample for r, _, _ in label_tokens) for sample in range(ROWS)])
-    model = np.exp([sum(p[y] for r, p, y in label_tokens if r == sample) for sample in range(ROWS)])
+    lengths = np.array([sum(r == sample for r, _, _ in label_tokens) for sample in range(SAMPLES)])
+    model = np.exp([sum(p[y] for r, p, y in label_tokens if r == sample) for sample in range(SAMPLES)])
     # Probabilities under the original; of the forget dataset, this batch is samples 4, 0, 3, 1, 2.
     original_probs = model * np.array([1.0, 2.0, 0.5, 30.0, 0.001])
     order = torch.tensor([4, 0, 3, 1, 2])
-    original = torch.empty(ROWS, dtype=torch.float64)
+    original = torch.empty(SAMPLES, dtype=torch.float64)
     original[order] = torch.tensor(-np.log(original_probs) / lengths)
     expected = np.mean(2 / 0.1 * np.log(1 + (model / original_probs) ** 0.1))
     value, losses, _ = score("npo", head, batch, logits, order, original=original)
@@ -141,12 +141,12 @@ def test_simnpo_without_the_original_model(name):
 
 def token_gradient(label_tokens, shape, shift, rule):
     """The mean over samples of the mean over tokens of `rule(probabilities, label)`, a gradient at the logits."""
-    gradient, place = np.zeros(shape), dict.fromkeys(range(ROWS), 0)
-    lengths = [sum(r == sample for r, _, _ in label_tokens) for sample in range(ROWS)]
+    gradient, place = np.zeros(shape), dict.fromkeys(range(SAMPLES), 0)
+    lengths = [sum(r == sample for r, _, _ in label_tokens) for sample in range(SAMPLES)]
     skipped = {1: max(0, 2 - shift)}
     for sample, log_probs, label in label_tokens:
         gradient[sample, skipped.get(sample, 0) + place[sample]] = (
-            rule(np.exp(log_probs), label) / lengths[sample] / ROWS
+            rule(np.exp(log_probs), label) / lengths[sample] / SAMPLES
         )
         place[sample] += 1
     return gradient

@@ -113,7 +113,7 @@ def test_running_retain_samples_again_changes_nothing(unlearn, monkeypatch, scop
 
 @pytest.mark.parametrize("scope", ["global", "tensor"])
 def test_a_corrected_step_raises_no_retain_loss(unlearn, scope):
-    """AdamW bends the projected gradient: its step climbs along retain gradients. The corrected step does not."""
+    """AdamW turns the projected gradient: its step climbs along retain gradients. The corrected step does not."""
     settings = {"dtype": torch.float64, "peft_config": None, "projection_scope": scope, "retain_weight": 0.1}
     settings |= {"forgetting_loss": "grad_ascent", "logging_steps": 1, "lr_scheduler_type": "constant"}
     _, gradient = run(unlearn, projection="gradient", **settings)

@@ -97,7 +97,7 @@ def test_hooks_equal_the_loop_for_lora(unlearn, name):
 
 
 def test_a_merged_model_has_forgotten_without_its_adapter(unlearn, tmp_path):
-    """Whoever drops the adapter that we add has the data back; whoever loads what save_model wrote has not."""
+    """Without its added adapter the model is the original again; what save_model writes is merged."""
     original, batch = make("vit")
     trainer = unlearn("vit", model=copy.deepcopy(original), method="orthograd", max_steps=5, learning_rate=1e-2)
     trainer.train()

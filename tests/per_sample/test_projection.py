@@ -43,7 +43,7 @@ def test_against_qr():
     assert rank == 3
 
 
-def test_orthogonal_to_every_row_in_float32():
+def test_orthogonal_to_every_sample_in_float32():
     torch.manual_seed(1)
     scales = 10.0 ** torch.linspace(-6, 2, 24)[:, None]  # well-learned samples have small gradients
     samples, g = torch.randn(24, 500) * scales, torch.randn(500)
@@ -52,7 +52,7 @@ def test_orthogonal_to_every_row_in_float32():
     assert rank == 24 and cosines.abs().max() < 1e-5
 
 
-def test_duplicates_zeros_and_more_rows_than_dimensions():
+def test_duplicates_zeros_and_more_samples_than_dimensions():
     torch.manual_seed(2)
     base = torch.randn(3, 6)
     left, rank = project(g := torch.randn(6), torch.cat([base, base, 2 * base, torch.zeros(2, 6)]))
@@ -115,7 +115,7 @@ def test_float32_products_in_pieces_are_good_to_1e7(monkeypatch):
     assert ((along - slopes) / norms / gradient["w"].norm()).abs().max() < 2e-7
 
 
-def test_gram_by_blocks_by_factors_and_by_rows_agree(monkeypatch):
+def test_gram_by_blocks_by_factors_and_by_gradients_agree(monkeypatch):
     torch.manual_seed(3)
     left, right = torch.randn(5, 1, 2, 30), torch.randn(5, 1, 2, 40)
     short, other = Outer(left, right, torch.float32), Dense(torch.randn(5, 7))
