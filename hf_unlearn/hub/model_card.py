@@ -1,4 +1,4 @@
-"""The model card: what was forgotten, how, and what an audit says about it."""
+"""The model card: what was forgotten and how, and the results of an audit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CardFacts:
         kind: `"merged"`, `"adapter"` (one that the user trained on the data) or `"adapter_alone"` (added by the
             trainer: its base model still holds the data; the card makes no claim).
         architecture: class of the model.
-        base: Hub name of the model before unlearning; None for a local one.
+        base: Hub name of the original model; None for a local one.
         base_revision: its commit.
         method: `name`, `title` and `paper`.
         settings: as plain values: no path, no token.

@@ -25,7 +25,7 @@ class OriginalModel:
     adapter only the adapter is copied.
 
     Args:
-        model: the model before the first step and before a checkpoint is loaded into it; not sharded.
+        model: the model as it came, with no step taken and no checkpoint loaded into it; not sharded.
         added_adapter: whether the trainable weights are an adapter that the trainer added.
 
     Attributes:

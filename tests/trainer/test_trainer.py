@@ -465,7 +465,7 @@ def test_parameters_without_use_are_found(unlearn, name):
 
 
 def test_a_target_that_is_measured_again_is_the_one_that_is_descended(unlearn):
-    trainer = unlearn(max_steps=4, learning_rate=1e-2)
+    trainer = unlearn(retain=14, max_steps=4, learning_rate=1e-2)
     trainer.train()
     targets = [entry["target"] for entry in trainer.state.log_history if "target" in entry]
     assert targets[0] == targets[1] != targets[2]  # from the middle of the run on
