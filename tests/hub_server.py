@@ -63,8 +63,8 @@ class Hub:
 
 def _decoded(body):
     """The contents of the files in a commit, and the samples of a preupload."""
-    for found in re.findall(rb'"(?:content|sample)": ?"([A-Za-z0-9+/=]+)"', body):
-        yield base64.b64decode(found)
+    for encoded in re.findall(rb'"(?:content|sample)": ?"([A-Za-z0-9+/=]+)"', body):
+        yield base64.b64decode(encoded)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -99,8 +99,8 @@ class Handler(BaseHTTPRequestHandler):
         self.content = self.body()
         self.hub.requests.append((line, self.content))
         for pattern, name in ROUTES:
-            if found := re.fullmatch(pattern, f"{self.command} {path}"):
-                getattr(self, name)(*found.groups())
+            if match := re.fullmatch(pattern, f"{self.command} {path}"):
+                getattr(self, name)(*match.groups())
                 return
         self.reply(404, {"error": f"no route for {line}"})
 
@@ -129,9 +129,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def may(self, repo_id=None, revision=None):
         """The repository, where there is one and the caller may see it; None once the refusal is sent."""
-        known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        is_authorised = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         repo = self.hub.repos.get(repo_id)
-        if not known and (repo is None or repo.private or self.command not in ("GET", "HEAD")):
+        if not is_authorised and (repo is None or repo.private or self.command not in ("GET", "HEAD")):
             self.reply(401, {"error": "Invalid username or password."})
         elif repo is None:
             self.reply(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
@@ -141,21 +141,21 @@ class Handler(BaseHTTPRequestHandler):
             return repo
         return None
 
-    # ---- what can be asked for ----
+    # ---- routes ----
 
     def whoami(self):
-        known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-        self.reply(200 if known else 401, {"name": "me", "orgs": []})
+        is_authorised = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        self.reply(200 if is_authorised else 401, {"name": "me", "orgs": []})
 
     def create(self):
-        wanted = self.payload()
-        name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+        settings = self.payload()
+        name = f"{settings.get('organization') or 'me'}/{settings['name']}"
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.reply(401, {"error": "Invalid username or password."})
         elif name in self.hub.repos:
             self.reply(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
         else:
-            private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+            private = settings.get("visibility") == "private" or bool(settings.get("private"))
             self.hub.repos[name] = Repo(private)
             self.reply(200, {"url": f"{self.hub.url}/{name}", "name": name})
 
@@ -169,8 +169,8 @@ class Handler(BaseHTTPRequestHandler):
             for result in entry["results"]:
                 errors += ["task"] * ("type" not in result["task"])
                 errors += ["dataset"] * (not {"type", "name"} <= result["dataset"].keys())
-                errors += ["metrics"] * (not all({"type", "value"} <= each.keys() for each in result["metrics"]))
-        self.reply(400 if errors else 200, {"errors": [{"message": each} for each in errors], "warnings": []})
+                errors += ["metrics"] * (not all({"type", "value"} <= metric.keys() for metric in result["metrics"]))
+        self.reply(400 if errors else 200, {"errors": [{"message": error} for error in errors], "warnings": []})
 
     def branch(self, repo_id, name):
         if repo := self.may(repo_id):
@@ -182,12 +182,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def preupload(self, repo_id, revision):
         if repo := self.may(repo_id, revision):
-            there = repo.files(revision)
+            existing = repo.files(revision)
             self.reply(200, {"files": [
                 {
                     "path": file["path"], "shouldIgnore": False,
                     "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
-                    "oid": _git_oid(there[file["path"]]) if file["path"] in there else None,
+                    "oid": _git_oid(existing[file["path"]]) if file["path"] in existing else None,
                 }
                 for file in self.payload()["files"]
             ]})  # fmt: skip
@@ -195,13 +195,13 @@ class Handler(BaseHTTPRequestHandler):
     def batch(self, repo_id):
         if self.may(repo_id):
             objects = []
-            for each in self.payload()["objects"]:
-                if each["oid"] not in self.hub.objects:
+            for item in self.payload()["objects"]:
+                if item["oid"] not in self.hub.objects:
                     links = {
-                        what: {"href": f"{self.hub.url}/lfs/{what}/{each['oid']}"} for what in ("upload", "verify")
+                        what: {"href": f"{self.hub.url}/lfs/{what}/{item['oid']}"} for what in ("upload", "verify")
                     }
-                    each = {**each, "actions": links}
-                objects.append(each)
+                    item = {**item, "actions": links}
+                objects.append(item)
             self.reply(200, {"transfer": "basic", "objects": objects})
 
     def put(self, oid):
@@ -212,15 +212,14 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, {})
 
     def verify(self, oid):
-        there = oid in self.hub.objects
-        self.reply(200 if there else 404, {})
+        self.reply(200 if oid in self.hub.objects else 404, {})
 
     def commit(self, repo_id, revision):
         if repo := self.may(repo_id, revision):
             files, message = dict(repo.files(revision)), ""
             for line in self.content.splitlines():
-                each = json.loads(line)
-                key, value = each["key"], each["value"]
+                operation = json.loads(line)
+                key, value = operation["key"], operation["value"]
                 if key == "header":
                     message = value["summary"]
                 elif key == "file":
@@ -233,10 +232,10 @@ class Handler(BaseHTTPRequestHandler):
             number = sum(name.startswith("refs/pr/") for name in repo.refs) + 1
             ref = f"refs/pr/{number}" if pull else revision
             sha = repo.commit(ref, message, files)
-            found = {"commitUrl": f"{self.hub.url}/{repo_id}/commit/{sha}", "commitOid": sha, "success": True}
+            answer = {"commitUrl": f"{self.hub.url}/{repo_id}/commit/{sha}", "commitOid": sha, "success": True}
             if pull:
-                found["pullRequestUrl"] = f"{self.hub.url}/{repo_id}/discussions/{number}"
-            self.reply(200, found)
+                answer["pullRequestUrl"] = f"{self.hub.url}/{repo_id}/discussions/{number}"
+            self.reply(200, answer)
 
     def info(self, repo_id, revision=None):
         if repo := self.may(repo_id, revision or "main"):
@@ -247,15 +246,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def tree(self, repo_id, revision, folder):
         if repo := self.may(repo_id, revision):
-            found = [
+            files = [
                 {"type": "file", "path": name, "size": len(data), "oid": _git_oid(data)}
                 for name, data in repo.files(revision).items()
                 if name.startswith((folder or "").lstrip("/"))
             ]
-            if folder and not found:
+            if folder and not files:
                 self.reply(404, {"error": "no such folder"}, {"X-Error-Code": "EntryNotFound"})
                 return
-            self.reply(200, found)
+            self.reply(200, files)
 
     def resolve(self, repo_id, revision, name):
         if repo := self.may(repo_id, revision):

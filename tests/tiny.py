@@ -362,4 +362,6 @@ class Samples(torch.utils.data.Dataset):
 
 def named(datasets):
     """Datasets by their short names, as the arguments of the same name: `forget` as `forget_ds`."""
-    return {f"{name}_ds" if name in ("forget", "retain", "unseen") else name: each for name, each in datasets.items()}
+    return {
+        f"{name}_ds" if name in ("forget", "retain", "unseen") else name: dataset for name, dataset in datasets.items()
+    }

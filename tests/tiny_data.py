@@ -20,7 +20,7 @@ SPECIAL = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "[UNK]": 3}
 WORDS = ["who", "wrote", "the", "book", "one", "two", "ann", "bob", ":", "?", "."]
 
 
-# ---- a model with its processor, and samples with the columns of the example's Hub dataset ---------------------------
+# ---- a model with its processor, and samples with the columns of the example's Hub dataset --------------------------
 
 
 def named(name):
@@ -34,7 +34,7 @@ def labels(count):
 
 
 def sounds(count, rng):
-    """WAV files of 25 to 32 ms: a tone of its own for every sample, with noise."""
+    """WAV files of 25 to 32 ms: another tone for every sample, with noise."""
     files = []
     for i in range(count):
         samples = np.sin(np.arange(200 + 28 * (i % 3)) * (0.1 + 0.02 * i)) + 0.1 * rng.normal(size=200 + 28 * (i % 3))
@@ -107,8 +107,8 @@ def whisper():
 
 def whisper_samples(count, rng):
     words = np.array(["ONE", "TWO", "NINE"])
-    said = [" ".join(words[rng.integers(0, 3, size=2)]) for _ in range(count)]
-    return table(audio=sounds(count, rng), text=said, speaker_id=[(1272, 84, 251)[i % 3] for i in range(count)])
+    transcripts = [" ".join(words[rng.integers(0, 3, size=2)]) for _ in range(count)]
+    return table(audio=sounds(count, rng), text=transcripts, speaker_id=[(1272, 84, 251)[i % 3] for i in range(count)])
 
 
 HUB = {

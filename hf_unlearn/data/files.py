@@ -1,4 +1,4 @@
-"""Files and folders that are there whole, or not at all."""
+"""Writing files and folders atomically."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to in place of `path`, which it becomes by a rename when the block ends without an error.
+    """A temporary path that is renamed to `path` when the block ends without an error.
 
-    Whoever reads `path` sees what was there before or all that is new, also after a process was killed in between,
-    and also while several processes write it. The parent folder is made.
+    A reader of `path` sees the old content or all of the new content, also if the process is killed in between or
+    several processes write it. The parent folder is created.
 
     Args:
-        path: a file; or a folder that is not there yet.
+        path: a file, or a folder that does not exist yet.
 
     Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with replacing(Path(folder) / "out.txt") as aside:
-        ...         _ = aside.write_text("all of it")
+        ...     with replacing(Path(folder) / "out.txt") as temporary:
+        ...         _ = temporary.write_text("all of it")
         ...     (Path(folder) / "out.txt").read_text(), len(list(Path(folder).iterdir()))
         ('all of it', 1)
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: numpy adds one to a name that lacks its own.
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # The suffix is kept: numpy would add its own to a name without it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        yield aside
-        os.replace(aside, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         else:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)

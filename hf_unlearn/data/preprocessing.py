@@ -75,8 +75,11 @@ def prepare(
         raise ValueError("samples: the dataset is empty; give at least one sample")
     if unknown := set(columns or ()) - set(ROLES):
         raise ValueError(f"columns: {sorted(unknown)} is no role of a column; use {[*ROLES]}")
-    kind, modality = head_of(base).kind, INPUTS.get(main)
-    raw = Columns(samples.with_format(None), dict(columns or {}))
+    return _preprocess(Columns(samples.with_format(None), dict(columns or {})), base, processor)
+
+
+def _preprocess(raw: Columns, base: Any, processor: Any) -> Dataset:
+    kind, modality = head_of(base).kind, INPUTS.get(base.main_input_name)
     if kind in CLASSIFIERS and modality is not None:
         raw.samples = _with_labels(raw, base.config, kind)
         preprocess = {"image": _image_samples, "audio": _audio_samples, "text": _text_samples}[modality]
@@ -86,7 +89,8 @@ def prepare(
     if modality == "text" and kind in ("causal_lm", "seq2seq_lm"):
         return (_causal_samples if kind == "causal_lm" else _text_to_text_samples)(raw, base, processor)
     raise ValueError(
-        f"samples: cannot be prepared for {type(base).__name__}; give samples that have {main} and its labels"
+        f"samples: cannot be prepared for {type(base).__name__}; give samples that have {base.main_input_name} "
+        "and its labels"
     )
 
 

@@ -15,17 +15,17 @@ def run(folder):
     model, make_batch = make("vit")
     retrained = type(model)(model.config)
     data = [{k: torch.as_tensor(v) for k, v in sample.items()} for sample in samples(make_batch(61, seed=1))]
-    sets = {"forget": data[:17], "retain": data[17:40], "unseen": data[40:]}
+    datasets = {"forget": data[:17], "retain": data[17:40], "unseen": data[40:]}
     settings = {"batch_size": 4, "resamples": 20}
-    report = audit(model, **named(sets), retrained=retrained, relearning=True, **settings)
-    kept = f"{folder}/kept"
-    first, second = (audit(model, **named(sets), cache_dir=kept, **settings) for _ in range(2))
+    report = audit(model, **named(datasets), retrained=retrained, relearning=True, **settings)
+    cache_dir = f"{folder}/cache"
+    first, second = (audit(model, **named(datasets), cache_dir=cache_dir, **settings) for _ in range(2))
     assert first == second
     args = UnlearningArguments(
         output_dir=folder, method="grad_diff", max_steps=4, per_device_train_batch_size=2, report_to="none",
         disable_tqdm=True, use_cpu=True, eval_strategy="steps", eval_steps=2,
     )  # fmt: skip
-    trainer = UnlearningTrainer(model, sets["forget"], sets["retain"], args, unseen_ds=sets["unseen"])
+    trainer = UnlearningTrainer(model, datasets["forget"], datasets["retain"], args, unseen_ds=datasets["unseen"])
     callback = AuditCallback(trainer, retrained=retrained, resamples=10)
     trainer.add_callback(callback)
     trainer.train()
@@ -34,11 +34,11 @@ def run(folder):
     return {
         "lengths": statistics_of(model, Samples(data), batch_size=2).losses.tolist(),
         "audit": [report.metrics, report.metrics_by_model, report.verdict, report.relearning, report.histograms],
-        "kept": first.metrics,
-        "during": [each.metrics_by_model["retrained"] for each in callback.reports],
-        "last": [each.metrics for each in callback.reports],
+        "cached": first.metrics,
+        "during": [report.metrics_by_model["retrained"] for report in callback.reports],
+        "last": [report.metrics for report in callback.reports],
     }
 
 
-def keep(folder):
+def save(folder):
     Path(folder, f"rank{os.environ['RANK']}.json").write_text(json.dumps(run(folder)))

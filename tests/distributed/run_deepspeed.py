@@ -46,9 +46,9 @@ if __name__ == "__main__":
         if not (method.is_gradient_surgery or method.needs_full_weights or method.needs_original_model)
     }
     names = [n for n, method in methods.items() if "single_label" in (method.head_kinds or ("single_label",))]
-    found = {
+    states = {
         f"{name} {adapter}": run(f"{folder}/{name}-{adapter}", name, stage, adapter)
         for name in names
         for adapter in (False, True)
     }
-    torch.save(found, f"{folder}/{stage}.pt")
+    torch.save(states, f"{folder}/{stage}.pt")

@@ -30,7 +30,7 @@ def adapted(name):
 
 
 def gradients(model, accelerator, forget, retain, shard=lambda model: None):
-    """As the trainer does: the step is made of the sharded model."""
+    """As in the trainer, the step is built from the sharded model."""
     args = SimpleNamespace(
         forgetting_loss="grad_ascent",
         retain_weight=0.3,
@@ -56,7 +56,7 @@ def gradients(model, accelerator, forget, retain, shard=lambda model: None):
     return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in grads.items()}
 
 
-def keep(folder):
+def save(folder):
     accelerator = Accelerator(cpu=True)
     rank = dist.get_rank()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))

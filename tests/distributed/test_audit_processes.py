@@ -1,4 +1,4 @@
-"""Two real processes (gloo) find in an audit what one finds."""
+"""An audit on two real processes (gloo) has the results of one process."""
 
 import json
 
@@ -7,26 +7,28 @@ import run_audit
 from forked import together
 
 
-def close(found, expected, path="", rel=1e-4):
+def close(actual, expected, path="", rel=1e-4):
     """Equal up to the rounding of batches of other sizes."""
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), path
+        assert actual.keys() == expected.keys(), path
         for name in expected:
-            close(found[name], expected[name], f"{path}/{name}", rel)
+            close(actual[name], expected[name], f"{path}/{name}", rel)
     elif isinstance(expected, list):
-        assert len(found) == len(expected), path
-        for i, each in enumerate(expected):
-            close(found[i], each, f"{path}/{i}", rel)
+        assert len(actual) == len(expected), path
+        for i, element in enumerate(expected):
+            close(actual[i], element, f"{path}/{i}", rel)
     else:
-        assert found == (pytest.approx(expected, rel=rel, abs=1e-6) if isinstance(expected, float) else expected), path
+        assert actual == (pytest.approx(expected, rel=rel, abs=1e-6) if isinstance(expected, float) else expected), (
+            path
+        )
 
 
-def test_processes_change_no_figure(tmp_path):
+def test_processes_change_no_metric(tmp_path):
     alone = json.loads(json.dumps(run_audit.run(str(tmp_path / "alone"))))
-    together(run_audit.keep, 2, str(tmp_path))
+    together(run_audit.save, 2, str(tmp_path))
     first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
     assert first == second
-    for part in ("lengths", "audit", "kept", "during"):
+    for part in ("lengths", "audit", "cached", "during"):
         close(first[part], alone[part], part)
     # Two audits during the run, each of another model than before.
     assert len(alone["last"]) == len(first["last"]) == 2 and alone["last"][0] != alone["last"][1]

@@ -30,7 +30,7 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_changes_neither_the_run_nor_what_is_saved(tmp_path, plain, stage):
-    for case, found in run(tmp_path, stage).items():
-        assert found.keys() == plain[case].keys(), case  # a merged model: no tensor of an adapter
+    for case, state in run(tmp_path, stage).items():
+        assert state.keys() == plain[case].keys(), case  # a merged model: no tensor of an adapter
         for name, tensor in plain[case].items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=f"{case}: {name}")
+            torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-6, msg=f"{case}: {name}")

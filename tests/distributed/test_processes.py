@@ -6,7 +6,7 @@ import run_step
 import torch
 from forked import together
 
-# Model, method, target, which weights; batch of a process and accumulation: 8 samples a step for any number of processes.
+# Model, method, target, which weights; batch of a process and accumulation, which make 8 samples a step.
 CASES = [
     ("vit", "nabla_tau", "auto", "default"), ("vit", "nabla_tau", "mean", "default"),
     ("vit", "orthograd", "auto", "default"), ("vit", "orthograd", "auto", "all"),
@@ -31,15 +31,15 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_change_nothing(tmp_path, alone, processes):
-    together(run_step.keep, processes, str(tmp_path), cases(processes))
+    together(run_step.save, processes, str(tmp_path), cases(processes))
     ranks = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(processes)]
     for (*case, batch, accumulation), one, many in zip(cases(processes), alone, zip(*ranks, strict=True), strict=True):
         for step, expected in enumerate(one["gradients"]):
             scale = max(float(g.norm()) for g in expected.values())
             for rank in many:
-                found = rank["gradients"][step]
-                assert found.keys() == expected.keys()
-                error = max(float((found[n] - g).norm()) for n, g in expected.items())
+                gradients = rank["gradients"][step]
+                assert gradients.keys() == expected.keys()
+                error = max(float((gradients[n] - g).norm()) for n, g in expected.items())
                 assert error < 1e-10 * scale, (case, step)
         assert many[0]["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert not any(rank["looks_for_unused"] for rank in many)  # DDP would warn that there are none
@@ -55,15 +55,15 @@ def test_processes_change_nothing(tmp_path, alone, processes):
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    together(run_sharded.keep, 2, str(folder))
+    together(run_sharded.save, 2, str(folder))
     return folder
 
 
 @pytest.mark.parametrize("name", run_sharded.LAYERS)
 def test_fsdp2_gives_the_gradient_of_the_whole_model(sharded, name):
     """torch's `fully_shard` on gloo; accelerate's own FSDP needs a GPU, and has not been run."""
-    found = torch.load(sharded / f"{name}.pt", weights_only=True)
-    scale = max(float(g.norm()) for g in found["whole"].values())
-    assert scale > 0 and found["sharded"].keys() == found["whole"].keys()
-    for name, g in found["whole"].items():
-        assert float((found["sharded"][name] - g).norm()) < 1e-10 * scale, name
+    gradients = torch.load(sharded / f"{name}.pt", weights_only=True)
+    scale = max(float(g.norm()) for g in gradients["whole"].values())
+    assert scale > 0 and gradients["sharded"].keys() == gradients["whole"].keys()
+    for name, g in gradients["whole"].items():
+        assert float((gradients["sharded"][name] - g).norm()) < 1e-10 * scale, name

@@ -93,7 +93,11 @@ def test_settings_have_no_path_no_token_and_no_data(tmp_path):
     args = UnlearningArguments(
         str(tmp_path), hub_token="hf_secret", forget_target=[0.125, 0.25], use_cpu=True,
     )  # fmt: skip
-    found = settings_of(args, 7, add_adapter(tiny.make("vit")[0]))
-    assert (found["steps"], found["forget_target"], found["adapter"]) == (7, "losses of 2 samples", "LORA, rank 8")
-    text = json.dumps(found)
+    settings = settings_of(args, 7, add_adapter(tiny.make("vit")[0]))
+    assert (settings["steps"], settings["forget_target"], settings["adapter"]) == (
+        7,
+        "losses of 2 samples",
+        "LORA, rank 8",
+    )
+    text = json.dumps(settings)
     assert str(tmp_path) not in text and "secret" not in text and "0.125" not in text

@@ -177,8 +177,8 @@ def test_each_weight_keeps_its_own_dtype() -> None:
 
 def test_merged_takes_the_active_adapter_of_a_users_own_model() -> None:
     model, batch_fn = tiny.make("bert")
-    own = LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"], use_dora=True)
-    adapted_model = get_peft_model(model, own).eval()
+    config = LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"], use_dora=True)
+    adapted_model = get_peft_model(model, config).eval()
     perturb(adapted_model)
     adapted_model.add_adapter("ref", LoraConfig(r=2, target_modules=["query"]))
     expected = logits(adapted_model, batch_fn(4))
@@ -249,11 +249,11 @@ def test_a_head_whose_name_ends_names_in_the_body_stays_out() -> None:
 
 
 def test_the_users_configuration_is_used_and_left_alone() -> None:
-    own = LoraConfig(r=3, target_modules="all-linear")
-    adapted_model = add_adapter(tiny.make("vit")[0], own)
+    config = LoraConfig(r=3, target_modules="all-linear")
+    adapted_model = add_adapter(tiny.make("vit")[0], config)
     assert isinstance(adapted_model, PeftModel)
     assert {weight.shape[0] for name, weight in trainable(adapted_model) if "lora_A" in name} == {3}
-    assert own.target_modules == "all-linear"
+    assert config.target_modules == "all-linear"
 
 
 def test_targets_that_match_nothing() -> None:
