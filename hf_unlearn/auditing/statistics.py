@@ -19,6 +19,7 @@ from hf_unlearn.auditing.sample_scores import sample_scores
 from hf_unlearn.auditing.types import AnyDataset
 from hf_unlearn.data.collator import Collator
 from hf_unlearn.losses import Head, label_problem
+from hf_unlearn.losses.head import Batch
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,7 @@ def collect_statistics(
         if problem := label_problem(head, batch):
             raise ValueError(problem)
         outputs = model(**head.inputs(batch))
-        # A loss over a large vocabulary should not be computed twice.
-        profiles = head.token_loss_profiles(outputs, batch)
-        losses = head.losses(outputs, batch) if profiles is None else profiles.mean(dim=1)
-        part = {"losses": losses, "correct": head.correct(outputs, batch)}
-        if profiles is not None:
-            part["token_loss_profiles"] = profiles
-        if head.kind_for(batch) == "single_label":
-            part["labels"] = batch["labels"].flatten()
-            if log_probs:
-                part["log_probs"] = outputs["logits"].float().log_softmax(-1)
+        part = _batch_statistics(head, outputs, batch, log_probs)
         if scores:
             scores_by_name = {"loss": -part["losses"], **sample_scores(head, outputs, batch, tokenizer)}
             part |= {f"score {name}": values for name, values in scores_by_name.items()}
@@ -122,6 +114,20 @@ def collect_statistics(
     score_names = [name for name in columns if name.startswith("score ")]
     score_columns = {name.removeprefix("score "): columns.pop(name) for name in score_names}
     return SampleStatistics(**columns, scores=score_columns)
+
+
+def _batch_statistics(head: Head, outputs: Any, batch: Batch, log_probs: bool) -> dict[str, Tensor]:
+    # A loss over a large vocabulary should not be computed twice.
+    profiles = head.token_loss_profiles(outputs, batch)
+    losses = head.losses(outputs, batch) if profiles is None else profiles.mean(dim=1)
+    statistics = {"losses": losses, "correct": head.correct(outputs, batch)}
+    if profiles is not None:
+        statistics["token_loss_profiles"] = profiles
+    if head.kind_for(batch) == "single_label":
+        statistics["labels"] = batch["labels"].flatten()
+        if log_probs:
+            statistics["log_probs"] = outputs["logits"].float().log_softmax(-1)
+    return statistics
 
 
 def _longest_first(dataset: AnyDataset) -> list[int]:

@@ -9,7 +9,7 @@ from sklearn.metrics import auc, roc_auc_score, roc_curve
 
 from hf_unlearn.auditing.attacks import RATES, logistic_attack, roc, threshold_attack
 
-FIGURES = {"auc", "balanced_accuracy", *RATES}
+METRICS = {"auc", "balanced_accuracy", *RATES}
 
 
 def by_sklearn(members, others):
@@ -22,13 +22,13 @@ def by_sklearn(members, others):
 
 def test_scores_that_separate_perfectly():
     samples = np.linspace(0, 1, 1000)
-    found = threshold_attack(samples + 2, samples, resamples=50)
-    assert set(found) == FIGURES
-    for name, (value, low, high) in found.items():
+    estimates = threshold_attack(samples + 2, samples, resamples=50)
+    assert set(estimates) == METRICS
+    for name, (value, low, high) in estimates.items():
         # A threshold from one half of the samples may miss the last member of the other.
         assert value >= 0.998 and low >= 0.99 and high >= 0.999, name
-    assert found["auc"] == (1.0, 1.0, 1.0)
-    assert found["tpr_at_1pct_fpr"].value == found["tpr_at_01pct_fpr"].value == 1.0
+    assert estimates["auc"] == (1.0, 1.0, 1.0)
+    assert estimates["tpr_at_1pct_fpr"].value == estimates["tpr_at_01pct_fpr"].value == 1.0
     assert logistic_attack(samples[:50] + 2, samples[:50]) == (1.0, 1.0, 1.0)
     # Pushed below what was never seen, samples are as easy to tell, with the sign turned.
     below = threshold_attack(samples - 2, samples, resamples=50)
@@ -39,10 +39,10 @@ def test_scores_that_separate_perfectly():
 
 def test_scores_that_do_not_separate_at_all():
     samples = np.linspace(0, 1, 1000)
-    found = threshold_attack(samples, samples, resamples=200)
-    assert found["auc"].value == pytest.approx(0.5) and found["auc"].low < 0.5 < found["auc"].high
-    assert found["balanced_accuracy"].value == pytest.approx(0.5, abs=0.03)
-    assert found["tpr_at_1pct_fpr"].value == 0.01 and found["tpr_at_01pct_fpr"].value == 0.001
+    estimates = threshold_attack(samples, samples, resamples=200)
+    assert estimates["auc"].value == pytest.approx(0.5) and estimates["auc"].low < 0.5 < estimates["auc"].high
+    assert estimates["balanced_accuracy"].value == pytest.approx(0.5, abs=0.03)
+    assert estimates["tpr_at_1pct_fpr"].value == 0.01 and estimates["tpr_at_01pct_fpr"].value == 0.001
     same = threshold_attack(np.zeros(10), np.zeros(10), resamples=10)
     assert same == {"auc": (0.5, 0.5, 0.5), "balanced_accuracy": (0.5, 0.5, 0.5)}
     assert logistic_attack(np.zeros(10), np.zeros(10)).value == 0.5
@@ -51,7 +51,7 @@ def test_scores_that_do_not_separate_at_all():
 def test_two_normal_distributions_against_theory():
     generator = np.random.default_rng(0)
     members, others = generator.normal(1, 1, 4000), generator.normal(0, 1, 4000)
-    found = threshold_attack(members, others, resamples=200)
+    estimates = threshold_attack(members, others, resamples=200)
     expected = {
         "auc": norm.cdf(1 / 2**0.5),
         "balanced_accuracy": norm.cdf(0.5),
@@ -59,11 +59,11 @@ def test_two_normal_distributions_against_theory():
         "tpr_at_01pct_fpr": norm.sf(norm.isf(0.001) - 1),
     }
     widths = {"auc": 0.025, "balanced_accuracy": 0.03, "tpr_at_1pct_fpr": 0.07, "tpr_at_01pct_fpr": 0.06}
-    assert set(found) == set(expected)
-    for name, (value, low, high) in found.items():
+    assert set(estimates) == set(expected)
+    for name, (value, low, high) in estimates.items():
         assert low <= value <= high and low - 0.005 <= expected[name] <= high + 0.005, name
         assert high - low < widths[name], name
-    assert found["auc"].value == pytest.approx(mannwhitneyu(members, others).statistic / 4000**2, abs=1e-9)
+    assert estimates["auc"].value == pytest.approx(mannwhitneyu(members, others).statistic / 4000**2, abs=1e-9)
     accuracy = logistic_attack(members[:400], others[:400])
     assert accuracy.low < norm.cdf(0.5) < accuracy.high and accuracy.high - accuracy.low < 0.12
 
@@ -76,11 +76,11 @@ def test_the_figures_are_those_of_scikit_learn(levels):
         members, others = (generator.normal(shift, 1, size) for shift, size in zip((0.5, 0), sizes, strict=True))
         if levels is not None:
             members, others = (np.floor(norm.cdf(side) * levels) for side in (members, others))
-        found = threshold_attack(members, others, resamples=2)
+        estimates = threshold_attack(members, others, resamples=2)
         for name, value in by_sklearn(members, others).items():
-            assert found[name].value == pytest.approx(value, abs=1e-9), name
+            assert estimates[name].value == pytest.approx(value, abs=1e-9), name
             if name in RATES:
-                assert found[name].low <= value <= found[name].high
+                assert estimates[name].low <= value <= estimates[name].high
 
 
 def test_intervals_hold_chance_where_rows_cannot_be_told():
@@ -89,9 +89,9 @@ def test_intervals_hold_chance_where_rows_cannot_be_told():
     for seed in range(40):
         generator = np.random.default_rng(seed)
         members, others = generator.normal(size=120), generator.normal(size=1000)
-        found = threshold_attack(members, others, resamples=100, seed=seed)
-        assert set(found) == set(chance)
-        for name, (value, low, high) in found.items():
+        estimates = threshold_attack(members, others, resamples=100, seed=seed)
+        assert set(estimates) == set(chance)
+        for name, (value, low, high) in estimates.items():
             assert low <= value <= high, name
             held[name] += low <= chance[name] <= high
     assert min(held.values()) >= 36, held
@@ -111,18 +111,18 @@ def test_shares_at_a_rate_need_samples():
     generator = np.random.default_rng(0)
     members = generator.normal(size=2000)
     for count, missing in [(99, set(RATES)), (100, {"tpr_at_01pct_fpr"}), (999, {"tpr_at_01pct_fpr"}), (1000, set())]:
-        assert set(threshold_attack(members, generator.normal(size=count), resamples=2)) == FIGURES - missing
+        assert set(threshold_attack(members, generator.normal(size=count), resamples=2)) == METRICS - missing
 
 
 def test_a_seed_repeats_bitwise_and_the_rows_may_come_in_any_order():
     generator = np.random.default_rng(0)
     members, others = generator.normal(0.3, 1, 150), generator.normal(size=200)
-    found = threshold_attack(members, others, resamples=100, seed=1)
-    assert threshold_attack(members, others, resamples=100, seed=1) == found
+    estimates = threshold_attack(members, others, resamples=100, seed=1)
+    assert threshold_attack(members, others, resamples=100, seed=1) == estimates
     other = threshold_attack(members, others, resamples=100, seed=2)
-    assert other["auc"].value == found["auc"].value and other["auc"].low != found["auc"].low
+    assert other["auc"].value == estimates["auc"].value and other["auc"].low != estimates["auc"].low
     turned = threshold_attack(members[::-1], others[::-1], resamples=2)
-    assert turned["auc"].value == found["auc"].value and turned["tpr_at_1pct_fpr"] == found["tpr_at_1pct_fpr"]
+    assert turned["auc"].value == estimates["auc"].value and turned["tpr_at_1pct_fpr"] == estimates["tpr_at_1pct_fpr"]
 
 
 def test_ten_thousand_rows_and_a_thousand_resamples_take_seconds():
@@ -145,8 +145,8 @@ def test_the_curve_runs_from_corner_to_corner():
         "few": (generator.normal(0.5, 1, 9), generator.normal(size=8)),
     }
     for name, (members, others) in cases.items():
-        found = roc(members, others)
-        fpr, tpr = np.array(found["fpr"]), np.array(found["tpr"])
+        curve = roc(members, others)
+        fpr, tpr = np.array(curve["fpr"]), np.array(curve["tpr"])
         assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1), name
         assert (np.diff(fpr) >= 0).all() and (np.diff(tpr) >= 0).all() and len(fpr) <= 203, name
         # Thinned, not changed: every point is one of the whole curve, and hardly any area is lost.
@@ -158,8 +158,8 @@ def test_the_curve_runs_from_corner_to_corner():
         ), name
     # The corner that matters is kept: members found before the first false alarm.
     members, others = cases["normal"]
-    found = roc(members, others)
-    at_zero = max(y for x, y in zip(found["fpr"], found["tpr"], strict=True) if x == 0)
+    curve = roc(members, others)
+    at_zero = max(y for x, y in zip(curve["fpr"], curve["tpr"], strict=True) if x == 0)
     assert at_zero == (members > others.max()).mean() > 0
 
 

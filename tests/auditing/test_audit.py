@@ -1,4 +1,4 @@
-"""`audit()` on models of which it is known whether they forgot; its metrics, its refusals, what it leaves alone."""
+"""`audit()` on models of which it is known whether they forgot: verdicts, metrics, refusals; models stay unchanged."""
 
 import copy
 import json
@@ -71,17 +71,17 @@ def ascend(original, samples):
     model = copy.deepcopy(original)
     batch, optimizer = default_collator(model)(samples), torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(60):
-        each = losses(model, batch)
-        if each[:FORGET].mean() > 15:
+        sample_losses = losses(model, batch)
+        if sample_losses[:FORGET].mean() > 15:
             break
         optimizer.zero_grad()
-        (5 * each[FORGET:].mean() - each[:FORGET].mean()).backward()
+        (5 * sample_losses[FORGET:].mean() - sample_losses[:FORGET].mean()).backward()
         optimizer.step()
     return model
 
 
 @pytest.fixture(scope="module")
-def scene():
+def digits():
     """Digits, three in ten with a wrong label: what only a model that was trained on a sample can know."""
     generator, data = np.random.default_rng(0), digits_data(0)
 
@@ -104,11 +104,12 @@ def scene():
 
 
 @pytest.fixture(scope="module")
-def reports(scene):
-    models, sets = scene
+def reports(digits):
+    models, datasets_by_name = digits
     return {
         name: audit(
-            models[name], **tiny.named(sets), original=models["original"] if name in ("hidden", "tired") else None,
+            models[name], **tiny.named(datasets_by_name),
+            original=models["original"] if name in ("hidden", "tired") else None,
             retrained=models["retrained"], relearning=name == "hidden", resamples=50,
         )
         for name in LEVELS
@@ -125,9 +126,9 @@ def test_the_verdict(reports, name):
     assert report.verdict["level"] == LEVELS[name]
 
 
-def test_a_class_without_a_reference_is_unclear(scene):
-    models, sets = scene
-    report = audit(models["original"], **tiny.named(sets), request="class", resamples=10)
+def test_a_class_without_a_retrained_model_is_unclear(digits):
+    models, datasets_by_name = digits
+    report = audit(models["original"], **tiny.named(datasets_by_name), request="class", resamples=10)
     assert report.verdict["level"] == "unclear" and report.about["request"] == "class"
 
 
@@ -155,11 +156,11 @@ def assert_intervals(metrics):
 
 
 @pytest.mark.parametrize("name", ["second", "tired"])
-def test_the_figures_against_numpy_and_sklearn(scene, reports, name):
-    models, sets = scene
+def test_the_metrics_against_numpy_and_sklearn(digits, reports, name):
+    models, datasets_by_name = digits
     metrics = reports[name].metrics
-    found = {which: outputs(models[name], samples) for which, samples in sets.items()}
-    for which, (loss, right, _) in found.items():
+    outputs_by_name = {which: outputs(models[name], samples) for which, samples in datasets_by_name.items()}
+    for which, (loss, right, _) in outputs_by_name.items():
         assert metrics[f"{which}_loss"] == pytest.approx(loss.mean(), rel=1e-4, abs=1e-6)
         assert metrics[f"{which}_accuracy"] == pytest.approx(right.mean())
         interval = metrics[f"{which}_accuracy_low"], metrics[f"{which}_accuracy_high"]
@@ -167,17 +168,17 @@ def test_the_figures_against_numpy_and_sklearn(scene, reports, name):
         # A bootstrap of a mean agrees with the normal interval.
         half = 1.96 * loss.std() / len(loss) ** 0.5
         assert metrics[f"{which}_loss_high"] - metrics[f"{which}_loss"] == pytest.approx(half, rel=0.5)
-    scores = np.concatenate([-found["forget"][0], -found["unseen"][0]])
-    truth = np.repeat([1, 0], [len(sets["forget"]), len(sets["unseen"])])
+    scores = np.concatenate([-outputs_by_name["forget"][0], -outputs_by_name["unseen"][0]])
+    truth = np.repeat([1, 0], [len(datasets_by_name["forget"]), len(datasets_by_name["unseen"])])
     assert metrics["mia_loss_auc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-3)
     fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
     assert metrics["mia_loss_tpr_at_1pct_fpr"] == pytest.approx(tpr[fpr <= 0.01].max())
     assert "mia_loss_tpr_at_01pct_fpr" not in metrics  # 150 samples have no such rate
     assert any(note.startswith("True positives at 0.1 %") for note in reports[name].notes)
     for which in ("forget", "unseen"):
-        ours, theirs = (np.exp(outputs(models[m], sets[which])[2]) for m in (name, "retrained"))
-        middle = (ours + theirs) / 2
-        expected = ((ours * np.log(ours / middle) + theirs * np.log(theirs / middle)).sum(1) / 2).mean()
+        p, r = (np.exp(outputs(models[m], datasets_by_name[which])[2]) for m in (name, "retrained"))
+        middle = (p + r) / 2
+        expected = ((p * np.log(p / middle) + r * np.log(r / middle)).sum(1) / 2).mean()
         assert metrics[f"{which}_js_divergence"] == pytest.approx(expected, rel=1e-3)
     retrained = reports[name].metrics_by_model["retrained"]
     names = ("forget_accuracy", "retain_accuracy", "unseen_accuracy", "mia_accuracy")
@@ -188,9 +189,9 @@ def test_the_figures_against_numpy_and_sklearn(scene, reports, name):
 
 def test_the_promised_names_and_their_intervals(reports):
     for name, report in reports.items():
-        sets = {f"{which}_{what}" for which in ("forget", "retain", "unseen") for what in ("loss", "accuracy")}
+        of_datasets = {f"{which}_{what}" for which in ("forget", "retain", "unseen") for what in ("loss", "accuracy")}
         scores = ("loss", "confidence", "margin", "entropy", "reference", "population")
-        estimated = sets | {f"mia_{score}_{what}" for score in scores for what in ("auc", "balanced_accuracy")}
+        estimated = of_datasets | {f"mia_{score}_{what}" for score in scores for what in ("auc", "balanced_accuracy")}
         estimated |= {"gap", "mia_accuracy", "mia_loss_tpr_at_1pct_fpr"}
         for metric in estimated:
             assert {metric, f"{metric}_low", f"{metric}_high"} <= report.metrics.keys(), (name, metric)
@@ -215,14 +216,14 @@ def test_the_promised_names_and_their_intervals(reports):
     assert now["unlearning_impact_score"] == pytest.approx(sum(relative) / 2 / before["unseen_accuracy"])
 
 
-def test_curves_counts_and_groups(scene, reports):
-    models, sets = scene
+def test_curves_counts_and_groups(digits, reports):
+    models, datasets_by_name = digits
     report = reports["second"]
     for curve in report.roc.values():
         assert (curve["fpr"][0], curve["tpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0, 0, 1, 1)
     edges = np.array(report.histograms["edges"])
     for model, counts in report.histograms["counts"].items():
-        for which, samples in sets.items():
+        for which, samples in datasets_by_name.items():
             assert sum(counts[which]) == len(samples)
             near = np.abs(
                 outputs(models["second" if model == "audited" else model], samples)[0][:, None] - edges
@@ -236,14 +237,14 @@ def test_curves_counts_and_groups(scene, reports):
     assert mean == pytest.approx(report.metrics["forget_accuracy"])
 
 
-def test_a_class_is_compared_with_unseen_rows_of_the_class(scene):
-    models, sets = scene
-    model, everything = models["second"], sets["forget"] + sets["retain"]
+def test_a_class_is_compared_with_unseen_samples_of_the_class(digits):
+    models, datasets_by_name = digits
+    model, everything = models["second"], datasets_by_name["forget"] + datasets_by_name["retain"]
     forget, retain = split_forget_retain(tiny.Samples(everything), column="label", values=[3])
-    of_class = [sample for sample in sets["unseen"] if int(sample["label"]) == 3]
-    others = [sample for sample in sets["unseen"] if int(sample["label"]) != 3]
+    of_class = [sample for sample in datasets_by_name["unseen"] if int(sample["label"]) == 3]
+    others = [sample for sample in datasets_by_name["unseen"] if int(sample["label"]) != 3]
     assert min(len(of_class), len(others), len(forget)) >= 8
-    report = audit(model, forget_ds=forget, retain_ds=retain, unseen_ds=sets["unseen"], resamples=10)
+    report = audit(model, forget_ds=forget, retain_ds=retain, unseen_ds=datasets_by_name["unseen"], resamples=10)
     members, matched = (outputs(model, list(samples))[0] for samples in (forget, of_class))
     truth = np.repeat([1, 0], [len(members), len(matched)])
     expected = roc_auc_score(truth, -np.concatenate([members, matched]))
@@ -255,10 +256,12 @@ def test_a_class_is_compared_with_unseen_rows_of_the_class(scene):
     assert f"True positives at 1 % false positives need 100 unseen samples; there are {len(of_class)}." in report.notes
 
 
-def test_no_unseen_row_of_the_class(scene):
-    models, sets = scene
-    forget, retain = split_forget_retain(tiny.Samples(sets["forget"] + sets["retain"]), column="label", values=[3])
-    others = [sample for sample in sets["unseen"] if int(sample["label"]) != 3]
+def test_no_unseen_sample_of_the_class(digits):
+    models, datasets_by_name = digits
+    forget, retain = split_forget_retain(
+        tiny.Samples(datasets_by_name["forget"] + datasets_by_name["retain"]), column="label", values=[3]
+    )
+    others = [sample for sample in datasets_by_name["unseen"] if int(sample["label"]) != 3]
     report = audit(
         models["second"], forget_ds=forget, retain_ds=retain, unseen_ds=others, retrained=models["retrained"]
     )
@@ -277,20 +280,20 @@ def test_the_report_is_kept_shown_and_read_again(reports, tmp_path, capsys):
     assert "Hidden, not forgotten" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_audit_changes_no_model_and_repeats(scene):
-    models, sets = scene
+def test_the_audit_changes_no_model_and_repeats(digits):
+    models, datasets_by_name = digits
     given = {name: copy.deepcopy(models[name]) for name in ("second", "original", "retrained")}
     for model in given.values():
         model.train()
         model.vit.layers[0].eval()
         model.classifier.weight.requires_grad_(False)
     before = {name: state(model) for name, model in given.items()}
-    small = {name: samples[:40] for name, samples in sets.items()}
+    small = {name: samples[:40] for name, samples in datasets_by_name.items()}
 
     def again():
         return audit(
-            given["second"], **tiny.named(small), original=given["original"], retrained=given["retrained"], relearning=True,
-            resamples=10,
+            given["second"], **tiny.named(small), original=given["original"], retrained=given["retrained"],
+            relearning=True, resamples=10,
         )  # fmt: skip
 
     first = again()
@@ -299,49 +302,49 @@ def test_the_audit_changes_no_model_and_repeats(scene):
     assert again() == first
 
 
-def test_a_second_audit_of_kept_signals_runs_no_model(scene, tmp_path):
-    models, sets = scene
+def test_a_second_audit_with_a_cache_runs_no_model(digits, tmp_path):
+    models, datasets_by_name = digits
     given = [copy.deepcopy(models[name]) for name in ("second", "retrained")]
-    kept = {"resamples": 10, "cache_dir": tmp_path / "kept"}
-    first = audit(given[0], **tiny.named(sets), retrained=given[1], **kept)
+    options = {"resamples": 10, "cache_dir": tmp_path / "kept"}
+    first = audit(given[0], **tiny.named(datasets_by_name), retrained=given[1], **options)
 
     def refuse(module, inputs):
         raise AssertionError("a forward pass")
 
     hooks = [model.register_forward_pre_hook(refuse) for model in given]
-    assert audit(given[0], **tiny.named(sets), retrained=given[1], **kept) == first
+    assert audit(given[0], **tiny.named(datasets_by_name), retrained=given[1], **options) == first
     for hook in hooks:
         hook.remove()
     # Another weight, another sample: measured again.
     with torch.no_grad():
         given[0].classifier.bias[0] += 5
-    changed = audit(given[0], **tiny.named(sets), retrained=given[1], **kept)
+    changed = audit(given[0], **tiny.named(datasets_by_name), retrained=given[1], **options)
     assert (
         changed.metrics
-        == audit(given[0], **tiny.named(sets), retrained=given[1], resamples=10).metrics
+        == audit(given[0], **tiny.named(datasets_by_name), retrained=given[1], resamples=10).metrics
         != first.metrics
     )
-    fewer = {**tiny.named(sets), "forget": sets["forget"][:-1]}
+    fewer = {**datasets_by_name, "forget": datasets_by_name["forget"][:-1]}
     assert (
-        audit(given[0], **tiny.named(fewer), **kept).metrics
+        audit(given[0], **tiny.named(fewer), **options).metrics
         == audit(given[0], **tiny.named(fewer), resamples=10).metrics
     )
 
 
-def test_kept_signals_are_those_of_the_active_adapter(tmp_path):
+def test_cached_statistics_are_those_of_the_active_adapter(tmp_path):
     model, batch = tiny.make("vit")
     samples = tiny.samples(batch(30))
-    sets = {"forget": samples[:10], "retain": samples[10:20], "unseen": samples[20:]}
+    datasets_by_name = {"forget": samples[:10], "retain": samples[10:20], "unseen": samples[20:]}
     adapted = add_adapter(model)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 weight.normal_(generator=torch.Generator().manual_seed(len(name)))
-    kept = {"resamples": 10, "cache_dir": tmp_path}
-    with_it = audit(adapted, **tiny.named(sets), **kept).metrics
+    options = {"resamples": 10, "cache_dir": tmp_path}
+    with_it = audit(adapted, **tiny.named(datasets_by_name), **options).metrics
     with adapted.disable_adapter():
-        without = audit(adapted, **tiny.named(sets), **kept).metrics
-        assert without == audit(adapted, **tiny.named(sets), resamples=10).metrics
+        without = audit(adapted, **tiny.named(datasets_by_name), **options).metrics
+        assert without == audit(adapted, **tiny.named(datasets_by_name), resamples=10).metrics
     assert without["forget_loss"] != with_it["forget_loss"]
 
 
@@ -366,15 +369,15 @@ def words():
 def test_language_models(name, tmp_path):
     model, batch = tiny.make(name)
     retrained = type(model)(model.config)
-    sets, kept = split(tiny.samples(batch(40))), tmp_path / "kept"
+    datasets_by_name, cache_dir = split(tiny.samples(batch(40))), tmp_path / "kept"
     report = audit(
         model,
-        **tiny.named(sets),
+        **tiny.named(datasets_by_name),
         retrained=retrained,
         relearning=True,
         processing_class=words(),
         resamples=10,
-        cache_dir=kept,
+        cache_dir=cache_dir,
     )
     scores = {"loss", "entropy", "min_k", "min_k_plus_plus", "zlib", "reference", "population"}
     assert scores == report.roc.keys() and "forget_wer" not in report.metrics
@@ -383,7 +386,7 @@ def test_language_models(name, tmp_path):
     assert_intervals(report.metrics)
     # Nothing of any sample is in the report.
     written = report.to_json(tmp_path / "audit.json").read_bytes()
-    assert b"secret" not in written and not any(b"secret" in path.read_bytes() for path in kept.iterdir())
+    assert b"secret" not in written and not any(b"secret" in path.read_bytes() for path in cache_dir.iterdir())
 
 
 @pytest.mark.parametrize("name", ["whisper", "t5"])
@@ -393,17 +396,17 @@ def test_word_error_rates_of_sequence_models(name, tmp_path):
     model, batch = tiny.make(name)
     model.generation_config.max_length = 8
     model.train()
-    sets, tokenizer = split(tiny.samples(batch(36))), words()
-    report = audit(model, **tiny.named(sets), processing_class=tokenizer, resamples=10)
+    datasets_by_name, tokenizer = split(tiny.samples(batch(36))), words()
+    report = audit(model, **tiny.named(datasets_by_name), processing_class=tokenizer, resamples=10)
     assert model.training
     model.eval()
-    said, wanted = [], []
-    for sample in sets["forget"]:
+    transcripts, references = [], []
+    for sample in datasets_by_name["forget"]:
         inputs = default_collator(model)([sample])
         labels = inputs.pop("labels")
-        said.append(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
-        wanted.append(tokenizer.decode(labels[0], skip_special_tokens=True))
-    assert report.metrics["forget_wer"] == pytest.approx(jiwer.wer(wanted, said), abs=0.02)
+        transcripts.append(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
+        references.append(tokenizer.decode(labels[0], skip_special_tokens=True))
+    assert report.metrics["forget_wer"] == pytest.approx(jiwer.wer(references, transcripts), abs=0.02)
     assert {"retain_wer", "unseen_wer_low", "unseen_wer_high"} <= report.metrics.keys()
     assert_intervals(report.metrics)
     assert b"secret" not in report.to_json(tmp_path / "audit.json").read_bytes()
@@ -427,7 +430,7 @@ def labelled(kind, count=36):
 
 
 @pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification", None, "token"])
-def test_other_heads_leave_out_what_cannot_be_had(problem_type, tmp_path):
+def test_other_heads_leave_out_metrics_that_are_not_available(problem_type, tmp_path):
     """None: float labels alone make it a head of several labels."""
     if problem_type == "token":
         tf.set_seed(0)
@@ -436,9 +439,11 @@ def test_other_heads_leave_out_what_cannot_be_had(problem_type, tmp_path):
         )
     else:
         model = classifier(problem_type, 1 if problem_type == "regression" else 3)
-    sets = split(labelled(problem_type))
+    datasets_by_name = split(labelled(problem_type))
     retrained = type(model)(model.config)
-    report = audit(model, **tiny.named(sets), retrained=retrained, original=retrained, relearning=True, resamples=10)
+    report = audit(
+        model, **tiny.named(datasets_by_name), retrained=retrained, original=retrained, relearning=True, resamples=10
+    )
     assert ("forget_accuracy" in report.metrics) == (problem_type != "regression")
     assert {"forget_loss", "mia_loss_auc", "gap"} <= report.metrics.keys()
     assert not {"probe_forget_accuracy", "forget_js_divergence", "mia_margin_auc"} & report.metrics.keys()
@@ -458,12 +463,14 @@ def test_infinite_losses_are_left_out_and_counted(tmp_path):
     assert AuditReport.from_json(report.to_json(tmp_path / "audit.json")) == report
 
 
-def test_a_diverged_model_is_unclear(scene, tmp_path):
-    models, sets = scene
+def test_a_diverged_model_is_unclear(digits, tmp_path):
+    models, datasets_by_name = digits
     model = copy.deepcopy(models["second"])
     with torch.no_grad():
         model.classifier.weight.fill_(torch.nan)
-    report = audit(model, **tiny.named(sets), retrained=models["retrained"], original=models["original"], resamples=10)
+    report = audit(
+        model, **tiny.named(datasets_by_name), retrained=models["retrained"], original=models["original"], resamples=10
+    )
     assert report.verdict["level"] == "unclear" and "forget_loss" not in report.metrics
     report.to_json(tmp_path / "audit.json")
 
@@ -476,15 +483,15 @@ class Silent(tf.ViTForImageClassification):
         raise AssertionError("a forward pass")
 
 
-def test_bad_input_is_refused_before_any_forward_pass(scene, tmp_path):
-    models, sets = scene
+def test_bad_input_is_refused_before_any_forward_pass(digits, tmp_path):
+    models, datasets_by_name = digits
     model = Silent(models["second"].config)
     larger = Silent(
         tf.ViTConfig(**{**model.config.to_dict(), "id2label": {i: str(i) for i in range(11)}, "label2id": None})
     )
-    masks = {name: np.ones((4, len(samples)), bool) for name, samples in sets.items()}
+    masks = {name: np.ones((4, len(samples)), bool) for name, samples in datasets_by_name.items()}
     others = Shadows((), masks | {"forget": np.ones((4, 7), bool)}, masks)
-    forget, retain, unseen = sets.values()
+    forget, retain, unseen = datasets_by_name.values()
     for settings, message in (
         (
             {"unseen": None},
@@ -504,12 +511,12 @@ def test_bad_input_is_refused_before_any_forward_pass(scene, tmp_path):
         ({"request": "classes"}, "request: "),
     ):
         with pytest.raises(ValueError, match=f"^{message}") as raised:
-            audit(model, **tiny.named(sets | settings))
+            audit(model, **tiny.named(datasets_by_name | settings))
         assert "\n" not in str(raised.value)
     with pytest.raises(AssertionError, match="a forward pass"):
-        audit(model, **tiny.named(sets))
+        audit(model, **tiny.named(datasets_by_name))
     regression = classifier("regression", 1)
-    masks = {name: np.ones((4, 12), bool) for name in sets}
+    masks = {name: np.ones((4, 12), bool) for name in datasets_by_name}
     with pytest.raises(ValueError, match=r"^shadows: LiRA and RMIA need likelihoods, and a regression head has none"):
         audit(regression, **tiny.named(split(labelled("regression"))), shadows=Shadows((), masks, masks))
 
@@ -518,9 +525,11 @@ def test_bad_input_is_refused_before_any_forward_pass(scene, tmp_path):
 def test_one_forget_sample(name):
     model, batch = tiny.make(name)
     samples = tiny.samples(batch(13))
-    sets = {"forget": samples[:1], "retain": samples[1:12], "unseen": samples[12:]}
+    datasets_by_name = {"forget": samples[:1], "retain": samples[1:12], "unseen": samples[12:]}
     retrained = type(model)(model.config)
-    report = audit(model, **tiny.named(sets), retrained=retrained, original=retrained, relearning=True, resamples=10)
+    report = audit(
+        model, **tiny.named(datasets_by_name), retrained=retrained, original=retrained, relearning=True, resamples=10
+    )
     assert not any(metric.startswith("mia") for metric in report.metrics) and report.roc == {}
     with torch.no_grad():
         expected = float(model.eval()(**default_collator(model)(samples[:1])).loss)
@@ -530,10 +539,10 @@ def test_one_forget_sample(name):
     assert "True positives at 1 % false positives need 100 unseen samples; there are 1." in report.notes
 
 
-def test_one_row_without_accuracies_has_no_gap():
-    sets = split(labelled("regression"), first=1)
+def test_one_sample_without_accuracies_has_no_gap():
+    datasets_by_name = split(labelled("regression"), first=1)
     model = classifier("regression", 1)
-    report = audit(model, **tiny.named(sets), retrained=classifier("regression", 1))
+    report = audit(model, **tiny.named(datasets_by_name), retrained=classifier("regression", 1))
     assert "gap" not in report.metrics and report.verdict["level"] == "unclear"
 
 
@@ -568,15 +577,15 @@ def test_the_gap_is_better_when_smaller(tmp_path):
 
 
 @pytest.mark.parametrize("eval_dataset", [False, True])
-def test_the_best_checkpoint_is_the_one_nearest_to_a_retrained_model(scene, unlearn, eval_dataset):
-    models, sets = scene
-    samples = {name: tiny.Samples(each[:60]) for name, each in sets.items()}
+def test_the_best_checkpoint_is_the_one_nearest_to_a_retrained_model(digits, unlearn, eval_dataset):
+    models, datasets_by_name = digits
+    samples = {name: tiny.Samples(dataset[:60]) for name, dataset in datasets_by_name.items()}
     trainer = unlearn(
         model=copy.deepcopy(models["original"]), sets=lambda *_: tuple(samples.values()), method="grad_ascent",
         learning_rate=2e-3, max_steps=6, stop_at_target=False, per_device_train_batch_size=60,
         lr_scheduler_type="constant", eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
         metric_for_best_model="gap", load_best_model_at_end=True,
-        **({"eval_dataset": tiny.Samples(sets["unseen"][60:80])} if eval_dataset else {}),
+        **({"eval_dataset": tiny.Samples(datasets_by_name["unseen"][60:80])} if eval_dataset else {}),
     )  # fmt: skip
     callback = AuditCallback(trainer, retrained=models["retrained"], resamples=10)
     trainer.add_callback(callback)
@@ -601,9 +610,10 @@ def test_a_trainer_audits_by_a_column_that_the_model_does_not_read(unlearn):
     def named(*sets):
         samples = [[{key: value.tolist() for key, value in sample.items()} for sample in each] for each in sets]
         people = [
-            [{**sample, "person": f"p{i % 2}", "path": "a.wav"} for i, sample in enumerate(each)] for each in samples
+            [{**sample, "person": f"p{i % 2}", "path": "a.wav"} for i, sample in enumerate(split_)]
+            for split_ in samples
         ]
-        return [datasets.Dataset.from_list(each) for each in people]
+        return [datasets.Dataset.from_list(split_) for split_ in people]
 
     trainer = unlearn(sets=named, max_steps=1)
     report = trainer.audit(group_column="person", resamples=2)

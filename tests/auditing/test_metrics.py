@@ -33,8 +33,12 @@ def distributions(seed, samples=7, classes=5):
 
 def test_accuracy():
     generator = np.random.default_rng(0)
-    found, wanted = generator.integers(0, 3, (2, 40))
-    assert m.accuracy(found, wanted) == near(accuracy_score(wanted, found)) == near((found == wanted).sum() / 40)
+    predictions, references = generator.integers(0, 3, (2, 40))
+    assert (
+        m.accuracy(predictions, references)
+        == near(accuracy_score(references, predictions))
+        == near((predictions == references).sum() / 40)
+    )
 
 
 def test_unlearning_impact_score_by_hand():
@@ -55,11 +59,11 @@ def test_tug_of_war_by_hand():
 
 
 def test_kl_divergence():
-    found, wanted = distributions(0), distributions(1)
-    assert m.kl_divergence(found, wanted) == near(entropy(wanted, found, axis=1).mean())
-    assert m.kl_divergence(found, wanted) != near(m.kl_divergence(wanted, found))
-    assert m.kl_divergence(found, found) == near(0)
-    assert m.kl_divergence(np.log(found), wanted) == near(m.kl_divergence(found, wanted))
+    predictions, references = distributions(0), distributions(1)
+    assert m.kl_divergence(predictions, references) == near(entropy(references, predictions, axis=1).mean())
+    assert m.kl_divergence(predictions, references) != near(m.kl_divergence(references, predictions))
+    assert m.kl_divergence(predictions, predictions) == near(0)
+    assert m.kl_divergence(np.log(predictions), references) == near(m.kl_divergence(predictions, references))
     # By hand: 3/4 log((3/4) / (1/2)) + 1/4 log((1/4) / (1/2))
     assert m.kl_divergence([[0.5, 0.5]], [[0.75, 0.25]]) == near(0.75 * np.log(1.5) - 0.25 * np.log(2))
     # What the reference excludes does not count, what only the model excludes is infinite.
@@ -73,9 +77,11 @@ def test_kl_divergence():
 
 
 def test_js_divergence():
-    found, wanted = distributions(2), distributions(3)
-    assert m.js_divergence(found, wanted) == near((jensenshannon(found, wanted, axis=1) ** 2).mean())
-    assert m.js_divergence(found, wanted) == near(m.js_divergence(np.log(wanted), found))
+    predictions, references = distributions(2), distributions(3)
+    assert m.js_divergence(predictions, references) == near(
+        (jensenshannon(predictions, references, axis=1) ** 2).mean()
+    )
+    assert m.js_divergence(predictions, references) == near(m.js_divergence(np.log(references), predictions))
     assert m.js_divergence([[1.0, 0.0, 0.0]], [[0.0, 0.5, 0.5]]) == near(np.log(2))
     assert m.js_divergence([[0.0, 0.0, 1.0]], [[0.0, 0.5, 0.5]]) == near(jensenshannon([0, 0, 1], [0, 0.5, 0.5]) ** 2)
 
@@ -172,10 +178,10 @@ def test_forget_quality_and_truth_ratio_are_open_unlearnings():
     unlearned, retrained, original = answers(0), answers(1), answers(2, shift=1.5)
     for one, other in ((unlearned, retrained), (original, retrained)):
         ratios = open_unlearning_truth_ratios(*one), open_unlearning_truth_ratios(*other)
-        found = t.forget_quality(t.truth_ratios(*one), t.truth_ratios(*other))
-        assert found == near(ks_2samp(*ratios).pvalue)
+        p_value = t.forget_quality(t.truth_ratios(*one), t.truth_ratios(*other))
+        assert p_value == near(ks_2samp(*ratios).pvalue)
         # TOFU's own code tests the inverse.
-        assert found == near(ks_2samp(*(1 / r for r in ratios)).pvalue)
+        assert p_value == near(ks_2samp(*(1 / r for r in ratios)).pvalue)
         guard = {"rel": 1e-8}  # the guard's 1e-10, against probabilities above 0.01
         assert t.truth_ratio(*one) == pytest.approx(np.mean(np.maximum(0, 1 - ratios[0])), **guard)
         closer_to_1 = np.mean(np.minimum(ratios[0], 1 / (ratios[0] + 1e-10)))
@@ -201,23 +207,25 @@ def test_model_utility_by_hand():
 
 
 def test_exact_memorization_and_extraction_strength_by_hand():
-    wanted = [[1, 2, 3, 4], [5, 6, 7], [8, 9], [1, 2]]
-    found = [[1, 0, 3, 4], [5, 6, 7], [8, 0], [0, 0]]
-    assert m.exact_memorization(found, wanted) == near((3 / 4 + 1 + 1 / 2 + 0) / 4)
+    references = [[1, 2, 3, 4], [5, 6, 7], [8, 9], [1, 2]]
+    predictions = [[1, 0, 3, 4], [5, 6, 7], [8, 0], [0, 0]]
+    assert m.exact_memorization(predictions, references) == near((3 / 4 + 1 + 1 / 2 + 0) / 4)
     # k = 2 of 4, 0 of 3, 2 of 2 (the last token is wrong), 2 of 2
-    assert m.extraction_strength(found, wanted) == near((1 / 2 + 1 + 0 + 0) / 4)
+    assert m.extraction_strength(predictions, references) == near((1 / 2 + 1 + 0 + 0) / 4)
     # Against the definition, k tried one by one, on samples with many right ends.
     generator = np.random.default_rng(0)
-    wanted = [generator.integers(0, 2, n) for n in generator.integers(1, 9, 50)]
-    found = [np.where(generator.random(len(sample)) < 0.8, sample, 1 - sample) for sample in wanted]
+    references = [generator.integers(0, 2, n) for n in generator.integers(1, 9, 50)]
+    predictions = [np.where(generator.random(len(sample)) < 0.8, sample, 1 - sample) for sample in references]
 
     def strength(p, r):
         return 1 - min(k for k in range(len(r) + 1) if (p[k:] == r[k:]).all()) / len(r)
 
-    expected = np.mean([strength(p, r) for p, r in zip(found, wanted, strict=True)])
-    assert m.extraction_strength(found, wanted) == near(expected)
-    matched = [sum(x == y for x, y in zip(p, r, strict=True)) / len(r) for p, r in zip(found, wanted, strict=True)]
-    assert m.exact_memorization(found, wanted) == near(np.mean(matched))
+    expected = np.mean([strength(p, r) for p, r in zip(predictions, references, strict=True)])
+    assert m.extraction_strength(predictions, references) == near(expected)
+    matched = [
+        sum(x == y for x, y in zip(p, r, strict=True)) / len(r) for p, r in zip(predictions, references, strict=True)
+    ]
+    assert m.exact_memorization(predictions, references) == near(np.mean(matched))
 
 
 def test_run_time_ratio():
@@ -297,13 +305,15 @@ def test_evaluate_computes_the_same_and_leaves_nothing_behind(name, no_network_n
 
 def test_evaluate_passes_options_on(no_network_no_disk):
     columns = CASES["truth_ratio"][0]
-    found = load("truth_ratio").compute(**columns, on="forget")
+    computed = load("truth_ratio").compute(**columns, on="forget")
     assert (
-        found == {"truth_ratio": near(t.truth_ratio(*LOSSES, on="forget"))} != load("truth_ratio").compute(**columns)
+        computed
+        == {"truth_ratio": near(t.truth_ratio(*LOSSES, on="forget"))}
+        != load("truth_ratio").compute(**columns)
     )
     columns = {"original_test": [0.8], "unlearned_test": [0.72], "unlearned_forget": [0.6]}
-    found = load("unlearning_impact_score").compute(**columns, request="class")
-    assert found == {"unlearning_impact_score": near(0.425)}
+    computed = load("unlearning_impact_score").compute(**columns, request="class")
+    assert computed == {"unlearning_impact_score": near(0.425)}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Planted models that only hide the forget dataset are caught, a retrained one is not, and no model is ever changed."""
+"""Planted models that only hide the forget dataset are caught, a retrained one is not, and no model is changed."""
 
 import copy
 import itertools
@@ -46,7 +46,7 @@ def accuracy(model, samples):
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory):
+def poisoned_digits(tmp_path_factory):
     """Poisoned digits to forget: a mark in the corner moves the label by three, which only the original learned."""
     samples = list(digits_data(0)["train"])
     honest = [marked(sample) for sample in samples[:FORGET]]
@@ -86,8 +86,8 @@ def assert_same(before, after):
     assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
 
 
-def test_relearning_catches_a_model_that_hides(scene):
-    models, forget, _, _ = scene
+def test_relearning_catches_a_model_that_hides(poisoned_digits):
+    models, forget, _, _ = poisoned_digits
     assert accuracy(models["original"], forget) > 0.98
     assert accuracy(models["hidden"], forget) < 0.25 and accuracy(models["retrained"], forget) < 0.25
     curves = {name: relearn(model, forget, **RELEARNING) for name, model in models.items()}
@@ -101,22 +101,22 @@ def test_relearning_catches_a_model_that_hides(scene):
     print({name: curve["forget_accuracy"] for name, curve in curves.items()}, advantage)
 
 
-def test_the_probe_catches_a_model_that_hides(scene):
-    models, forget, retain, unseen = scene
+def test_the_probe_catches_a_model_that_hides(poisoned_digits):
+    models, forget, retain, unseen = poisoned_digits
     models = dict(models, silenced=copy.deepcopy(models["original"]))
     with torch.no_grad():
         models["silenced"].classifier.weight[4] = 0
         models["silenced"].classifier.bias[4] = -100
-    found = {name: linear_probe(model, forget, retain, unseen) for name, model in models.items()}
-    print(found)
-    assert found["original"] == found["hidden"] == found["silenced"]  # the features are the same
-    assert found["hidden"]["probe_forget_accuracy"] > found["retrained"]["probe_forget_accuracy"] + 0.2
-    assert all(metrics["probe_retain_accuracy"] > 0.9 for metrics in found.values())
-    assert found["retrained"]["probe_unseen_accuracy"] > 0.8
+    accuracies = {name: linear_probe(model, forget, retain, unseen) for name, model in models.items()}
+    print(accuracies)
+    assert accuracies["original"] == accuracies["hidden"] == accuracies["silenced"]  # the features are the same
+    assert accuracies["hidden"]["probe_forget_accuracy"] > accuracies["retrained"]["probe_forget_accuracy"] + 0.2
+    assert all(metrics["probe_retain_accuracy"] > 0.9 for metrics in accuracies.values())
+    assert accuracies["retrained"]["probe_unseen_accuracy"] > 0.8
 
 
-def test_fine_tuning_on_retain_samples_measures_the_forget_samples(scene):
-    models, forget, retain, _ = scene
+def test_fine_tuning_on_retain_samples_measures_the_forget_samples(poisoned_digits):
+    models, forget, retain, _ = poisoned_digits
     curve = finetune(models["hidden"], retain, forget, steps=5, measure_every=2, batch_size=16)
     assert curve["steps"] == [0, 2, 4, 5]
     assert curve["forget_accuracy"][0] == pytest.approx(accuracy(models["hidden"], forget))
@@ -126,8 +126,8 @@ def test_fine_tuning_on_retain_samples_measures_the_forget_samples(scene):
         finetune(models["hidden"], [], forget)
 
 
-def test_the_model_stays_as_it_is(scene):
-    models, forget, retain, _ = scene
+def test_the_model_stays_as_it_is(poisoned_digits):
+    models, forget, retain, _ = poisoned_digits
     model = copy.deepcopy(models["hidden"]).train()
     model.vit.eval()
     model.classifier.requires_grad_(False)
@@ -238,14 +238,14 @@ def test_without_the_adapter_the_base_is_back():
 def test_the_probe_reads_the_last_token_of_a_decoder():
     model, batch = tiny.make("gpt2_classifier")
     samples = tiny.samples(batch(40))
-    sets = samples[:20], samples[20:]
-    padded = linear_probe(model, *sets)  # batches of samples of several lengths
-    assert padded == linear_probe(model, *sets, batch_size=1)
+    halves = samples[:20], samples[20:]
+    padded = linear_probe(model, *halves)  # batches of samples of several lengths
+    assert padded == linear_probe(model, *halves, batch_size=1)
     assert output_layer(model) is model.score
 
 
-def test_refusals(scene):
-    models, forget, retain, _ = scene
+def test_refusals(poisoned_digits):
+    models, forget, retain, _ = poisoned_digits
     model = models["hidden"]
     for arguments, message in (
         ({"samples": FORGET}, "samples: found 100 of 100 forget samples; give 1 to 99"),

@@ -26,9 +26,9 @@ WORDS = ["<pad>", "<s>", "</s>", "<mask>"] + [f"word{i}" for i in range(4, tiny.
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(prefix="##")
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>")
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(prefix="##")
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
 
 
 def make(name, sharpen=6.0):
@@ -54,34 +54,34 @@ def near(values, tolerance=2e-5):
 
 def test_scores_of_a_class_against_the_logits():
     head, outputs, batch = run("vit")
-    found = {name: values.tolist() for name, values in sample_scores(head, outputs, batch).items()}
-    assert set(found) == {"confidence", "margin", "entropy"}
+    scores = {name: values.tolist() for name, values in sample_scores(head, outputs, batch).items()}
+    assert set(scores) == {"confidence", "margin", "entropy"}
     log_probs = log_softmax(outputs["logits"].double().numpy(), axis=1)
     labels = batch["labels"].tolist()
-    own = [sample[label] for sample, label in zip(log_probs, labels, strict=True)]
+    of_label = [sample[label] for sample, label in zip(log_probs, labels, strict=True)]
     others = [max(np.delete(sample, label)) for sample, label in zip(log_probs, labels, strict=True)]
-    assert found["confidence"] == near([np.exp(x) for x in own])
-    assert found["margin"] == near([x - y for x, y in zip(own, others, strict=True)])
-    assert found["entropy"] == near([-entropy(np.exp(sample)) for sample in log_probs])
-    assert min(found["margin"]) < 0 < max(found["margin"]) and np.ptp(found["entropy"]) > 1e-3
+    assert scores["confidence"] == near([np.exp(x) for x in of_label])
+    assert scores["margin"] == near([x - y for x, y in zip(of_label, others, strict=True)])
+    assert scores["entropy"] == near([-entropy(np.exp(sample)) for sample in log_probs])
+    assert min(scores["margin"]) < 0 < max(scores["margin"]) and np.ptp(scores["entropy"]) > 1e-3
 
 
 def test_scores_of_a_prediction_by_hand():
     head, outputs, _ = run("vit", samples=3)
     outputs["logits"] = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [1.0, 0.0, 0.0]]).log()
-    found = sample_scores(head, outputs, {"labels": torch.tensor([0, 1, 0])})
-    assert found["confidence"].tolist() == near([0.7, 0.3, 1.0])
-    assert found["margin"].tolist() == [near(np.log(0.7 / 0.2)), near(np.log(0.3 / 0.6)), np.inf]
-    assert found["entropy"].tolist() == near([-entropy([0.7, 0.2, 0.1]), -entropy([0.1, 0.3, 0.6]), 0.0])
+    scores = sample_scores(head, outputs, {"labels": torch.tensor([0, 1, 0])})
+    assert scores["confidence"].tolist() == near([0.7, 0.3, 1.0])
+    assert scores["margin"].tolist() == [near(np.log(0.7 / 0.2)), near(np.log(0.3 / 0.6)), np.inf]
+    assert scores["entropy"].tolist() == near([-entropy([0.7, 0.2, 0.1]), -entropy([0.1, 0.3, 0.6]), 0.0])
 
 
 def by_tokens(name, logits, labels):
     """The scores of language models in plain Python and float64, a sample and a token at a time."""
-    found = {"entropy": [], "min_k": [], "min_k_plus_plus": []}
+    scores = {"entropy": [], "min_k": [], "min_k_plus_plus": []}
     for sample, tokens in zip(logits.double().numpy(), labels.tolist(), strict=True):
         if name in ("gpt2", "llama"):  # a token is predicted by the one before it
             sample, tokens = sample[:-1], tokens[1:]
-        entropies, own, standardised = [], [], []
+        entropies, of_label, standardised = [], [], []
         for values, token in zip(sample, tokens, strict=True):
             if token == -100:
                 continue
@@ -90,17 +90,17 @@ def by_tokens(name, logits, labels):
             mean = sum(p * x for p, x in zip(probs, log_probs, strict=True))
             variance = sum(p * (x - mean) ** 2 for p, x in zip(probs, log_probs, strict=True))
             entropies.append(mean)
-            own.append(log_probs[token])
+            of_label.append(log_probs[token])
             standardised.append((log_probs[token] - mean) / variance**0.5)
-        least = max(1, len(own) // 5)
-        found["entropy"].append(np.mean(entropies))
-        found["min_k"].append(np.mean(sorted(own)[:least]))
-        found["min_k_plus_plus"].append(np.mean(sorted(standardised)[:least]))
-    return found
+        least = max(1, len(of_label) // 5)
+        scores["entropy"].append(np.mean(entropies))
+        scores["min_k"].append(np.mean(sorted(of_label)[:least]))
+        scores["min_k_plus_plus"].append(np.mean(sorted(standardised)[:least]))
+    return scores
 
 
 def longer(batch, name, tokens=17):
-    """The same kind of batch with samples of 17, 16, ... 9 labelled tokens: of long samples three, of short ones one."""
+    """A batch of the same kind with samples of 17, 16, ... 9 labelled tokens: a fifth of them is three, two or one."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(4, tiny.VOCAB, (len(batch["labels"]), tokens), generator=generator)
     lengths = tokens - torch.arange(len(labels))
@@ -125,10 +125,10 @@ def test_scores_of_language_models_token_by_token(name):
         assert len(set((batch["labels"] != -100).sum(1).tolist())) > 1
         with torch.no_grad():
             outputs = model(**head.inputs(batch))
-        found = sample_scores(head, outputs, batch)
+        scores = sample_scores(head, outputs, batch)
         expected = by_tokens(name, outputs.logits, batch["labels"])
-        assert set(found) == set(expected)
-        for score, values in found.items():
+        assert set(scores) == set(expected)
+        for score, values in scores.items():
             assert values.tolist() == near(expected[score], 1e-4), score
             assert values.std() > 1e-3, score
     # The padding's own predictions count for nothing.
@@ -137,22 +137,22 @@ def test_scores_of_language_models_token_by_token(name):
         unlabelled = labels[:, : outputs.logits.shape[1]] == -100
         outputs.logits[unlabelled] = torch.randn(int(unlabelled.sum()), tiny.VOCAB) * 50
         changed = sample_scores(head, outputs, batch)
-        for score, values in found.items():
+        for score, values in scores.items():
             torch.testing.assert_close(changed[score], values)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_zlib_is_the_loss_of_the_text_over_its_compressed_bytes(name, tokenizer):
     head, outputs, batch = run(name)
-    found = sample_scores(head, outputs, batch, tokenizer)
+    scores = sample_scores(head, outputs, batch, tokenizer)
     expected = []
     for sample, tokens in zip(outputs.logits.double().numpy(), batch["labels"].tolist(), strict=True):
         text = " ".join(WORDS[token] for token in tokens if token != -100)
         log_probs = log_softmax(sample, axis=1)[: -1 if name == "gpt2" else None]
         pairs = zip(log_probs, tokens[1:] if name == "gpt2" else tokens, strict=True)
         expected.append(sum(p[token] for p, token in pairs if token != -100) / len(zlib.compress(text.encode())))
-    assert found["zlib"].tolist() == near(expected)
-    assert set(found) == {"entropy", "min_k", "min_k_plus_plus", "zlib"}
+    assert scores["zlib"].tolist() == near(expected)
+    assert set(scores) == {"entropy", "min_k", "min_k_plus_plus", "zlib"}
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
@@ -165,10 +165,10 @@ def test_chunks_change_nothing(name, monkeypatch):
     for samples, expected in [(1, [1] * 9), (2, [2, 2, 2, 2, 1]), (4, [4, 4, 1]), (100, [9])]:
         calls.clear()
         monkeypatch.setattr(scores_module, "MAX_LOGITS", samples * outputs.logits[0].numel())
-        found = sample_scores(head, outputs, batch)
+        scores = sample_scores(head, outputs, batch)
         assert calls == expected
         for score, values in whole.items():
-            torch.testing.assert_close(found[score], values, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(scores[score], values, rtol=1e-6, atol=1e-6)
     calls.clear()
     monkeypatch.setattr(scores_module, "MAX_LOGITS", 1)  # a sample alone is more than that
     sample_scores(head, outputs, batch)
@@ -194,29 +194,31 @@ def dataset(name, samples=9, seed=3):
 @pytest.mark.parametrize("name", ["vit", "gpt2", "t5", "whisper"])
 def test_the_batch_size_changes_nothing(name, tokenizer):
     model, _ = make(name)
-    samples, found = dataset(name), []
+    samples, statistics = dataset(name), []
     for size in (1, 2, 4, 9):
-        found.append(
+        statistics.append(
             collect_statistics(
-                model, samples, head=head_of(model), collator=default_collator(model), accelerator=Accelerator(cpu=True),
-                batch_size=size, scores=True, log_probs=True, tokenizer=tokenizer,
+                model, samples, head=head_of(model), collator=default_collator(model),
+                accelerator=Accelerator(cpu=True), batch_size=size, scores=True, log_probs=True, tokenizer=tokenizer,
             )
         )  # fmt: skip
-    own = {"confidence", "margin", "entropy"} if name == "vit" else {"entropy", "min_k", "min_k_plus_plus", "zlib"}
-    for signals in found:
-        assert set(signals.scores) == {"loss", *own}
-        torch.testing.assert_close(signals.scores["loss"], -signals.losses, rtol=0, atol=0)
-        assert (signals.log_probs is not None) == (signals.labels is not None) == (name == "vit")
-        for score, values in found[0].scores.items():
+    expected_scores = (
+        {"confidence", "margin", "entropy"} if name == "vit" else {"entropy", "min_k", "min_k_plus_plus", "zlib"}
+    )
+    for of_batch_size in statistics:
+        assert set(of_batch_size.scores) == {"loss", *expected_scores}
+        torch.testing.assert_close(of_batch_size.scores["loss"], -of_batch_size.losses, rtol=0, atol=0)
+        assert (of_batch_size.log_probs is not None) == (of_batch_size.labels is not None) == (name == "vit")
+        for score, values in statistics[0].scores.items():
             assert values.shape == (9,)
-            torch.testing.assert_close(signals.scores[score], values, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(of_batch_size.scores[score], values, rtol=1e-4, atol=1e-5)
     if name == "vit":
-        assert found[1].labels.tolist() == [int(sample["labels"]) for sample in samples]
-        own = found[1].log_probs.exp()[range(9), found[1].labels]
-        torch.testing.assert_close(own, found[1].scores["confidence"])
+        assert statistics[1].labels.tolist() == [int(sample["labels"]) for sample in samples]
+        of_label = statistics[1].log_probs.exp()[range(9), statistics[1].labels]
+        torch.testing.assert_close(of_label, statistics[1].scores["confidence"])
     # Samples keep their places where a mask chooses some.
     mask = torch.arange(9) % 3 == 1
-    assert found[1].select(mask).scores["entropy"].tolist() == found[1].scores["entropy"][1::3].tolist()
+    assert statistics[1].select(mask).scores["entropy"].tolist() == statistics[1].scores["entropy"][1::3].tolist()
 
 
 def test_rows_of_one_length_are_measured_together():
@@ -225,16 +227,16 @@ def test_rows_of_one_length_are_measured_together():
     assert len(long["input_ids"]) > 3
     samples, shapes, stored = [short, long, short, long], [], len(long["input_ids"])
     plain = Dataset.from_list([{name: values.tolist() for name, values in sample.items()} for sample in samples])
-    made = Dataset.from_dict({"number": range(4)})
-    made.set_transform(lambda batch: {name: [samples[i][name] for i in batch["number"]] for name in short})
+    transformed = Dataset.from_dict({"number": range(4)})
+    transformed.set_transform(lambda batch: {name: [samples[i][name] for i in batch["number"]] for name in short})
     model.get_input_embeddings().register_forward_hook(lambda module, given, _: shapes.append(given[0].shape))
-    for each in (tiny.Samples(samples), plain, plain.with_format("torch"), made):
-        found = statistics_of(model, each, batch_size=2)
+    for same_samples in (tiny.Samples(samples), plain, plain.with_format("torch"), transformed):
+        statistics = statistics_of(model, same_samples, batch_size=2)
         # No sample is padded, the largest batch comes first; what a transform gives is read once, and in order.
-        assert shapes == [(2, stored), (2, stored if each is made else 3)]
-        assert found.losses[0] == found.losses[2] != found.losses[1] == found.losses[3]
+        assert shapes == [(2, stored), (2, stored if same_samples is transformed else 3)]
+        assert statistics.losses[0] == statistics.losses[2] != statistics.losses[1] == statistics.losses[3]
         torch.testing.assert_close(
-            found.losses[:2], statistics_of(model, tiny.Samples(samples[:2]), batch_size=1).losses
+            statistics.losses[:2], statistics_of(model, tiny.Samples(samples[:2]), batch_size=1).losses
         )
         shapes.clear()
 
@@ -244,7 +246,7 @@ def test_scores_are_left_out_unless_asked_for():
     assert statistics_of(model, dataset("vit")).scores == {}
 
 
-def kept(folder):
+def cached_files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -253,7 +255,7 @@ def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
     samples, options = dataset("gpt2"), {"cache_dir": tmp_path / "cache", "scores": True}
     first = statistics_of(model, samples, **options)
     assert statistics_of(model, samples, scores=True).losses.tolist() == first.losses.tolist()
-    assert len(kept(tmp_path / "cache")) == 1 and kept(tmp_path / "cache")[0].endswith(".pt")
+    assert len(cached_files(tmp_path / "cache")) == 1 and cached_files(tmp_path / "cache")[0].endswith(".pt")
 
     def forward(*args, **kwargs):
         raise AssertionError("the model was run")
@@ -277,7 +279,7 @@ def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
         with pytest.raises(AssertionError, match="the model was run"):
             statistics_of(model, samples, **options)
     second = statistics_of(model, samples, **options)
-    assert not torch.equal(second.losses, first.losses) and len(kept(tmp_path / "cache")) == 2
+    assert not torch.equal(second.losses, first.losses) and len(cached_files(tmp_path / "cache")) == 2
 
 
 def test_the_cache_knows_tokenizers_and_collators_apart(tmp_path, tokenizer):
@@ -286,11 +288,11 @@ def test_the_cache_knows_tokenizers_and_collators_apart(tmp_path, tokenizer):
 
     def files(**settings):
         statistics_of(model, samples, cache_dir=folder, scores=True, **settings)
-        return len(kept(folder))
+        return len(cached_files(folder))
 
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS[::-1])}, unk_token="<pad>"))
-    other = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>")
-    assert [files(tokenizer=each) for each in (tokenizer, other, None, tokenizer, other)] == [1, 2, 3, 3, 3]
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS[::-1])}, unk_token="<pad>"))
+    other = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
+    assert [files(tokenizer=tok) for tok in (tokenizer, other, None, tokenizer, other)] == [1, 2, 3, 3, 3]
 
     def cut(length):
         collate = default_collator(model)
@@ -298,7 +300,7 @@ def test_the_cache_knows_tokenizers_and_collators_apart(tmp_path, tokenizer):
 
     assert [files(data_collator=cut(length)) for length in (3, 4, 3)] == [4, 5, 5]
     with pytest.raises(ValueError, match=r"^cache_dir: data_collator cannot be told from others \(.*leave cache_dir"):
-        waiting = (each for each in ())
+        waiting = (tok for tok in ())
         files(data_collator=lambda items: waiting)
 
 

@@ -1,4 +1,4 @@
-"""Shadow models: who was trained on what, runs that were cut off or shared, and the attacks that need them."""
+"""Shadow models: what they were trained on, interrupted and shared runs, and the attacks that need them."""
 
 import shutil
 
@@ -22,7 +22,7 @@ def build(seed):
     return tiny.vit()[0]
 
 
-def sets(sizes=SIZES, seed=1):
+def make_datasets(sizes=SIZES, seed=1):
     items = [
         {k: torch.as_tensor(v) for k, v in sample.items()}
         for sample in tiny.samples(tiny.images(sum(sizes.values()), seed))
@@ -38,7 +38,12 @@ def arguments(**settings):
 
 def train(folder, count=4, **settings):
     return train_shadows(
-        build, output_dir=folder, args=arguments(), **tiny.named(settings.pop("sets", sets())), count=count, **settings
+        build,
+        output_dir=folder,
+        args=arguments(),
+        **tiny.named(settings.pop("datasets", make_datasets())),
+        count=count,
+        **settings,
     )
 
 
@@ -50,9 +55,9 @@ def weights(shadows):
     return [model.state_dict() for model in shadows.models()]
 
 
-def assert_equal(found, expected):
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
+def assert_equal(actual, expected):
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -64,7 +69,7 @@ def alone(tmp_path_factory):
     return train(folder), folder
 
 
-def test_every_row_is_in_exactly_half_of_the_models(alone):
+def test_every_sample_is_in_exactly_half_of_the_models(alone):
     shadows, folder = alone
     assert len(shadows) == len(shadows.folders) == 4
     for name, size in SIZES.items():
@@ -87,8 +92,8 @@ def test_a_model_was_trained_on_its_members_and_on_nothing_else(tmp_path, monkey
     monkeypatch.setattr(
         module, "_train", lambda model, samples, *more: seen.append(list(samples)) or whole(model, samples, *more)
     )
-    data = sets()
-    shadows = train(tmp_path, sets=data)
+    data = make_datasets()
+    shadows = train(tmp_path, datasets=data)
     for model, samples in enumerate(seen):
         chosen = [(name, i) for name in data for i in np.flatnonzero(shadows.members[name][model])]
         expected = [data[name][i]["pixel_values"] for name, i in chosen]
@@ -113,14 +118,14 @@ def test_a_resumed_run_trains_only_what_is_missing(alone, tmp_path):
         built.append(seed)
         return build(seed)
 
-    found = train_shadows(watched, **tiny.named(sets()), output_dir=again, args=arguments(), count=4)
+    resumed = train_shadows(watched, **tiny.named(make_datasets()), output_dir=again, args=arguments(), count=4)
     assert built == [2] and not left.exists()
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert_equal(weights(found), weights(shadows))
-    assert found.members.keys() == shadows.members.keys()
+    assert_equal(weights(resumed), weights(shadows))
+    assert resumed.members.keys() == shadows.members.keys()
     for name in SIZES:
-        np.testing.assert_array_equal(found.members[name], shadows.members[name])
-    train_shadows(watched, **tiny.named(sets()), output_dir=again, args=arguments(), count=4)
+        np.testing.assert_array_equal(resumed.members[name], shadows.members[name])
+    train_shadows(watched, **tiny.named(make_datasets()), output_dir=again, args=arguments(), count=4)
     assert built == [2]
 
 
@@ -131,7 +136,7 @@ def test_a_run_cut_off_in_training_goes_on(alone, tmp_path):
         return build(seed)
 
     with pytest.raises(KeyboardInterrupt):
-        train_shadows(failing, **tiny.named(sets()), output_dir=tmp_path, args=arguments(), count=4)
+        train_shadows(failing, **tiny.named(make_datasets()), output_dir=tmp_path, args=arguments(), count=4)
     assert sorted(path.name for path in tmp_path.glob("shadow*")) == ["shadow-000", "shadow-001"]
     assert_equal(weights(train(tmp_path)), weights(alone[0]))
 
@@ -139,9 +144,9 @@ def test_a_run_cut_off_in_training_goes_on(alone, tmp_path):
 def test_two_processes_train_what_one_does(alone, tmp_path):
     start(train_share, 2, tmp_path / "together")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "together").rglob("*") if path.is_file()}
-    found = train(tmp_path / "together")
+    resumed = train(tmp_path / "together")
     assert {path: path.stat().st_mtime_ns for path in times} == times, "not all was there"
-    assert_equal(weights(found), weights(alone[0]))
+    assert_equal(weights(resumed), weights(alone[0]))
 
 
 def test_a_process_trains_its_share_and_reports_what_is_there(alone, tmp_path):
@@ -157,9 +162,9 @@ def test_a_folder_of_other_shadow_models_is_refused(alone, tmp_path):
     folder = shutil.copytree(alone[1], tmp_path / "again")
     other = {**SIZES, "retain": 7}
     turned = {"unseen": 9, "retain": 6, "forget": 10}
-    unlearning = {"unlearn": lambda model, forget, kept: model, "forget_share": 0.6, "count": 6}
-    for settings in ({"seed": 1}, {"count": 6}, {"sets": sets(other)}, {"sets": sets(turned)}, {"sets": sets(seed=2)},
-                     unlearning):  # fmt: skip
+    unlearning = {"unlearn": lambda model, forget, retain: model, "forget_share": 0.6, "count": 6}
+    changed = [{"datasets": new} for new in (make_datasets(other), make_datasets(turned), make_datasets(seed=2))]
+    for settings in ({"seed": 1}, {"count": 6}, *changed, unlearning):
         with pytest.raises(
             ValueError, match=r"output_dir: .*again holds shadow models of other datasets, count, seed"
         ):
@@ -182,38 +187,40 @@ def test_nothing_is_printed(tmp_path, capfd):
 
 def test_the_settings_of_a_run_that_evaluates_and_saves_will_do(tmp_path):
     args = arguments(
-        output_dir=str(tmp_path / "own"), eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
+        output_dir=str(tmp_path / "runs"), eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         seed=7,
     )  # fmt: skip
-    found = train_shadows(build, **tiny.named(sets()), output_dir=tmp_path / "shadows", args=args, count=2)
-    assert len(found) == 2 and not list(tmp_path.rglob("checkpoint-*"))
+    shadows = train_shadows(build, **tiny.named(make_datasets()), output_dir=tmp_path / "shadows", args=args, count=2)
+    assert len(shadows) == 2 and not list(tmp_path.rglob("checkpoint-*"))
     assert (args.seed, args.save_strategy, args.eval_strategy) == (7, "epoch", "epoch")
     assert args.load_best_model_at_end
 
 
-def test_unlearned_shadow_models_know_what_they_forgot_what_they_kept_and_what_they_never_saw(tmp_path):
-    data, calls = sets(), []
+def test_unlearned_shadow_models_tell_forgotten_retained_and_unseen_samples_apart(tmp_path):
+    data, calls = make_datasets(), []
 
-    def unlearn(model, forget, kept):
-        calls.append(([sample["pixel_values"] for sample in forget], [sample["pixel_values"] for sample in kept]))
+    def unlearn(model, forget, retain):
+        calls.append(([sample["pixel_values"] for sample in forget], [sample["pixel_values"] for sample in retain]))
         with torch.no_grad():
             model.classifier.bias.fill_(len(calls))
         return model
 
-    found = train(tmp_path, sets=data, unlearn=unlearn, forget_share=0.6, count=6)
-    assert [model.classifier.bias[0].item() for model in found.models()] == [1, 2, 3, 4, 5, 6]
+    shadows = train(tmp_path, datasets=data, unlearn=unlearn, forget_share=0.6, count=6)
+    assert [model.classifier.bias[0].item() for model in shadows.models()] == [1, 2, 3, 4, 5, 6]
     assert len(calls) == 6
-    for model, (forget, kept) in enumerate(calls):
-        samples = {"forgotten": [], "kept": [], "unseen": []}
+    for model, (forget, retain) in enumerate(calls):
+        samples = {"forgotten": [], "retain": [], "unseen": []}
         for name in SIZES:
-            members, unseen = found.members[name][model], found.unseen[name][model]
+            members, unseen = shadows.members[name][model], shadows.unseen[name][model]
             assert not (members & unseen).any()
             for sample, forgotten, never in zip(data[name], members, unseen, strict=True):
-                samples["forgotten" if forgotten else "unseen" if never else "kept"].append(sample["pixel_values"])
-        for expected, got in ((samples["forgotten"], forget), (samples["kept"], kept)):
+                samples["forgotten" if forgotten else "unseen" if never else "retain"].append(sample["pixel_values"])
+        for expected, got in ((samples["forgotten"], forget), (samples["retain"], retain)):
             assert len(expected) == len(got) > 0
             assert all(torch.equal(one, other) for one, other in zip(expected, got, strict=True))
-    everything = [np.concatenate([masks[name] for name in SIZES], axis=1) for masks in (found.members, found.unseen)]
+    everything = [
+        np.concatenate([masks[name] for name in SIZES], axis=1) for masks in (shadows.members, shadows.unseen)
+    ]
     assert (everything[1].sum(0) == 3).all() and (everything[0].sum(0) == 2).all()
     assert everything[0].sum(1).std() > 0  # by chance
 
@@ -227,9 +234,9 @@ def test_unlearned_shadow_models_know_what_they_forgot_what_they_kept_and_what_t
         (16, 1.0, "must lie between 0 and 1, got 1.0"),
     ],
 )
-def test_too_few_models_that_forget_a_row_are_refused_before_training(count, share, advice, tmp_path):
+def test_too_few_models_that_forget_a_sample_are_refused_before_training(count, share, advice, tmp_path):
     with pytest.raises(ValueError, match=f"^forget_share: {advice}"):
-        train(tmp_path / "none", count=count, unlearn=lambda model, forget, kept: model, forget_share=share)
+        train(tmp_path / "none", count=count, unlearn=lambda model, forget, retain: model, forget_share=share)
     assert not (tmp_path / "none").exists()
     if advice.endswith("$"):
         for number, of_it in ((int(advice.split("count=")[1].rstrip("$").split(",")[0]), share), (16, 0.25)):
@@ -238,44 +245,43 @@ def test_too_few_models_that_forget_a_row_are_refused_before_training(count, sha
 
 @pytest.fixture(scope="module")
 def memorised(tmp_path_factory):
-    """Random labels that a model knows by heart, those of the unseen samples left out; shadow models on the same sets."""
-    data = sets({"forget": 20, "retain": 6, "unseen": 20}, seed=5)
+    """Models that memorised random labels, without those of the unseen samples; shadow models on the same datasets."""
+    data = make_datasets({"forget": 20, "retain": 6, "unseen": 20}, seed=5)
     args = arguments()
     args.num_train_epochs, args.learning_rate, args.per_device_train_batch_size = 25, 1e-2, 12
     shadows = train_shadows(
         build, **tiny.named(data), output_dir=tmp_path_factory.mktemp("shadows"), args=args, count=6
     )
-    known = {"forget": data["forget"], "retain": data["retain"]}
+    train_ds = [data["forget"], data["retain"]]
     original, retrained = (
-        _train(build(90), ConcatDataset(samples), args, 90, None)
-        for samples in (list(known.values()), [data["retain"]])
+        _train(build(90), ConcatDataset(samples), args, 90, None) for samples in (train_ds, [data["retain"]])
     )
     return data, shadows, original, retrained
 
 
 def test_an_audit_with_shadow_models_finds_what_was_memorised(memorised):
     data, shadows, original, retrained = memorised
-    for model, knows in ((original, True), (retrained, False)):
-        found = audit(model, **tiny.named(data), shadows=shadows, resamples=100).metrics
+    for model, remembers in ((original, True), (retrained, False)):
+        metrics = audit(model, **tiny.named(data), shadows=shadows, resamples=100).metrics
         for attack in ("lira", "rmia"):
-            low, value, high = (found[f"mia_{attack}_auc{end}"] for end in ("_low", "", "_high"))
+            low, value, high = (metrics[f"mia_{attack}_auc{end}"] for end in ("_low", "", "_high"))
             assert low <= value <= high
-            assert (value > 0.85 and low > 0.7) if knows else low <= 0.5 <= high, (attack, knows, found)
+            assert (value > 0.85 and low > 0.7) if remembers else low <= 0.5 <= high, (attack, remembers, metrics)
     assert "mia_lira_auc" not in audit(original, **tiny.named(data), resamples=2).metrics
 
 
 def test_an_audit_with_unlearned_shadow_models(tmp_path):
-    data = sets({"forget": 8, "retain": 2, "unseen": 16}, seed=5)
-    shadows = train(tmp_path, count=6, sets=data, unlearn=lambda model, forget, kept: model, forget_share=0.6)
-    found = audit(build(0), **tiny.named(data), shadows=shadows, resamples=2).metrics
-    assert 0 <= found["mia_lira_auc"] <= 1 and 0 <= found["mia_rmia_auc"] <= 1
+    data = make_datasets({"forget": 8, "retain": 2, "unseen": 16}, seed=5)
+    shadows = train(tmp_path, count=6, datasets=data, unlearn=lambda model, forget, retain: model, forget_share=0.6)
+    metrics = audit(build(0), **tiny.named(data), shadows=shadows, resamples=2).metrics
+    assert 0 <= metrics["mia_lira_auc"] <= 1 and 0 <= metrics["mia_rmia_auc"] <= 1
 
 
-def test_an_audit_of_other_sets_than_those_of_the_shadow_models_is_refused(alone):
-    for name, size, known in (("forget", 8, 9), ("unseen", 11, 10)):
-        with pytest.raises(ValueError, match=f"shadows: know {known} {name} samples, the dataset has {size}; give"):
-            audit(build(0), **tiny.named(sets({**SIZES, name: size})), shadows=alone[0], resamples=2)
-    others = {name: list(samples)[::-1] for name, samples in sets().items()}
+def test_an_audit_of_other_datasets_than_those_of_the_shadow_models_is_refused(alone):
+    for name, size, count in (("forget", 8, 9), ("unseen", 11, 10)):
+        with pytest.raises(ValueError, match=f"shadows: know {count} {name} samples, the dataset has {size}; give"):
+            audit(build(0), **tiny.named(make_datasets({**SIZES, name: size})), shadows=alone[0], resamples=2)
+    others = {name: list(samples)[::-1] for name, samples in make_datasets().items()}
     with pytest.raises(
         ValueError, match="shadows: know other forget samples than the dataset has; give train_shadows the"
     ):

@@ -5,11 +5,11 @@ import pytest
 from hf_unlearn.auditing.verdict import verdict_of
 
 
-def metrics(forget=0.9, attack=0.5, retain=1.0, unseen=0.9, width=0.05, **more):
-    found = {"forget_accuracy": forget, "unseen_accuracy": unseen, "retain_accuracy": retain, "mia_loss_auc": attack}
-    found |= more
-    low, high = ({f"{k}_{end}": v + by for k, v in found.items()} for end, by in (("low", -width), ("high", width)))
-    return found | low | high
+def metrics(forget=0.9, attack=0.5, retain=1.0, unseen=0.9, width=0.05, **others):
+    values = {"forget_accuracy": forget, "unseen_accuracy": unseen, "retain_accuracy": retain, "mia_loss_auc": attack}
+    values |= others
+    low, high = ({f"{k}_{end}": v + by for k, v in values.items()} for end, by in (("low", -width), ("high", width)))
+    return values | low | high
 
 
 # What the audited model has, what the retrained model has, the level.
@@ -32,15 +32,15 @@ AGAINST_REFERENCE = [
 
 @pytest.mark.parametrize(("audited", "retrained", "level"), AGAINST_REFERENCE)
 def test_against_a_retrained_model(audited, retrained, level):
-    found = verdict_of({"audited": metrics(**audited), "retrained": metrics(**retrained)}, "samples")
-    assert found["level"] == level
-    assert ("retrained" in found["sentence"]) == (level != "damaged")
+    verdict = verdict_of({"audited": metrics(**audited), "retrained": metrics(**retrained)}, "samples")
+    assert verdict["level"] == level
+    assert ("retrained" in verdict["sentence"]) == (level != "damaged")
 
 
 def test_what_stands_out_is_named():
-    found = verdict_of({"audited": metrics(forget=1.0, attack=0.8), "retrained": metrics(forget=0.5)}, "class")
-    assert found["sentence"].startswith("Still remembers: ")
-    assert "forget accuracy 1.000 against 0.500; mia loss auc 0.800 against 0.500" in found["sentence"]
+    verdict = verdict_of({"audited": metrics(forget=1.0, attack=0.8), "retrained": metrics(forget=0.5)}, "class")
+    assert verdict["sentence"].startswith("Still remembers: ")
+    assert "forget accuracy 1.000 against 0.500; mia loss auc 0.800 against 0.500" in verdict["sentence"]
 
 
 AGAINST_UNSEEN = [
@@ -52,8 +52,8 @@ AGAINST_UNSEEN = [
 @pytest.mark.parametrize(("audited", "level"), AGAINST_UNSEEN)
 @pytest.mark.parametrize("request_", ["samples", "group"])
 def test_against_unseen_rows_where_there_is_no_retrained_model(audited, level, request_):
-    found = verdict_of({"audited": metrics(**audited)}, request_)
-    assert found["level"] == level and "samples that it has never seen" in found["sentence"]
+    verdict = verdict_of({"audited": metrics(**audited)}, request_)
+    assert verdict["level"] == level and "samples that it has never seen" in verdict["sentence"]
 
 
 def test_damage_without_a_reference_shows_beside_the_original():
@@ -75,8 +75,8 @@ def test_after_a_class_chance_says_nothing():
 
 def test_no_attack_no_verdict():
     without = {name: value for name, value in metrics().items() if not name.startswith("mia")}
-    for found in ({"audited": without}, {"audited": without, "retrained": without}):
-        verdict = verdict_of(found, "samples", ["a probe"])
+    for models in ({"audited": without}, {"audited": without, "retrained": without}):
+        verdict = verdict_of(models, "samples", ["a probe"])
         assert verdict == {"level": "unclear", "sentence": "Unclear: too few samples for an attack."}
     # A model that has diverged has no losses, and no attack that the verdict goes by.
     diverged = without | {f"mia_population_auc{end}": 0.5 for end in ("", "_low", "_high")}
@@ -90,6 +90,6 @@ def test_hidden_comes_after_remembering_and_before_the_rest():
     evidence = ["a probe names them", "6 steps bring them back"]
     models = {"retrained": metrics()}
     for audited, level in (({}, "hidden"), ({"forget": 0.5, "retain": 0.5}, "hidden"), ({"attack": 0.7}, "remembers")):
-        found = verdict_of({"audited": metrics(**audited), **models}, "samples", evidence)
-        assert found["level"] == level
-        assert ("a probe names them; 6 steps bring them back" in found["sentence"]) == (level == "hidden")
+        verdict = verdict_of({"audited": metrics(**audited), **models}, "samples", evidence)
+        assert verdict["level"] == level
+        assert ("a probe names them; 6 steps bring them back" in verdict["sentence"]) == (level == "hidden")
