@@ -5,11 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
-from hf_unlearn.report.plots import loss_curves
+from hf_unlearn.report.plots import plot_loss_curves
 from hf_unlearn.report.tables import print_comparison, print_metrics, show
 
 
-def test_figures_as_text():
+def test_metrics_as_text():
     assert show(0.1234, "forget_accuracy") == "12.3 %" and show(0.5, "surviving_share") == "50.0 %"
     assert (
         show(1.23456, "retain_loss") == "1.235"
@@ -20,7 +20,7 @@ def test_figures_as_text():
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_tables_hold_every_figure(width):
+def test_tables_hold_every_metric(width):
     console = Console(width=width, record=True, file=io.StringIO())
     models = {"original": {"forget_accuracy": 1.0}, "∇τ": {"forget_accuracy": 0.88, "gap": 0.54}}
     print_comparison({"class 3": models}, {"forget": "forget_accuracy", "gap": "gap"}, "caption", console)
@@ -33,5 +33,5 @@ def test_tables_hold_every_figure(width):
 def test_loss_curves_are_drawn_with_the_target(tmp_path):
     history = [{"loss": 1.0, "forget_loss": 0.1 * i, "retain_loss": 0.1, "target": 0.5, "step": i} for i in range(5)]
     history.append({"train_runtime": 1.0, "step": 5})
-    path = loss_curves({"∇τ": history}, {"retrained": {"forget_loss": 0.4}}, "class 3", tmp_path / "curves.png")
+    path = plot_loss_curves({"∇τ": history}, 0.4, "class 3", tmp_path / "curves.png")
     assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 5000
