@@ -45,11 +45,11 @@ class ComparisonFolder:
 
     Args:
         config: the comparison.
-        folder: its path.
+        path: of the folder, which need not exist.
     """
 
-    def __init__(self, config: Comparison, folder: str | Path):
-        self.config, self.folder = config, Path(folder)
+    def __init__(self, config: Comparison, path: str | Path):
+        self.config, self.path = config, Path(path)
         self.task_class = config.load_task_class()
         # The last task and the last datasets stay in memory, because loading them takes time.
         self._tasks: dict[int, Task] = {}
@@ -102,7 +102,7 @@ class ComparisonFolder:
         key = fingerprint(
             self.config.task, self.config.options, self.task_class.training, asdict(run), self.given_checkpoint(run)
         )
-        return self.folder / "models" / f"{slug(run.name)}-{run.seed}-{key}"
+        return self.path / "models" / f"{slug(run.name)}-{run.seed}-{key}"
 
     def is_trained(self, run: TrainingRun) -> bool:
         """Whether a trained model is saved."""
@@ -169,7 +169,7 @@ class ComparisonFolder:
     def result_file(self, run: MeasuredRun) -> Path:
         """Where the result of a run is saved."""
         key = self._settings_key(run)[:6]
-        return self.folder / "runs" / f"{slug(run.request)}-{run.seed}-{slug(run.model)}-{key}.json"
+        return self.path / "runs" / f"{slug(run.request)}-{run.seed}-{slug(run.model)}-{key}.json"
 
     def _settings_key(self, run: MeasuredRun) -> str:
         config, trained = self.config, self.training_runs_for(run)
@@ -216,7 +216,7 @@ class ComparisonFolder:
             return {**result, "status": "refused", "error": str(refusal)}
         retrained, _ = self.load_trained_model(self.training_runs_for(run)[RETRAINED])
         # Statistics of trained models serve several runs; those of an unlearned model only its own.
-        cache = {} if unlearned else {"cache_dir": self.folder / "statistics"}
+        cache = {} if unlearned else {"cache_dir": self.path / "statistics"}
         metrics = self.load_task(run.seed).metrics(
             model, retrained, **datasets_by_name, relearning=self.config.relearning, **cache
         )

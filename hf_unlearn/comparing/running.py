@@ -68,7 +68,7 @@ def compare(config: Comparison, output_dir: str | Path, *, workers: int = 1, pro
         "budget": dict(config.budget),
         "runs": [folder.read_result(run) for run in measured_runs(config)],
     }
-    _write(results, folder.folder)
+    _write(results, folder.path)
     return results
 
 
@@ -92,13 +92,13 @@ def _run_all(
 ) -> None:
     """Train or measure all runs, in this process or in several."""
     with tqdm(total=len(runs), desc=title, disable=not title or not runs) as bar:  # ends its line before an error
-        if workers > 1:
-            lost_runs = _run_in_pool(runs, folder, action, workers, bar)
-            _run_alone(lost_runs, folder, action, bar)
-        else:
+        if workers == 1:
             for run in runs:
                 action(folder, run)
                 bar.update()
+        else:
+            lost_runs = _run_in_pool(runs, folder, action, workers, bar)
+            _run_alone(lost_runs, folder, action, bar)
 
 
 def _run_in_pool(
@@ -143,14 +143,14 @@ def _process_pool(folder: ComparisonFolder, workers: int) -> ProcessPoolExecutor
     for number in range(workers):
         numbers.put(number)
     return ProcessPoolExecutor(
-        workers, CONTEXT, initializer=_start_worker, initargs=(folder.config, folder.folder, numbers, workers)
+        workers, CONTEXT, initializer=_start_worker, initargs=(folder.config, folder.path, numbers, workers)
     )
 
 
 _folder_of_worker: ComparisonFolder
 
 
-def _start_worker(config: Comparison, folder: Path, numbers: Queue[int], workers: int) -> None:
+def _start_worker(config: Comparison, path: Path, numbers: Queue[int], workers: int) -> None:
     global _folder_of_worker
     threading.Thread(target=_exit_with, args=[multiprocessing.parent_process()], daemon=True).start()
     number = numbers.get()
@@ -161,7 +161,7 @@ def _start_worker(config: Comparison, folder: Path, numbers: Queue[int], workers
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     quiet()
     disable_progress_bar()
-    _folder_of_worker = ComparisonFolder(config, folder)
+    _folder_of_worker = ComparisonFolder(config, path)
 
 
 def _exit_with(parent: BaseProcess) -> None:
