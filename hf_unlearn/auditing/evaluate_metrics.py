@@ -8,6 +8,7 @@ from typing import Any
 import evaluate
 import numpy as np
 from datasets import Features, List, Value
+from typing_extensions import override
 
 from hf_unlearn.auditing import measuring, metrics, text_metrics
 
@@ -103,14 +104,17 @@ class _FunctionMetric(evaluate.Metric):
         super().__init__(keep_in_memory=True)
         self.info.module_name = name  # evaluate's own choice is the name of the class
 
+    @override
     def _build_data_dir(self) -> str:
         return ""  # nothing is written to disk, so no folder is needed
 
+    @override
     def _info(self) -> evaluate.MetricInfo:
         function, features = METRICS[self._metric]
         description = function.__doc__ or ""
         return evaluate.MetricInfo(description=description, citation="", features=features)
 
+    @override
     def _compute(self, **inputs: Any) -> dict[str, float]:
         function, features = METRICS[self._metric]
         if self._metric not in METRICS_OF_RUNS:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Sized
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score
 
 from hf_unlearn.data.splitting import REQUESTS
 
+# [n, classes], or their logarithms.
+Probabilities: TypeAlias = np.ndarray | Sequence[Sequence[float]]
 # A softmax in float32 sums to 1 within 1e-5 over any vocabulary; one in bfloat16 does not, and is refused.
 SUM_TOLERANCE = 1e-3
 
 
-def check_pairs(predictions: Sequence[Any], references: Sequence[Any]) -> None:
+def check_pairs(predictions: Sized, references: Sized) -> None:
     """Check that every prediction has a reference.
 
     Raises:
@@ -29,7 +32,9 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any]) -> None:
         raise ValueError("predictions: no samples; pass at least one")
 
 
-def check_numbers(name: str, values: Any, low: float = -np.inf, high: float = np.inf, ndim: int = 1) -> np.ndarray:
+def check_numbers(
+    name: str, values: ArrayLike, low: float = -np.inf, high: float = np.inf, ndim: int = 1
+) -> np.ndarray:
     """`values` as a float64 array with `ndim` dimensions, not empty, every number in [low, high].
 
     Raises:
@@ -46,7 +51,7 @@ def check_numbers(name: str, values: Any, low: float = -np.inf, high: float = np
     return numbers
 
 
-def check_losses(name: str, values: Any, ndim: int = 1) -> np.ndarray:
+def check_losses(name: str, values: ArrayLike, ndim: int = 1) -> np.ndarray:
     """As `check_numbers`, for negative log-likelihoods: at least 0 and finite.
 
     Raises:
@@ -147,7 +152,7 @@ def tug_of_war(predictions: Sequence[float], references: Sequence[float]) -> flo
     return float(np.prod(1 - np.abs(unlearned - retrained)))
 
 
-def kl_divergence(predictions: Any, references: Any) -> float:
+def kl_divergence(predictions: Probabilities, references: Probabilities) -> float:
     """Kullback-Leibler divergence of the predictions from the retrained model's, mean over samples. Lower is better.
 
     `sum_c r_c log(r_c / p_c)`, r the prediction of the retrained model on a sample, p that of the model. In nats, in
@@ -169,7 +174,7 @@ def kl_divergence(predictions: Any, references: Any) -> float:
     return float(_kl(log_r, log_p).mean())
 
 
-def js_divergence(predictions: Any, references: Any) -> float:
+def js_divergence(predictions: Probabilities, references: Probabilities) -> float:
     """Jensen-Shannon divergence of the predictions and the retrained model's, mean over samples. Lower is better.
 
     `(KL(r, m) + KL(p, m)) / 2` with `m = (r + p) / 2`: symmetric, in nats, in [0, log 2]. Chundawat et al. 2023
@@ -191,7 +196,7 @@ def js_divergence(predictions: Any, references: Any) -> float:
     return float((_kl(log_p, log_middle) + _kl(log_r, log_middle)).mean() / 2)
 
 
-def exact_memorization(predictions: Sequence[Any], references: Sequence[Any]) -> float:
+def exact_memorization(predictions: Sequence[ArrayLike], references: Sequence[ArrayLike]) -> float:
     """Share of tokens that are the most likely ones given all tokens before, mean over samples. In [0, 1].
 
     On the forget dataset lower is better. Tirumala et al. 2022 (arXiv 2205.10770), by samples as in open-unlearning,
@@ -211,7 +216,7 @@ def exact_memorization(predictions: Sequence[Any], references: Sequence[Any]) ->
     return float(np.mean([correct.mean() for correct in _correct_tokens(predictions, references)]))
 
 
-def extraction_strength(predictions: Sequence[Any], references: Sequence[Any]) -> float:
+def extraction_strength(predictions: Sequence[ArrayLike], references: Sequence[ArrayLike]) -> float:
     """The share of a text that the model completes without an error, mean over samples. In [0, 1].
 
     On the forget dataset lower is better. `1 - k / n`, k the fewest tokens of n after which every most likely token is
@@ -252,7 +257,7 @@ def run_time_ratio(unlearn_seconds: float, retrain_seconds: float) -> float:
     return unlearn_seconds / retrain_seconds
 
 
-def _log_probabilities(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
+def _log_probabilities(predictions: Probabilities, references: Probabilities) -> tuple[np.ndarray, np.ndarray]:
     check_pairs(predictions, references)
     log_p, log_r = _as_log_probabilities("predictions", predictions), _as_log_probabilities("references", references)
     if log_p.shape != log_r.shape:
@@ -260,7 +265,7 @@ def _log_probabilities(predictions: Any, references: Any) -> tuple[np.ndarray, n
     return log_p, log_r
 
 
-def _as_log_probabilities(name: str, values: Any) -> np.ndarray:
+def _as_log_probabilities(name: str, values: ArrayLike) -> np.ndarray:
     # Every sample of probabilities has a number above 0, logarithms have none: the sign tells them apart.
     log_probs = check_numbers(name, values, high=1, ndim=2)
     if (log_probs > 0).any():
@@ -282,7 +287,7 @@ def _kl(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
         return np.where(np.isneginf(log_p), 0.0, np.exp(log_p) * (log_p - log_q)).sum(axis=1)
 
 
-def _correct_tokens(predictions: Sequence[Any], references: Sequence[Any]) -> list[np.ndarray]:
+def _correct_tokens(predictions: Sequence[ArrayLike], references: Sequence[ArrayLike]) -> list[np.ndarray]:
     check_pairs(predictions, references)
     samples = [(np.asarray(p), np.asarray(r)) for p, r in zip(predictions, references, strict=True)]
     for i, (predicted, true) in enumerate(samples):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from scipy.stats import hmean, ks_2samp
 
@@ -57,7 +58,7 @@ def cer(predictions: Sequence[str], references: Sequence[str]) -> float:
     return float(jiwer.cer(list(references), list(predictions)))
 
 
-def perplexity(losses: Sequence[Any]) -> float:
+def perplexity(losses: Sequence[ArrayLike]) -> float:
     """`exp` of the mean loss over all tokens: at least 1, lower is better.
 
     On the forget dataset best when equal to a retrained model's. The mean is over tokens, not over samples: long
@@ -96,7 +97,7 @@ def answer_probability(losses: Sequence[float]) -> float:
     return float(np.exp(-check_losses("losses", losses)).mean())
 
 
-def choice_probability(correct_losses: Sequence[float], wrong_losses: Any) -> float:
+def choice_probability(correct_losses: Sequence[float], wrong_losses: ArrayLike) -> float:
     """TOFU's probability of the right answer among options, mean over samples. In [0, 1], higher is better.
 
     `P(a_1) / sum_i P(a_i)`, each `P` to the power of `1 / tokens` (Maini et al. 2024, arXiv 2401.06121, section 2.2;
@@ -159,7 +160,7 @@ def verbatim_memorization(predictions: Sequence[str], references: Sequence[str])
     return float(np.mean([score.fmeasure for score in _rouge_l(predictions, references, stem=False)]))
 
 
-def truth_ratios(paraphrased_losses: Sequence[float], perturbed_losses: Any) -> np.ndarray:
+def truth_ratios(paraphrased_losses: Sequence[float], perturbed_losses: ArrayLike) -> np.ndarray:
     """TOFU's truth ratio R [n] of every sample, of wrong answers to a right one. In [0, inf].
 
     Maini et al. 2024 (arXiv 2401.06121, equation 1): the mean over perturbed answers of `P ** (1 / tokens)`, over that
@@ -185,7 +186,7 @@ def truth_ratios(paraphrased_losses: Sequence[float], perturbed_losses: Any) -> 
 
 
 def truth_ratio(
-    paraphrased_losses: Sequence[float], perturbed_losses: Any, on: Literal["retain", "forget"] = "retain"
+    paraphrased_losses: Sequence[float], perturbed_losses: ArrayLike, on: Literal["retain", "forget"] = "retain"
 ) -> float:
     """TOFU's truth ratios in one metric. In [0, 1], higher is better.
 
@@ -260,7 +261,7 @@ def model_utility(scores: Sequence[float]) -> float:
     return float(hmean(nine_scores))
 
 
-def _answers(right_name: str, right: Any, wrong_name: str, wrong: Any) -> tuple[np.ndarray, np.ndarray]:
+def _answers(right_name: str, right: ArrayLike, wrong_name: str, wrong: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     right_losses, wrong_losses = check_losses(right_name, right), check_losses(wrong_name, wrong, ndim=2)
     if len(right_losses) != len(wrong_losses):
         raise ValueError(
