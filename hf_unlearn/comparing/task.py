@@ -90,7 +90,7 @@ class Task:
         return {"unseen_ds": self.datasets["unseen"]} if "unseen" in self.datasets else {}
 
     def alternatives(self, forget_ds: AnyDataset) -> AnyDataset | None:
-        """The forget samples with other answers, for methods with `needs_alternative_ds`; None if the task has none."""
+        """The forget samples with other answers, for methods with `needs_alternative_ds`; None by default."""
         return None
 
     def train(self, samples: AnyDataset, seed: int) -> PreTrainedModel:
