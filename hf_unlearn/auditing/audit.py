@@ -35,7 +35,8 @@ from hf_unlearn.data.splitting import REQUESTS, column_of, request_of, subsample
 from hf_unlearn.data.validation import check_datasets
 from hf_unlearn.losses import head_of
 from hf_unlearn.losses.head import LANGUAGE_KINDS
-from hf_unlearn.report.audit_report import MODELS, AuditReport
+from hf_unlearn.report.audit_report import AuditReport
+from hf_unlearn.report.audit_result import MODELS
 
 # Samples of the retain dataset that are measured: enough for half a point of accuracy.
 RETAIN_SAMPLES = 2000

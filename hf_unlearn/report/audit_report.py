@@ -1,76 +1,22 @@
-"""The result of an audit: metrics with their intervals, the curves behind them, and a verdict."""
+"""The report of an audit: its result, and the ways in which a person sees it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-SCHEMA_VERSION = 2
-# The models of an audit, in the order in which they are shown.
-MODELS = ("original", "audited", "retrained")
+from hf_unlearn.report.audit_result import AuditResult
+from hf_unlearn.report.tables import print_report
 
 
 @dataclass(frozen=True)
-class AuditReport:
-    """The result of `hf_unlearn.audit`. Plain numbers and short strings: no sample, text or file name of any dataset.
+class AuditReport(AuditResult):
+    """The result of `hf_unlearn.audit`, which prints and draws itself; its fields are those of `AuditResult`.
 
-    Attributes:
-        metrics: flat metrics of the audited model: `forget_accuracy`, `unseen_loss`, `mia_loss_auc`, `gap`, ...; each
-            estimated one with its 95 % interval in `<name>_low` and `<name>_high`.
-        verdict: `level`, one of "consistent", "remembers", "over-forgotten", "hidden", "damaged", "unclear", and
-            `sentence`, what it means in words.
-        metrics_by_model: model ("original", "audited", "retrained") to its flat metrics, intervals included.
-        roc: of the audited model: attack ("loss", "confidence", ...) to `{"fpr": [...], "tpr": [...]}`.
-        histograms: of the losses: `edges` [bins + 1], and `counts`: model to dataset ("forget", "retain", "unseen") to
-            counts [bins].
-        relearning: model to `{"steps": [...], "forget_loss": [...], "forget_accuracy": [...]}`; may be empty.
-        breakdown: one entry a class or group: `group`, `dataset` ("forget", ...), `samples`, and model to accuracy (or
-            loss).
-        training: the log of the run, when a trainer made the model: `step`, `forget_loss`, `retain_loss`, `target`.
-        notes: what could not be measured, and why; what else a reader has to know.
-        about: counts of samples, seed, device, versions.
+    report = audit(model, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=test_ds, retrained=retrained)
+    print(report.verdict["sentence"], report.metrics["mia_loss_auc"])
+    report.to_html("audit.html")
     """
-
-    metrics: dict[str, float]
-    verdict: dict[str, str]
-    metrics_by_model: dict[str, dict[str, float]]
-    roc: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    histograms: dict[str, Any] = field(default_factory=dict)
-    relearning: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    breakdown: list[dict[str, Any]] = field(default_factory=list)
-    training: list[dict[str, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON, with the version of the schema."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
-
-    def to_json(self, path: str | Path) -> Path:
-        """Write the report as JSON; all of its numbers are finite."""
-        path = Path(path)
-        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-        return path
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> AuditReport:
-        """The report that `to_dict` returned.
-
-        Raises:
-            ValueError: when it has another version of the schema.
-        """
-        version = values.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"AuditReport: schema version {version!r} is not {SCHEMA_VERSION}; audit the model again")
-        return cls(**{name: value for name, value in values.items() if name != "schema_version"})
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> AuditReport:
-        """The report that `to_json` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text()))
 
     def to_html(self, path: str | Path) -> Path:
         """Write the HTML report: one file that needs no network and no other file.
@@ -78,14 +24,11 @@ class AuditReport:
         Raises:
             ImportError: when jinja2 is not installed (`pip install hf-unlearn[report]`).
         """
-        # Here, not above: jinja2 is an extra, and html_report imports this module.
+        # Here, not above: jinja2 is an extra.
         from hf_unlearn.report.html_report import to_html
 
         return to_html(self, path)
 
     def print(self) -> None:
         """Print the verdict and the metrics in the terminal."""
-        # Here, not above: tables imports this module.
-        from hf_unlearn.report.tables import print_report
-
         print_report(self)

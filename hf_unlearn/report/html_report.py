@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_unlearn.report import svg
-from hf_unlearn.report.audit_report import MODELS, AuditReport
+from hf_unlearn.report.audit_result import MODELS, AuditResult
 from hf_unlearn.report.svg import CHANCE, COLOURS, DASHES, DATASET_STYLES, MODEL_STYLES, Panel, Series, Style
 from hf_unlearn.report.tables import PERCENT, meaning, metric_names, metrics_by_model, show
 
@@ -54,7 +54,7 @@ class Section:
     rows: list[list[str]]
 
 
-def to_html(report: AuditReport, path: str | Path) -> Path:
+def to_html(report: AuditResult, path: str | Path) -> Path:
     """Write the HTML report: light and dark, without scripts, readable on a phone.
 
     Args:
@@ -163,7 +163,7 @@ def _at_a_glance(models: Mapping[str, Mapping[str, float]]) -> Section | None:
     )  # fmt: skip
 
 
-def _histograms(report: AuditReport) -> Section | None:
+def _histograms(report: AuditResult) -> Section | None:
     if not report.histograms:
         return None
     edges, counts = report.histograms["edges"], report.histograms["counts"]
@@ -194,7 +194,7 @@ def _histograms(report: AuditReport) -> Section | None:
     )  # fmt: skip
 
 
-def _roc(report: AuditReport) -> Section | None:
+def _roc(report: AuditResult) -> Section | None:
     if not report.roc:
         return None
     shares = [value for curve in report.roc.values() for value in (*curve["fpr"], *curve["tpr"])]
@@ -223,7 +223,7 @@ def _roc(report: AuditReport) -> Section | None:
     )  # fmt: skip
 
 
-def _relearning(report: AuditReport) -> Section | None:
+def _relearning(report: AuditResult) -> Section | None:
     curves = {model: report.relearning[model] for model in MODELS if model in report.relearning}
     measures = list(dict.fromkeys(name for curve in curves.values() for name in curve if name != "steps"))
     if not measures:
@@ -257,7 +257,7 @@ def _relearning(report: AuditReport) -> Section | None:
     )  # fmt: skip
 
 
-def _training(report: AuditReport) -> Section | None:
+def _training(report: AuditResult) -> Section | None:
     names = {"forget_loss": "forget", "retain_loss": "retain", "target": "target"}
     curves = {name: [(entry["step"], entry[name]) for entry in report.training if name in entry] for name in names}
     curves = {name: points for name, points in curves.items() if points}
@@ -284,7 +284,7 @@ def _training(report: AuditReport) -> Section | None:
     )  # fmt: skip
 
 
-def _breakdown(report: AuditReport) -> dict[str, Any]:
+def _breakdown(report: AuditResult) -> dict[str, Any]:
     """The table of classes or groups; bars are shares of the largest value, accuracies of 1."""
     models = [model for model in MODELS if any(model in entry for entry in report.breakdown)]
     # A model with accuracies has them per group too; a model without has losses.

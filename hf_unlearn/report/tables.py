@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hf_unlearn.report.audit_report import MODELS, AuditReport
+from hf_unlearn.report.audit_result import MODELS, AuditResult
 
 PERCENT = ("accuracy", "wer", "share")
 DECIMALS = {"seconds": 0, "gap": 1, "forget_loss": 2}
@@ -141,7 +141,7 @@ def show_interval(metrics: Mapping[str, float], name: str) -> str:
     return f"{number} ({low} - {high}) {unit}".rstrip()
 
 
-def metrics_by_model(report: AuditReport) -> dict[str, dict[str, float]]:
+def metrics_by_model(report: AuditResult) -> dict[str, dict[str, float]]:
     """The metrics of every model in the report, in the order of `MODELS`."""
     models = {name: dict(report.metrics_by_model[name]) for name in MODELS if name in report.metrics_by_model}
     models["audited"] = {**models.get("audited", {}), **report.metrics}
@@ -155,7 +155,7 @@ def metric_names(models: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [name for name in names if name not in ends]
 
 
-def print_report(report: AuditReport, console: Console | None = None) -> None:
+def print_report(report: AuditResult, console: Console | None = None) -> None:
     """Print the verdict of an audit, then one row a metric, one column a model, with 95 % intervals.
 
     Args:
