@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import Seq2SeqTrainer
+from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
 from hf_unlearn.auditing.audit import audit
@@ -60,6 +62,8 @@ class EvaluationMixin(Seq2SeqTrainer):
         self.head, self.request = head, request
         self.forget_ds, self.retain_ds = forget_ds, retain_ds
         self.unseen_ds, self.alternative_ds = unseen_ds, alternative_ds
+        # Of the metrics that the next evaluation loop adds; None where it adds none.
+        self._unlearning_prefix: str | None = None
         super().__init__(args=args, **kwargs)
 
     # ---- metrics ----
@@ -76,16 +80,42 @@ class EvaluationMixin(Seq2SeqTrainer):
         metric_key_prefix: str = "eval",
         **gen_kwargs: Any,
     ) -> dict[str, float]:
-        """Evaluate on `eval_dataset` as `Trainer` does; without one, the unlearning metrics are added."""
-        metrics: dict[str, float] = {}
-        if eval_dataset is not None or self.eval_dataset:
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+        """Evaluate on `eval_dataset` as `Trainer` does; without one, the unlearning metrics are added.
+
+        They join the metrics of the trainer's own evaluation dataset (of several, of the first), and are all there is
+        where it has none: callbacks are told once an evaluation either way.
+        """
         if eval_dataset is None:
-            added = {f"{metric_key_prefix}_{name}": value for name, value in self.unlearning_metrics().items()}
-            self.log(added)
-            metrics.update(added)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+            self._unlearning_prefix = metric_key_prefix
+        without_dataset = eval_dataset is None and not self.eval_dataset
+        try:
+            # `evaluation_loop` leaves out the pass over this stand-in: the forget samples are measured anyway.
+            dataset: Any = self.forget_ds if without_dataset else eval_dataset
+            return super().evaluate(dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+        finally:
+            self._unlearning_prefix = None
+
+    @override
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As `Trainer`'s; the first one of an evaluation has the unlearning metrics beside its own."""
+        prefix, self._unlearning_prefix = self._unlearning_prefix, None
+        if prefix is not None and not self.eval_dataset:
+            output = EvalLoopOutput(np.empty(0), label_ids=None, metrics={}, num_samples=len(self.forget_ds))
+        else:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        if prefix is None:
+            return output
+        added = {f"{prefix}_{name}": value for name, value in self.unlearning_metrics().items()}
+        return output._replace(metrics={**(output.metrics or {}), **added})
 
     def audit(self, unseen_ds: AnyDataset | None = None, **kwargs: Any) -> AuditReport:
         """The audit of the model as it is now; see `hf_unlearn.audit`.
