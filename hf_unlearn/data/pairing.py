@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -89,7 +90,8 @@ class PairedDataset(torch.utils.data.Dataset):
         """The number of the sample at `position` of an endless stream of shuffled passes over `size` samples."""
         cycle, offset = divmod(position, size)
         if self._orders.get(stream, (None, None))[0] != cycle:
-            generator = torch.Generator().manual_seed(hash((self.seed, stream, cycle)) % 2**63)
+            sequence = np.random.SeedSequence(self.seed % 2**64, spawn_key=(stream, cycle))
+            generator = torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) % 2**63)
             self._orders[stream] = (cycle, torch.randperm(size, generator=generator))
         return int(self._orders[stream][1][offset])
 

@@ -52,3 +52,24 @@ def test_pair_collator_keeps_the_numbers_of_forget_samples():
     batch = PairCollator(lambda samples: samples)([Pair({"x": 1}, [{"x": 2}, {"x": 3}], 7), Pair({"x": 4}, [], 9)])
     assert batch["forget"] == [{"x": 1}, {"x": 4}] and batch["retain"] == [{"x": 2}, {"x": 3}]
     assert batch["index"].tolist() == [7, 9]
+
+
+def order(seed, cycle, name, size=7):
+    """The numbers of the samples of one dataset, in the order of one pass over all of them."""
+    data = paired(forget=size, retain=size, per_step=(1, 1), seed=seed)
+    pairs = [data[cycle * size + position] for position in range(size)]
+    return [pair.number if name == "forget" else pair.retain[0]["x"] for pair in pairs]
+
+
+def test_orders_are_known_values_in_every_process():
+    assert order(0, 0, "forget") == [5, 2, 6, 0, 1, 4, 3]
+    assert order(0, 0, "retain") == [6, 2, 3, 0, 5, 1, 4]
+    assert order(0, 1, "forget") == [6, 2, 3, 5, 1, 4, 0]
+    assert order(1, 0, "forget") == [1, 6, 0, 3, 2, 5, 4]
+
+
+def test_datasets_passes_and_seeds_have_orders_of_their_own():
+    seeds = (-1, 0, 1, 2**32, 2**40)  # larger than a word of entropy, too
+    orders = [order(seed, cycle, name, 20) for seed in seeds for cycle in range(3) for name in ("forget", "retain")]
+    assert all(sorted(numbers) == list(range(20)) for numbers in orders)
+    assert len({tuple(numbers) for numbers in orders}) == len(orders)
