@@ -31,7 +31,7 @@ from hf_unlearn.auditing.types import AnyDataset, Model, RequestKind
 from hf_unlearn.auditing.verdict import verdict_of
 from hf_unlearn.data.collator import Collator, columns_read, readable_collator
 from hf_unlearn.data.hashing import sample_hashes
-from hf_unlearn.data.splitting import REQUESTS, column_of, request_of, subsample
+from hf_unlearn.data.splitting import REQUESTS, column_of, resolve_request, subsample
 from hf_unlearn.data.validation import check_datasets
 from hf_unlearn.losses import head_of
 from hf_unlearn.losses.head import LANGUAGE_KINDS
@@ -98,7 +98,7 @@ def audit(
     subject = _Subject(
         models={name: given for name, given in optional_models.items() if given is not None},
         datasets_by_name={"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds},
-        shadows=shadows, request=request or request_of(forget_ds) or "samples", kind=head_of(model).kind,
+        shadows=shadows, request=resolve_request(request, forget_ds), kind=head_of(model).kind,
         data_collator=data_collator or readable_collator(model, processing_class),
         tokenizer=getattr(processing_class, "tokenizer", processing_class),
         batch_size=batch_size, cache_dir=cache_dir, resamples=resamples, seed=seed,

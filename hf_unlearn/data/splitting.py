@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -14,7 +14,26 @@ from hf_unlearn.data.types import AnyDataset, RequestKind
 
 REQUESTS: tuple[RequestKind, ...] = get_args(RequestKind)
 MAX_BYTES_IN_MEMORY = 2**30  # of Arrow; tokens take several times as much as lists
-_MARK = re.compile(r"\[hf_unlearn request=(\w+)\]")
+logger = logging.getLogger(__name__)
+
+
+class RequestDescription(str):
+    """A description of a dataset that carries the kind of forget request it was made for.
+
+    The description is part of `Dataset.info`, which every method of `datasets` hands on. The kind of request is an
+    attribute and not part of the text, so that neither `save_to_disk` nor `push_to_hub` writes it.
+    """
+
+    request: RequestKind
+
+    def __new__(cls, text: str, request: RequestKind) -> RequestDescription:
+        """The description `text`, with the kind of request as an attribute."""
+        description = super().__new__(cls, text)
+        description.request = request
+        return description
+
+    def __getnewargs__(self) -> tuple[str, RequestKind]:  # type: ignore[override]
+        return str(self), self.request
 
 
 class RequestSubset(torch.utils.data.Subset):
@@ -56,8 +75,9 @@ def split_forget_retain(
 
     Returns:
         `(forget_ds, retain_ds)`: two `datasets.Dataset`s where `dataset` is one, `torch.utils.data.Subset`s otherwise.
-        Both carry the kind of request, which `hf_unlearn.UnlearningTrainer` reads; it survives `map`, `select` and
-        `shuffle`.
+        Both carry the kind of request, which `hf_unlearn.UnlearningTrainer` reads. It survives the methods of
+        `datasets.Dataset` (`map`, `filter`, `select`, `with_transform`, `train_test_split`, ...) and pickling; it is
+        not written by `save_to_disk` and `push_to_hub`.
 
     Raises:
         ValueError: not exactly one way of selecting is given, a column, value or index does not exist, or one of the
@@ -102,15 +122,29 @@ def _split(dataset: Any, forget_indices: list[int], request: RequestKind) -> tup
 def request_of(dataset: Any) -> RequestKind | None:
     """The kind of request (`"samples"`, `"class"`, `"group"`) that `split_forget_retain` stored, or None."""
     if isinstance(dataset, datasets.Dataset):
-        marks: list[Any] = _MARK.findall(dataset.info.description or "")
-        return marks[-1] if marks else None
+        return getattr(dataset.info.description, "request", None)
     return getattr(dataset, "request", None)
 
 
 def _mark(dataset: datasets.Dataset, request: RequestKind) -> datasets.Dataset:
-    # An attribute would be lost at the first `map`; `map` copies the dataset's info.
-    dataset.info.description = f"{_MARK.sub('', dataset.info.description or '')}[hf_unlearn request={request}]"
+    dataset.info.description = RequestDescription(dataset.info.description or "", request)
     return dataset
+
+
+def resolve_request(request: RequestKind | None, forget_ds: Any) -> RequestKind:
+    """The kind of request: as given, as stored by `split_forget_retain`, or `"samples"` with a warning.
+
+    Args:
+        request: the kind that a user has set, or None.
+        forget_ds: the forget dataset.
+    """
+    resolved = request or request_of(forget_ds)
+    if resolved is None:
+        logger.warning(
+            'request: forget_ds has no kind of forget request, "samples" is assumed; set request="class" or "group" '
+            "if it is one"
+        )
+    return resolved or "samples"
 
 
 def column_of(dataset: Any, column: str) -> list:

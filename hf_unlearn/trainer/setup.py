@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_unlearn.auditing.types import AnyDataset, Model, RequestKind
 from hf_unlearn.data.collator import columns_read
-from hf_unlearn.data.splitting import request_of
+from hf_unlearn.data.splitting import resolve_request
 from hf_unlearn.data.validation import check_alternatives, check_classes, check_datasets
 from hf_unlearn.losses import Head, head_of
 from hf_unlearn.methods import METHODS, Method, RunInfo
@@ -86,7 +86,7 @@ def resolve_setup(
     method_class.check_model(model)
     check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(model))
     check_alternatives(args.method, method_class.needs_alternative_ds, forget_ds, alternative_ds)
-    request: RequestKind = args.request or request_of(forget_ds) or "samples"
+    request: RequestKind = resolve_request(args.request, forget_ds)
     target_kind = resolve_kind(
         args.forget_target, request=request, head_kind=head.kind, has_unseen=unseen_ds is not None
     )

@@ -1,10 +1,15 @@
 """Splitting, the kind of request, subsampling."""
 
+import copy
+import dataclasses
+import json
+import pickle
+
 import datasets
 import pytest
 import torch
 
-from hf_unlearn.data.splitting import in_memory, request_of, split_forget_retain, subsample
+from hf_unlearn.data.splitting import in_memory, request_of, resolve_request, split_forget_retain, subsample
 
 
 def samples(count=12, **columns):
@@ -62,9 +67,83 @@ def test_split_by_indices_and_predicate_on_any_map_style_dataset():
     assert [int(r["x"]) for r in forget] == [1, 3, 5] and request_of(forget) == "class"
 
 
-def test_the_request_survives_the_transforms_of_datasets():
+CLASSES = datasets.ClassLabel(names=["a", "b", "c"])
+OPERATIONS = {
+    "map": lambda data: data.map(lambda sample: {"y": 1}),
+    "map, batched": lambda data: data.map(
+        lambda batch: {"y": [1] * len(batch["x"])}, batched=True, remove_columns=["x"]
+    ),
+    "map, two processes": lambda data: data.map(lambda sample: {"y": 1}, num_proc=2),
+    "filter": lambda data: data.filter(lambda sample: sample["x"][0] > 1),
+    "select": lambda data: data.select([2, 0]),
+    "select_columns": lambda data: data.select_columns(["x"]),
+    "remove_columns": lambda data: data.remove_columns("x"),
+    "rename_column": lambda data: data.rename_column("label", "labels"),
+    "add_column": lambda data: data.add_column("z", [1] * len(data)),
+    "cast_column": lambda data: data.cast_column("label", CLASSES),
+    "align_labels_with_mapping": lambda data: data.cast_column("label", CLASSES).align_labels_with_mapping(
+        {"c": 0, "b": 1, "a": 2}, "label"
+    ),
+    "with_format": lambda data: data.with_format("torch"),
+    "with_transform": lambda data: data.with_transform(lambda batch: batch),
+    "train_test_split": lambda data: data.train_test_split(0.5, seed=0)["test"],
+    "shuffle": lambda data: data.shuffle(seed=0),
+    "sort": lambda data: data.sort("label"),
+    "shard": lambda data: data.shard(2, 0),
+    "repeat": lambda data: data.repeat(2),
+    "flatten_indices": lambda data: data.flatten_indices(),
+    "concatenate": lambda data: datasets.concatenate_datasets([data, data]),
+    "concatenate parts": lambda data: datasets.concatenate_datasets([data.select([0]), data.select([3, 2])]),
+    "interleave": lambda data: datasets.interleave_datasets([data, data]),
+    "pickle": lambda data: pickle.loads(pickle.dumps(data)),
+    "deepcopy": copy.deepcopy,
+    "in_memory": in_memory,
+    "dictionary": lambda data: datasets.DatasetDict(train=data).map(lambda sample: {"y": 1})["train"],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")  # datasets asks pyarrow for it
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_request_survives(operation, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    data = samples()
+    data.info.description = "About numbers."
+    for dataset in split_forget_retain(data, column="label", values=[1]):
+        result = OPERATIONS[operation](dataset)
+        assert request_of(result) == "class"
+        if isinstance(result, datasets.Dataset):
+            assert result.info.description == "About numbers."
+    assert request_of(data) is None
+
+
+def test_the_request_is_not_written(tmp_path):
+    forget, _ = split_forget_retain(samples(), column="label", values=[1], request="group")
+    forget.save_to_disk(tmp_path / "saved")
+    forget.to_parquet(tmp_path / "samples.parquet")
+    for path in [*(tmp_path / "saved").iterdir(), tmp_path / "samples.parquet"]:
+        content = path.read_bytes()
+        assert b"group" not in content and b"request" not in content and b"hf_unlearn" not in content, path
+    published = dataclasses.asdict(forget.info)  # what push_to_hub writes, in either of its two formats
+    assert type(json.loads(json.dumps(published, default=str))["description"]) is str
+    assert "group" not in json.dumps(published, default=str)
+    assert "group" not in repr(forget.info._to_yaml_dict())
+    assert request_of(datasets.load_from_disk(tmp_path / "saved")) is None
+
+
+def test_a_request_that_is_not_stored_is_said(caplog):
+    assert resolve_request(None, samples()) == "samples"
+    assert caplog.messages == [
+        'request: forget_ds has no kind of forget request, "samples" is assumed; set request="class" or "group" if it '
+        "is one"
+    ]
+    caplog.clear()
     forget, _ = split_forget_retain(samples(), column="label", values=[1])
-    assert request_of(forget.map(lambda r: {"y": 1}).shuffle(seed=0).select([0, 1]).remove_columns("y")) == "class"
+    assert (resolve_request(None, forget), resolve_request("group", forget)) == ("class", "group")
+    assert not caplog.messages
+
+
+def test_a_second_split_has_its_own_request():
+    forget, _ = split_forget_retain(samples(), column="label", values=[1])
     again, _ = split_forget_retain(forget, fraction=0.5)
     assert request_of(again) == "samples" and request_of(samples()) is None
 
