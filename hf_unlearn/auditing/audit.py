@@ -94,11 +94,12 @@ def audit(
         raise ValueError(
             "unseen_ds: is missing; forgotten samples are compared with samples that were never trained on"
         )
+    head_kind = head_of(model).kind
     optional_models = {"original": original, "audited": model, "retrained": retrained}
     subject = _Subject(
         models={name: given for name, given in optional_models.items() if given is not None},
         datasets_by_name={"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds},
-        shadows=shadows, request=resolve_request(request, forget_ds), kind=head_of(model).kind,
+        shadows=shadows, request=resolve_request(request, forget_ds, retain_ds, head_kind), kind=head_kind,
         data_collator=data_collator or readable_collator(model, processing_class),
         tokenizer=getattr(processing_class, "tokenizer", processing_class),
         batch_size=batch_size, cache_dir=cache_dir, resamples=resamples, seed=seed,

@@ -24,7 +24,7 @@ from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.data.collator import Collator, readable_collator
 from hf_unlearn.data.files import replacing
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
-from hf_unlearn.data.splitting import request_of
+from hf_unlearn.data.splitting import request_for_head
 from hf_unlearn.losses import head_of
 
 
@@ -147,8 +147,10 @@ def measure(
     datasets_by_name = {"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds}
     statistics = {name: statistics_of(model, ds, **kwargs) for name, ds in datasets_by_name.items() if ds is not None}
     labels = statistics["forget"].labels
-    whole_class = request_of(forget_ds) == "class" and labels is not None
-    return dataset_metrics(statistics, labels.unique().tolist() if whole_class and labels is not None else ())
+    # Only single-label heads have labels.
+    if labels is None or request_for_head(forget_ds, retain_ds, "single_label") != "class":
+        return dataset_metrics(statistics, ())
+    return dataset_metrics(statistics, labels.unique().tolist())
 
 
 def average_gap(metrics: Mapping[str, float], retrained: Mapping[str, float]) -> float:

@@ -13,6 +13,8 @@ import torch
 from hf_unlearn.data.types import AnyDataset, RequestKind
 
 REQUESTS: tuple[RequestKind, ...] = get_args(RequestKind)
+LABEL_COLUMNS = ("label", "labels", "label_ids")
+CLASSIFIERS = ("single_label", "multi_label", "custom")  # a custom loss may be one of a classifier
 MAX_BYTES_IN_MEMORY = 2**30  # of Arrow; tokens take several times as much as lists
 logger = logging.getLogger(__name__)
 
@@ -22,26 +24,31 @@ class RequestDescription(str):
 
     The description is part of `Dataset.info`, which every method of `datasets` hands on. The kind of request is an
     attribute and not part of the text, so that neither `save_to_disk` nor `push_to_hub` writes it.
+
+    Attributes:
+        request: the kind of request.
+        column: the column that the request was derived from; None if the kind was given, or there is no column.
     """
 
     request: RequestKind
+    column: str | None
 
-    def __new__(cls, text: str, request: RequestKind) -> RequestDescription:
-        """The description `text`, with the kind of request as an attribute."""
+    def __new__(cls, text: str, request: RequestKind, column: str | None = None) -> RequestDescription:
+        """The description `text`, with the request as attributes."""
         description = super().__new__(cls, text)
-        description.request = request
+        description.request, description.column = request, column
         return description
 
-    def __getnewargs__(self) -> tuple[str, RequestKind]:  # type: ignore[override]
-        return str(self), self.request
+    def __getnewargs__(self) -> tuple[str, RequestKind, str | None]:  # type: ignore[override]
+        return str(self), self.request, self.column
 
 
 class RequestSubset(torch.utils.data.Subset):
-    """A subset of a map-style dataset that stores the kind of forget request it was made for."""
+    """A subset of a map-style dataset with the attributes of a `RequestDescription`."""
 
-    def __init__(self, dataset: Any, indices: Sequence[int], request: RequestKind):
+    def __init__(self, dataset: Any, indices: Sequence[int], request: RequestKind, column: str | None = None):
         super().__init__(dataset, indices)
-        self.request = request
+        self.request, self.column = request, column
 
 
 def split_forget_retain(
@@ -68,9 +75,10 @@ def split_forget_retain(
         stratify_by: with `fraction`: a column whose values keep their proportions.
         indices: sample numbers to forget.
         where: a predicate on a sample; True means forget.
-        request: `"samples"`, `"class"` or `"group"`. Left out, `column` makes a `"class"` when it is a label column
-            (named `label` or `labels`, or of type `datasets.ClassLabel`) and a `"group"` otherwise; everything else
-            is `"samples"`.
+        request: `"samples"`, `"class"` or `"group"`. Left out, `column` makes a `"class"` if it is a label column
+            (named `label`, `labels` or `label_ids`, or of type `datasets.ClassLabel`) and a `"group"` otherwise;
+            everything else is `"samples"`. Trainer and audit treat such a class as a group if it is not the label
+            that the model's head predicts, see `request_for_head`.
         seed: seed of `fraction`'s draw.
 
     Returns:
@@ -103,10 +111,12 @@ def split_forget_retain(
         forget_indices = _draw(dataset, fraction, stratify_by, seed)
     else:
         forget_indices = _selected(dataset, indices, where)
-    return _split(dataset, forget_indices, request or _request_of_column(dataset, column))
+    if request is not None:
+        column = None
+    return _split(dataset, forget_indices, request or _request_of_column(dataset, column), column)
 
 
-def _split(dataset: Any, forget_indices: list[int], request: RequestKind) -> tuple[Any, Any]:
+def _split(dataset: Any, forget_indices: list[int], request: RequestKind, column: str | None) -> tuple[Any, Any]:
     size = len(dataset)
     if not forget_indices or len(forget_indices) == size:
         name = "retain" if forget_indices else "forget"
@@ -115,30 +125,74 @@ def _split(dataset: Any, forget_indices: list[int], request: RequestKind) -> tup
         )
     retain_indices = np.setdiff1d(np.arange(size), forget_indices).tolist()
     if isinstance(dataset, datasets.Dataset):
-        return _mark(dataset.select(forget_indices), request), _mark(dataset.select(retain_indices), request)
-    return RequestSubset(dataset, forget_indices, request), RequestSubset(dataset, retain_indices, request)
+        forget_ds, retain_ds = dataset.select(forget_indices), dataset.select(retain_indices)
+        return _mark(forget_ds, request, column), _mark(retain_ds, request, column)
+    return (
+        RequestSubset(dataset, forget_indices, request, column),
+        RequestSubset(dataset, retain_indices, request, column),
+    )
 
 
 def request_of(dataset: Any) -> RequestKind | None:
     """The kind of request (`"samples"`, `"class"`, `"group"`) that `split_forget_retain` stored, or None."""
-    if isinstance(dataset, datasets.Dataset):
-        return getattr(dataset.info.description, "request", None)
-    return getattr(dataset, "request", None)
+    return getattr(_carrier(dataset), "request", None)
 
 
-def _mark(dataset: datasets.Dataset, request: RequestKind) -> datasets.Dataset:
-    dataset.info.description = RequestDescription(dataset.info.description or "", request)
+def _carrier(dataset: Any) -> Any:
+    """What holds the attributes `request` and `column` of a dataset, if it has them."""
+    return dataset.info.description if isinstance(dataset, datasets.Dataset) else dataset
+
+
+def request_for_head(forget_ds: Any, retain_ds: Any, head_kind: str) -> RequestKind | None:
+    """The stored kind of request, for a model with this kind of head; None if there is none.
+
+    A class that was derived from a column is a class only if the column is the label that the head predicts: the head
+    is a classifier, and the column has the name of a label, or no retain sample has the label of a forget sample.
+    Otherwise it is a group: the speaker of a speech recogniser, or of a classifier of emotions.
+
+    Args:
+        forget_ds: the forget dataset.
+        retain_ds: the retain dataset.
+        head_kind: kind of the model's head (`hf_unlearn.losses.Head.kind`).
+    """
+    request, column = request_of(forget_ds), getattr(_carrier(forget_ds), "column", None)
+    if request != "class" or column is None:
+        return request
+    return "class" if head_kind in CLASSIFIERS and _is_label(column, forget_ds, retain_ds) else "group"
+
+
+def _is_label(column: str, forget_ds: Any, retain_ds: Any) -> bool:
+    if column in LABEL_COLUMNS:
+        return True
+    forget_labels, retain_labels = stored_labels(forget_ds), stored_labels(retain_ds)
+    # Labels that a transform or the collator makes are compared when the target is made.
+    return forget_labels is None or retain_labels is None or not forget_labels & retain_labels
+
+
+def stored_labels(dataset: Any) -> set | None:
+    """The distinct labels of a dataset; None if it stores no label, or several a sample."""
+    names = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(dataset[0])
+    for name in LABEL_COLUMNS:
+        if name in names and np.ndim(dataset[0].get(name, 0)) == 0:
+            return set(column_of(dataset, name))
+    return None
+
+
+def _mark(dataset: datasets.Dataset, request: RequestKind, column: str | None) -> datasets.Dataset:
+    dataset.info.description = RequestDescription(dataset.info.description or "", request, column)
     return dataset
 
 
-def resolve_request(request: RequestKind | None, forget_ds: Any) -> RequestKind:
-    """The kind of request: as given, as stored by `split_forget_retain`, or `"samples"` with a warning.
+def resolve_request(request: RequestKind | None, forget_ds: Any, retain_ds: Any, head_kind: str) -> RequestKind:
+    """The kind of request: as given, as stored (see `request_for_head`), or `"samples"` with a warning.
 
     Args:
         request: the kind that a user has set, or None.
         forget_ds: the forget dataset.
+        retain_ds: the retain dataset.
+        head_kind: kind of the model's head (`hf_unlearn.losses.Head.kind`).
     """
-    resolved = request or request_of(forget_ds)
+    resolved = request or request_for_head(forget_ds, retain_ds, head_kind)
     if resolved is None:
         logger.warning(
             'request: forget_ds has no kind of forget request, "samples" is assumed; set request="class" or "group" '
@@ -176,7 +230,7 @@ def _request_of_column(dataset: Any, column: str | None) -> RequestKind:
     if column is None:
         return "samples"
     is_typed = isinstance(dataset, datasets.Dataset) and isinstance(dataset.features[column], datasets.ClassLabel)
-    return "class" if is_typed or column in ("label", "labels") else "group"
+    return "class" if is_typed or column in LABEL_COLUMNS else "group"
 
 
 def _indices_of_values(dataset: Any, column: str, values: Sequence[Any] | None) -> list[int]:
@@ -222,7 +276,8 @@ def in_memory(dataset: Any) -> Any:
     if isinstance(dataset, datasets.Dataset) and _bytes(dataset) > MAX_BYTES_IN_MEMORY:
         return dataset
     samples = list(dataset)
-    return RequestSubset(samples, range(len(samples)), request_of(dataset) or "samples")
+    column = getattr(_carrier(dataset), "column", None)
+    return RequestSubset(samples, range(len(samples)), request_of(dataset) or "samples", column)
 
 
 def _bytes(dataset: datasets.Dataset) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_unlearn.data.hashing import compared_columns, sample_hashes
-from hf_unlearn.data.splitting import column_of
+from hf_unlearn.data.splitting import LABEL_COLUMNS, column_of
 from hf_unlearn.data.types import AnyDataset
 
 
@@ -64,7 +64,7 @@ def check_classes(forget_ds: Any, retain_ds: Any) -> None:
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
     """
-    for name in {"label", "labels", "label_ids"} & set(_columns(forget_ds)):
+    for name in set(LABEL_COLUMNS) & set(_columns(forget_ds)):
         if np.ndim(forget_ds[0].get(name, 0)) == 0:
             check_disjoint_classes(set(column_of(forget_ds, name)), set(column_of(retain_ds, name)))
 

@@ -86,7 +86,7 @@ def resolve_setup(
     method_class.check_model(model)
     check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(model))
     check_alternatives(args.method, method_class.needs_alternative_ds, forget_ds, alternative_ds)
-    request: RequestKind = resolve_request(args.request, forget_ds)
+    request: RequestKind = resolve_request(args.request, forget_ds, retain_ds, head.kind)
     target_kind = resolve_kind(
         args.forget_target, request=request, head_kind=head.kind, has_unseen=unseen_ds is not None
     )

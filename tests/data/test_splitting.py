@@ -9,7 +9,14 @@ import datasets
 import pytest
 import torch
 
-from hf_unlearn.data.splitting import in_memory, request_of, resolve_request, split_forget_retain, subsample
+from hf_unlearn.data.splitting import (
+    in_memory,
+    request_for_head,
+    request_of,
+    resolve_request,
+    split_forget_retain,
+    subsample,
+)
 
 
 def samples(count=12, **columns):
@@ -131,15 +138,48 @@ def test_the_request_is_not_written(tmp_path):
 
 
 def test_a_request_that_is_not_stored_is_said(caplog):
-    assert resolve_request(None, samples()) == "samples"
+    assert resolve_request(None, samples(), samples(), "single_label") == "samples"
     assert caplog.messages == [
         'request: forget_ds has no kind of forget request, "samples" is assumed; set request="class" or "group" if it '
         "is one"
     ]
     caplog.clear()
-    forget, _ = split_forget_retain(samples(), column="label", values=[1])
-    assert (resolve_request(None, forget), resolve_request("group", forget)) == ("class", "group")
+    forget, retain = split_forget_retain(samples(), column="label", values=[1])
+    assert resolve_request(None, forget, retain, "single_label") == "class"
+    assert resolve_request("group", forget, retain, "single_label") == "group"
     assert not caplog.messages
+
+
+def with_class_column(name, values):
+    data = samples(**{name: values}).cast_column(name, datasets.ClassLabel(names=["p", "q", "r", "s"]))
+    return split_forget_retain(data, column=name, values=[1])
+
+
+@pytest.mark.parametrize("store", [lambda dataset: dataset, in_memory])
+def test_a_class_is_the_label_that_the_head_predicts(store):
+    def request(forget, retain, head="single_label"):
+        return request_for_head(store(forget), store(retain), head)
+
+    by_label = split_forget_retain(samples(), column="label", values=[1])
+    assert request(*by_label) == request(*by_label, "custom") == "class"
+    assert request(*by_label, "causal_lm") == request(*by_label, "ctc") == "group"
+    # The column that the label was copied from, and one that has nothing to do with it.
+    intent, speaker = with_class_column("intent", [i % 3 for i in range(12)]), with_class_column("speaker", [0, 1] * 6)
+    assert request(*intent) == "class" and request(*speaker) == "group"
+    assert request(*intent, "seq2seq_lm") == "group"
+    # The column itself, under the name that a model reads.
+    renamed = [dataset.remove_columns("label").rename_column("speaker", "labels") for dataset in speaker]
+    assert request(*renamed) == "class"
+    given = split_forget_retain(samples(), column="label", values=[1], request="class")
+    assert request(*given, "ctc") == "class"
+
+
+def test_a_class_whose_labels_a_transform_makes():
+    forget, retain = (
+        dataset.remove_columns("label").with_transform(lambda batch: {"labels": batch["fine"]})
+        for dataset in with_class_column("fine", [i % 3 for i in range(12)])
+    )
+    assert request_for_head(forget, retain, "single_label") == "class"
 
 
 def test_a_second_split_has_its_own_request():
