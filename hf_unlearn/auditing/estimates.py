@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
 
 from hf_unlearn.auditing.attacks import Estimate, logistic_attack, threshold_attack
 from hf_unlearn.auditing.dataset_metrics import MIN_SAMPLES
@@ -25,11 +25,7 @@ def mean_estimate(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> E
     values = np.asarray(values, dtype=float)
     if np.isin(values, (0.0, 1.0)).all():
         return share_estimate(float(values.mean()), len(values))
-    generator, count = np.random.default_rng(seed), len(values)
-    # Many resamples at once, as far as memory goes.
-    parts = [min(resamples - start, MAX_DRAWN // count + 1) for start in range(0, resamples, MAX_DRAWN // count + 1)]
-    drawn = np.concatenate([values[generator.integers(0, count, (part, count))].mean(1) for part in parts])
-    return Estimate(float(values.mean()), *np.quantile(drawn, [0.025, 0.975]).tolist())
+    return _bootstrapped((values,), np.mean, resamples, seed)
 
 
 def share_estimate(value: float, count: int) -> Estimate:
@@ -40,10 +36,25 @@ def share_estimate(value: float, count: int) -> Estimate:
 
 def ratio_estimate(counts: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
     """Sum of the first column over sum of the second, of counts [n, 2] a sample; percentile bootstrap over samples."""
-    generator = np.random.default_rng(seed)
-    drawn = counts[generator.integers(0, len(counts), (resamples, len(counts)))].sum(1)
-    value = counts[:, 0].sum() / counts[:, 1].sum()
-    return Estimate(float(value), *np.quantile(drawn[:, 0] / drawn[:, 1].clip(1), [0.025, 0.975]).tolist())
+    return _bootstrapped(tuple(counts.T), _ratio, resamples, seed)
+
+
+def _ratio(numerators: np.ndarray, denominators: np.ndarray, axis: int = -1) -> np.ndarray:
+    return numerators.sum(axis) / denominators.sum(axis).clip(1)
+
+
+def _bootstrapped(
+    columns: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], resamples: int, seed: int
+) -> Estimate:
+    """A statistic of columns [n] that belong together sample by sample, with its percentile bootstrap over samples."""
+    value, count = float(statistic(*columns, axis=-1)), len(columns[0])
+    if count < 2:  # which scipy refuses
+        return Estimate(value, value, value)
+    drawn = bootstrap(
+        columns, statistic, n_resamples=resamples, paired=len(columns) > 1, vectorized=True, method="percentile",
+        batch=MAX_DRAWN // count + 1, rng=np.random.default_rng(seed),
+    ).bootstrap_distribution  # fmt: skip
+    return Estimate(value, *np.quantile(drawn, [0.025, 0.975]).tolist())
 
 
 def dataset_estimates(statistics: Mapping[str, SampleStatistics]) -> dict[str, Estimate]:
