@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -157,12 +158,29 @@ def signature(
     return ("(...)", None) if text and text.count("=") > LONGEST_SIGNATURE else None
 
 
-def missing(app: Any, env: Any, node: Any, content: Any) -> None:
-    """Warn of a name of the package that leads nowhere; all others are plain code."""
-    if node.get("reftype") == "obj" and node.get("reftarget", "").startswith(
-        "hf_unlearn."
-    ):
-        logger.warning("there is no %s to refer to", node["reftarget"], location=node)
+def missing(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Link an attribute to its class, whose page describes it; warn of a name of the package that leads nowhere.
+
+    All other names are plain code.
+    """
+    target = node.get("reftarget", "")
+    if node.get("reftype") != "obj" or not target.startswith("hf_unlearn."):
+        return None
+    owner, _, attribute = target.rpartition(".")
+    domain = env.get_domain("py")
+    place = domain.objects.get(owner)
+    if place and place.objtype == "class" and attribute in described(owner):
+        return domain.resolve_xref(
+            env, node["refdoc"], app.builder, "obj", owner, node, content
+        )
+    logger.warning("there is no %s to refer to", target, location=node)
+    return None
+
+
+def described(owner: str) -> str:
+    """The docstring of a class, by its full name."""
+    module, _, name = owner.rpartition(".")
+    return getattr(importlib.import_module(module), name).__doc__ or ""
 
 
 def setup(app: Any) -> dict[str, Any]:
