@@ -20,7 +20,7 @@ help:
 	@echo "make demo     install into $(VENV), then forget digits and print the table"
 	@echo "make test     install into $(VENV), then lint, types and tests"
 	@echo "make docs     build the documentation into docs/site"
-	@echo "make lint     ruff and mypy only"
+	@echo "make lint     ruff, mypy and the layers of imports only"
 	@echo "make style    format the code and fix what ruff can fix"
 	@echo "make clean    remove $(VENV) and every cache"
 
@@ -38,6 +38,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # One thread a worker: models this small lose time to threads, and workers that share cores lose more.
 # A file mostly stays with one worker, where what its tests share is made once; who is done early takes over some.
@@ -46,11 +47,12 @@ test: lint
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal --doctest-modules tests hf_unlearn
 
 docs: $(INSTALLED)
-	$(BIN)/python -W error::UserWarning docs/build.py
+	$(BIN)/sphinx-build -W --keep-going -q -E -b html docs docs/site
+	@echo "The documentation is in docs/site/index.html"
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis docs/site

@@ -45,7 +45,18 @@ def unlearn(tmp_path):
     from hf_unlearn import UnlearningArguments, UnlearningTrainer
     from hf_unlearn.methods import METHODS
 
-    def build(name="vit", *, forget=6, retain=10, unseen=8, dtype=torch.float32, model=None, sets=None, without_model=False, **settings):
+    def build(
+        name="vit",
+        *,
+        forget=6,
+        retain=10,
+        unseen=8,
+        dtype=torch.float32,
+        model=None,
+        sets=None,
+        without_model=False,
+        **settings,
+    ):
         own, batch = make(name)
         model = (own if model is None else model).to(dtype)
         data = samples(batch(forget + retain + unseen, seed=1))
@@ -67,7 +78,9 @@ def unlearn(tmp_path):
             "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True, "use_cpu": True,
         }  # fmt: skip
         args = UnlearningArguments(**{**defaults, **settings})
-        return UnlearningTrainer(None if without_model else model, forget_ds, retain_ds, args, unseen_ds=unseen_ds, **extra)
+        return UnlearningTrainer(
+            None if without_model else model, forget_ds, retain_ds, args, unseen_ds=unseen_ds, **extra
+        )
 
     return build
 

@@ -27,14 +27,15 @@ from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.relearning import Curve
 from hf_unlearn.auditing.robustness import robustness
 from hf_unlearn.auditing.shadows import Shadows
-from hf_unlearn.auditing.types import AnyDataset, Model, RequestKind
 from hf_unlearn.auditing.verdict import verdict_of
 from hf_unlearn.data.collator import Collator, columns_read, readable_collator
 from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.data.splitting import REQUESTS, column_of, resolve_request, subsample
+from hf_unlearn.data.types import AnyDataset, RequestKind
 from hf_unlearn.data.validation import check_datasets
 from hf_unlearn.losses import head_of
 from hf_unlearn.losses.head import LANGUAGE_KINDS
+from hf_unlearn.models.types import Model
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.report.audit_result import MODELS
 

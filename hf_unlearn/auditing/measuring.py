@@ -20,12 +20,13 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
-from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.data.collator import Collator, readable_collator
 from hf_unlearn.data.files import replacing
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.splitting import request_for_head
+from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses import head_of
+from hf_unlearn.models.types import Model
 
 
 def statistics_of(

@@ -18,12 +18,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_unlearn.auditing.recovery import plain_copy
-from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.data.collator import Collator, readable_collator
 from hf_unlearn.data.splitting import subsample
+from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses import Head, head_of, label_problem
 from hf_unlearn.losses.head import Batch
 from hf_unlearn.models.adapters import _outside_body
+from hf_unlearn.models.types import Model
 
 # Samples of a dataset that the probe uses.
 PROBE_SAMPLES = 2000

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn.auditing.types import Model
 from hf_unlearn.models.adapters import merged
+from hf_unlearn.models.types import Model
 
 BITS = (4, 8)
 

@@ -19,10 +19,11 @@ from tqdm.auto import tqdm
 
 from hf_unlearn.auditing.recovery import plain_copy
 from hf_unlearn.auditing.statistics import collect_statistics
-from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.data.collator import Collator, readable_collator
 from hf_unlearn.data.splitting import subsample
+from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses import head_of, label_problem
+from hf_unlearn.models.types import Model
 
 Curve: TypeAlias = dict[str, list[float]]
 

@@ -18,7 +18,8 @@ from hf_unlearn.auditing.dataset_metrics import transcribe, word_errors
 from hf_unlearn.auditing.estimates import flat, ratio_estimate
 from hf_unlearn.auditing.measuring import average_gap, preserve_modes, statistics_of
 from hf_unlearn.auditing.metrics import js_divergence, tug_of_war, unlearning_impact_score
-from hf_unlearn.auditing.types import AnyDataset, Model
+from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.models.types import Model
 
 BINS = 30
 # Classes or groups in the breakdown.

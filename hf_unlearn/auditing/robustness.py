@@ -14,8 +14,9 @@ from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.probing import PROBE_SAMPLES, linear_probe
 from hf_unlearn.auditing.recovery import BITS, quantised, without_adapter
 from hf_unlearn.auditing.relearning import MEASURED_SAMPLES, Curve, finetune, relearn, relearn_advantage, relearn_time
-from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.data.collator import Collator
+from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.models.types import Model
 
 # Forget samples that relearning trains on, at most a quarter of the dataset.
 RELEARN_SAMPLES = 16

@@ -15,11 +15,12 @@ from torch.utils.data import ConcatDataset, Subset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.data.collator import Collator, readable_collator
 from hf_unlearn.data.files import replacing
 from hf_unlearn.data.hashing import sample_hashes
+from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.loading import load_model
+from hf_unlearn.models.types import Model
 
 # Model, forget samples, retain samples to the unlearned model.
 Unlearn: TypeAlias = Callable[[Model, AnyDataset, AnyDataset], Model]

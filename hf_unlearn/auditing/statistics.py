@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.sample_scores import sample_scores
-from hf_unlearn.auditing.types import AnyDataset
 from hf_unlearn.data.collator import Collator
+from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses import Head, label_problem
 from hf_unlearn.losses.head import Batch
 

@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 import hf_unlearn
 from hf_unlearn.auditing.measuring import fingerprint as weights_fingerprint
-from hf_unlearn.auditing.types import Model
 from hf_unlearn.comparing.config import Comparison, fingerprint
 from hf_unlearn.comparing.runs import MeasuredRun, TrainingRun, training_runs_for
 from hf_unlearn.comparing.task import Task
@@ -31,6 +30,7 @@ from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.data.splitting import in_memory, subsample
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.loading import load_model
+from hf_unlearn.models.types import Model
 from hf_unlearn.report.comparison import ORIGINAL, RETRAINED
 
 logger = logging.getLogger(__name__)

@@ -20,11 +20,11 @@ from transformers import (
 )
 from typing_extensions import override
 
-from hf_unlearn.auditing.types import Model
 from hf_unlearn.comparing.task import Task
 from hf_unlearn.data.splitting import in_memory
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.methods import METHODS
+from hf_unlearn.models.types import Model
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.trainer import UnlearningTrainer
 

@@ -92,6 +92,31 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig | Literal["auto"
         ) from error
 
 
+def wants_adapter(model: nn.Module, peft_config: PeftConfig | Literal["auto"] | None, by_default: bool) -> bool:
+    """Whether a model gets a new adapter: by default or asked for, and without one so far."""
+    is_wanted = by_default if peft_config == "auto" else peft_config is not None
+    return is_wanted and not isinstance(model, PeftModel)
+
+
+def adapted(
+    model: PreTrainedModel | PeftModel, peft_config: PeftConfig | Literal["auto"] | None, by_default: bool
+) -> PreTrainedModel | PeftModel:
+    """The model that is trained: with a new adapter where `wants_adapter` says so, otherwise as it is.
+
+    Raises:
+        ValueError: a configuration for a model that already has an adapter; nothing of the model trains.
+    """
+    has_adapter = isinstance(model, PeftModel)
+    if has_adapter and peft_config not in ("auto", None):
+        raise ValueError("peft_config: the model already has an adapter; merge it first, or leave peft_config out")
+    if wants_adapter(model, peft_config, by_default):
+        model = add_adapter(model, peft_config or "auto")  # type: ignore[arg-type]
+    if not any(p.requires_grad for p in model.parameters()):
+        advice = "load the adapter with is_trainable=True" if has_adapter else "unfreeze some, or give a peft_config"
+        raise ValueError(f"model: all parameters are frozen, nothing can be unlearned; {advice}")
+    return model
+
+
 def merged(model: PeftModel) -> PreTrainedModel:
     """A plain model of the base model's class with the active adapter merged into its weights; a copy of `model`.
 

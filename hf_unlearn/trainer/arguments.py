@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -12,9 +13,10 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 from typing_extensions import override
 
+from hf_unlearn.data.types import RequestKind
 from hf_unlearn.losses.head import PROFILE_SIZE
 from hf_unlearn.methods import METHODS
-from hf_unlearn.targets import FORGET_TARGETS
+from hf_unlearn.targets import FORGET_TARGETS, Hinge
 
 BATCH_SIZE = 64
 
@@ -90,14 +92,12 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     projection_scope: Literal["global", "tensor"] = field(
         default="global", metadata={"help": "Span of the projection."}
     )
-    request: Literal["samples", "class", "group"] | None = field(
-        default=None, metadata={"help": "Kind of forget request."}
-    )
+    request: RequestKind | None = field(default=None, metadata={"help": "Kind of forget request."})
     # HfArgumentParser takes the second type of a union with None: the command line gives text.
     forget_target: float | str | list[float] | list[list[float]] | None = field(
         default="auto", metadata={"help": f"One of {FORGET_TARGETS}, or a number."}
     )
-    hinge: Literal["squared", "linear"] = field(default="squared", metadata={"help": "Hinge of the mean target."})
+    hinge: Hinge = field(default="squared", metadata={"help": "Hinge of the mean target."})
     stop_at_target: bool | None = field(default=None, metadata={"help": "Stop when the target is reached."})
     per_sample_engine: Literal["auto", "hooks", "loop"] = field(default="auto", metadata={"help": "Gradient engine."})
     gram_cache: Literal["auto", "keep", "recompute"] = field(
@@ -217,6 +217,11 @@ CHOICES = _choices()
 
 def _parse_method_kwargs(value: Any) -> dict[str, Any] | None:
     """Hyper-parameters by name; text, from the command line, as JSON or YAML."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)  # first: to YAML, 1e-4 is a text
+        except json.JSONDecodeError:
+            pass
     if isinstance(value, str):
         try:
             value = yaml.safe_load(value)

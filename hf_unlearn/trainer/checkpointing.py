@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from typing_extensions import override
 
-from hf_unlearn.auditing.types import Model
 from hf_unlearn.models.adapters import merged
+from hf_unlearn.models.types import Model
 from hf_unlearn.targets import ForgetTarget, restore_target
 
 logger = logging.getLogger(__name__)

@@ -18,13 +18,14 @@ from typing_extensions import override
 from hf_unlearn.auditing.audit import audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics, transcribe, word_error_rate
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
-from hf_unlearn.auditing.types import AnyDataset, Model, RequestKind
 from hf_unlearn.data.splitting import subsample
-from hf_unlearn.losses import Head
+from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.methods import CalibrationPass
+from hf_unlearn.models.types import Model
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.setup import RunSetup
 
 # Samples of the retain dataset that metrics look at: enough for half a point of accuracy.
 METRIC_SAMPLES = 2000
@@ -35,33 +36,17 @@ class EvaluationMixin(Seq2SeqTrainer):
 
     Args:
         args: as in `Trainer`.
-        head: of the model.
-        request: the kind of forget request.
-        forget_ds: samples to forget, as the others.
-        retain_ds: samples to keep.
-        unseen_ds: samples that were never trained on, or None.
-        alternative_ds: other answers to the forget samples, or None.
+        setup: the run's head, request and datasets.
         **kwargs: as in `Trainer`.
     """
 
     model: Model  # narrower than in `Trainer`
 
-    def __init__(
-        self,
-        *,
-        args: UnlearningArguments,
-        head: Head,
-        request: RequestKind,
-        forget_ds: AnyDataset,
-        retain_ds: AnyDataset,
-        unseen_ds: AnyDataset | None,
-        alternative_ds: AnyDataset | None,
-        **kwargs: Any,
-    ):
+    def __init__(self, *, args: UnlearningArguments, setup: RunSetup, **kwargs: Any):
         self.args: UnlearningArguments = args
-        self.head, self.request = head, request
-        self.forget_ds, self.retain_ds = forget_ds, retain_ds
-        self.unseen_ds, self.alternative_ds = unseen_ds, alternative_ds
+        self.head, self.request = setup.head, setup.request
+        self.forget_ds, self.retain_ds = setup.forget_ds, setup.retain_ds
+        self.unseen_ds, self.alternative_ds = setup.unseen_ds, setup.alternative_ds
         # Of the metrics that the next evaluation loop adds; None where it adds none.
         self._unlearning_prefix: str | None = None
         super().__init__(args=args, **kwargs)

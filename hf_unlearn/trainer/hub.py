@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from hf_unlearn.auditing.types import AnyDataset
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.hashing import compared_columns, weights_hash
+from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.hub.model_card import CardFacts
 from hf_unlearn.hub.record import adapter_state, base_state, make_record
 from hf_unlearn.hub.upload import anonymise_groups, check_revision, create_repo, upload, write_release_files, writing

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_unlearn.auditing.types import AnyDataset, Model, RequestKind
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.splitting import resolve_request
+from hf_unlearn.data.types import AnyDataset, RequestKind
 from hf_unlearn.data.validation import check_alternatives, check_classes, check_datasets
 from hf_unlearn.losses import Head, head_of
 from hf_unlearn.methods import METHODS, Method, RunInfo
+from hf_unlearn.models.types import Model
 from hf_unlearn.targets import TargetKind, resolve_kind
 from hf_unlearn.trainer.arguments import UnlearningArguments
 
@@ -29,12 +30,20 @@ class RunSetup:
         request: `"samples"`, `"class"` or `"group"`.
         target_kind: which forgetting target the request gets; see `hf_unlearn.targets.resolve_kind`.
         method: the method, with its hyper-parameters.
+        forget_ds: the samples to forget, as the others.
+        retain_ds: the samples to keep.
+        unseen_ds: samples that were never trained on, or None.
+        alternative_ds: other answers to the forget samples, or None.
     """
 
     head: Head
     request: RequestKind
     target_kind: TargetKind
     method: Method
+    forget_ds: AnyDataset
+    retain_ds: AnyDataset
+    unseen_ds: AnyDataset | None
+    alternative_ds: AnyDataset | None
 
 
 def check_arguments(
@@ -94,4 +103,5 @@ def resolve_setup(
         check_classes(forget_ds, retain_ds)
     is_text = model.main_input_name == "input_ids"
     info = RunInfo(len(forget_ds), len(retain_ds), is_text, has_target=target_kind != "none")
-    return RunSetup(head, request, target_kind, method_class(args, info))
+    method = method_class(args, info)
+    return RunSetup(head, request, target_kind, method, forget_ds, retain_ds, unseen_ds, alternative_ds)

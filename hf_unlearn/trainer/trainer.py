@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -25,13 +25,14 @@ from transformers.trainer_utils import TrainOutput
 from transformers.training_args import ParallelMode
 from typing_extensions import override
 
-from hf_unlearn.auditing.types import AnyDataset, Model
 from hf_unlearn.data.collator import default_collator
 from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler
+from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.methods import SurgeryMethod
-from hf_unlearn.models.adapters import add_adapter
+from hf_unlearn.models.adapters import adapted, wants_adapter
 from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.models.loading import load_model
+from hf_unlearn.models.types import Model
 from hf_unlearn.per_sample.graph_parameters import reachable_parameters
 from hf_unlearn.report.tables import print_metrics
 from hf_unlearn.targets import Objective, make_target
@@ -126,23 +127,18 @@ class UnlearningTrainer(HubMixin):
             alternative_ds=alternative_ds, per_sample_loss=per_sample_loss,
         )  # fmt: skip
         self.method, self.target_kind = setup.method, setup.target_kind
-        adds_adapter = self._adds_adapter(first_model)
+        adds_adapter = wants_adapter(first_model, peft_config, self.method.lora_by_default)
         # Before the model gets its adapter: a refused model is left as it was.
         self.method.check_weights(adapter=adds_adapter, sharded=False)
         # `Trainer` seeds, too, but after a fresh adapter has drawn its weights.
         set_seed(args.seed)
-        first_model = self._with_adapter(first_model)
+        first_model = adapted(first_model, peft_config, self.method.lora_by_default)
         resolve_defaults(args, self.method, setup.head.kind, first_model)
         self._eval_mode = EvalMode()
         super().__init__(
             model=None if model is None else first_model,
             args=args,
-            head=setup.head,
-            request=setup.request,
-            forget_ds=forget_ds,
-            retain_ds=retain_ds,
-            unseen_ds=unseen_ds,
-            alternative_ds=alternative_ds,
+            setup=setup,
             added_adapter=adds_adapter,
             data_collator=data_collator or default_collator(first_model, processing_class),
             # An empty dict rather than None: `eval_strategy="steps"` has the unlearning metrics to show.
@@ -174,28 +170,11 @@ class UnlearningTrainer(HubMixin):
     @override
     def call_model_init(self, trial: Any = None) -> Model:
         """A new model, adapted as the first one was; the method compares with this one from now on."""
-        model = self._with_adapter(super().call_model_init(trial))
+        made: Any = super().call_model_init(trial)
+        model = adapted(made, self.peft_config, self.method.lora_by_default)
         if getattr(self, "is_in_train", False):  # `Trainer.__init__` makes a model before it is complete itself
             self._init_method(model)
         return model
-
-    def _with_adapter(self, model: Any) -> Model:
-        """The model that is trained: with a fresh adapter where the method wants one or the user asked for one."""
-        has_adapter = isinstance(model, PeftModel)
-        if has_adapter and self.peft_config not in ("auto", None):
-            raise ValueError("peft_config: the model already has an adapter; merge it first, or leave peft_config out")
-        if self._adds_adapter(model):
-            model = add_adapter(model, self.peft_config or "auto")
-        if not any(p.requires_grad for p in model.parameters()):
-            advice = (
-                "load the adapter with is_trainable=True" if has_adapter else "unfreeze some, or give a peft_config"
-            )
-            raise ValueError(f"model: all parameters are frozen, nothing can be unlearned; {advice}")
-        return model
-
-    def _adds_adapter(self, model: nn.Module) -> bool:
-        is_wanted = self.method.lora_by_default if self.peft_config == "auto" else self.peft_config is not None
-        return is_wanted and not isinstance(model, PeftModel)
 
     def _init_method(self, model: Any) -> None:
         """Give the method the original model, where it will train."""

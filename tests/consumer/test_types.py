@@ -33,5 +33,7 @@ def test_the_calls_of_the_readme_type_check(check):
 def test_wrong_calls_do_not(check):
     text = (HERE / "wrong_calls.py").read_text().splitlines()
     wrong = {number for number, line in enumerate(text, start=1) if line.endswith("# wrong")}
-    found = {int(re.match(r"wrong_calls.py:(\d+): error", line)[1]) for line in check["wrong_calls.py"] if "error" in line}
+    found = {
+        int(re.match(r"wrong_calls.py:(\d+): error", line)[1]) for line in check["wrong_calls.py"] if "error" in line
+    }
     assert len(wrong) >= 10 and found == wrong

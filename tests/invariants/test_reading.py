@@ -18,7 +18,7 @@ def named(part):
     """The files that a part of the section names; `per_sample/` stands before a list of its own."""
     before, _, inside = part.partition("`per_sample/`:")
     files = {f"per_sample/{name}" for name in re.findall(r"`(\w+\.py)`", inside)}
-    return files | {name for name in re.findall(r"`([\w/]+\.py)`", before)}
+    return files | set(re.findall(r"`([\w/]+\.py)`", before))
 
 
 class Trace(TrainerCallback):
@@ -36,7 +36,9 @@ class Trace(TrainerCallback):
             self.files.add(path.relative_to(PACKAGE).as_posix())
 
 
-@pytest.mark.parametrize(("method", "marker", "most"), [("nabla_tau", "- for ∇τ", 6), ("orthograd", "- for OrthoGrad", 12)])
+@pytest.mark.parametrize(
+    ("method", "marker", "most"), [("nabla_tau", "- for ∇τ", 6), ("orthograd", "- for OrthoGrad", 12)]
+)
 def test_the_files_of_a_step(unlearn, method, marker, most):
     trace = Trace()
     unlearn(method=method, max_steps=3, retain=14, logging_steps=100, callbacks=[trace]).train()
@@ -45,5 +47,7 @@ def test_the_files_of_a_step(unlearn, method, marker, most):
     assert len(opened) <= most and opened <= trace.files
     of_forgetting = named(SECTION.partition("- for ∇τ")[2].partition("\n- for")[0])
     assert trace.files <= opened | beside | of_forgetting
-    total = int(re.search(rf"{'∇τ' if method == 'nabla_tau' else 'OrthoGrad'} step (?:runs )?through (\d+)", SECTION)[1])
+    total = int(
+        re.search(rf"{'∇τ' if method == 'nabla_tau' else 'OrthoGrad'} step (?:runs )?through (\d+)", SECTION)[1]
+    )
     assert len(trace.files) == total

@@ -40,7 +40,9 @@ def texts():
     ).stdout.split()
     names = listed or [str(p.relative_to(ROOT)) for f in ("hf_unlearn", "docs") for p in (ROOT / f).rglob("*")]
     kept = [name for name in {*names, "README.md"} if Path(name).suffix in (".py", ".md", ".html", ".jinja2")]
-    return {n: (ROOT / n).read_text(encoding="utf-8") for n in sorted(kept) if (ROOT / n).is_file() and "site/" not in n}
+    return {
+        n: (ROOT / n).read_text(encoding="utf-8") for n in sorted(kept) if (ROOT / n).is_file() and "site/" not in n
+    }
 
 
 TEXTS = texts()

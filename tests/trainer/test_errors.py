@@ -201,3 +201,34 @@ def test_masked_class_needs_one_label_a_sample(unlearn):
 
     with pytest.raises(ValueError, match="needs one integer label a sample"):
         unlearn("bert", sets=several, request="class").train()
+
+
+@pytest.mark.parametrize(
+    ("given", "kwargs"),
+    [
+        ('{"gamma": 1e-4}', {"gamma": 1e-4}),
+        ("{gamma: 0.0001}", {"gamma": 1e-4}),
+        ({"gamma": 1}, {"gamma": 1}),
+        (None, None),
+    ],
+)
+def test_method_kwargs_are_read_from_json_and_yaml(tmp_path, given, kwargs):
+    assert UnlearningArguments(str(tmp_path), method="l1_sparse", method_kwargs=given).method_kwargs == kwargs
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("{gamma", ValueError, "method_kwargs: '{gamma' is neither JSON nor YAML"),
+        ("gamma", TypeError, "method_kwargs: expected names and values, got 'gamma'"),
+        ([0.1], TypeError, r"method_kwargs: expected names and values, got \[0.1\]"),
+        ({1: 2}, TypeError, "method_kwargs: expected names and values"),
+        ({"gama": 1}, ValueError, r"method_kwargs: l1_sparse has no 'gama'; it has gamma \(did you mean 'gamma'\?\)"),
+        ({"gamma": "much"}, TypeError, "method_kwargs: gamma of l1_sparse must be a number, got 'much'"),
+        ({"gamma": float("nan")}, ValueError, "method_kwargs: gamma of l1_sparse must be finite"),
+    ],
+)
+def test_bad_method_kwargs_are_refused(tmp_path, given, error, message):
+    with pytest.raises(error, match=f"^{message}") as raised:
+        UnlearningArguments(str(tmp_path), method="l1_sparse", method_kwargs=given)
+    assert "\n" not in str(raised.value)

@@ -60,7 +60,7 @@ def processor(name):
 
 
 def sets(name, forget=None, retain=20):
-    """Samples with what should not get out: texts, paths and names of people. As many unseen samples as forget samples."""
+    """Samples with what should not get out: texts, paths, names of people. As many unseen samples as forget samples."""
     forget = unseen = forget or ROWS[name]
     samples = tiny.samples(tiny.make(name)[1](forget + retain + unseen, seed=1))
     samples = [
@@ -199,7 +199,8 @@ def test_card_carries_the_audit_and_the_request(runs, hub):
     assert results["forget_accuracy"].dataset_name == "Forget dataset"
     assert results["mia_loss_auc"].dataset_name == "Forget against unseen dataset"
     for text in (
-        report.verdict["sentence"], "> All samples of\n> request 7.", "12 samples (single samples), with 20 samples to retain",
+        report.verdict["sentence"], "> All samples of\n> request 7.",
+        "12 samples (single samples), with 20 samples to retain",
         "| `method` | orthograd |", "Shamsian et al. 2025, arXiv 2503.02312", "no proof of deletion",
         f"torch {torch.__version__}",
     ):  # fmt: skip

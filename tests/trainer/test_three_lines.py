@@ -87,7 +87,9 @@ def test_orthograd_trains_the_parameters_of_an_adapter_alone(here, name):
     heads = {key for key in trained if "modules_to_save" in key}  # a classifier's, which are the task's own
     assert trained and all("lora_" in key for key in trained - heads)
     trainer.train()
-    moved = {key for key, p in trainer.model.named_parameters() if key in trained and "lora_B" in key and p.abs().sum()}
+    moved = {
+        key for key, p in trainer.model.named_parameters() if key in trained and "lora_B" in key and p.abs().sum()
+    }
     assert moved
     base = trainer.model.get_base_model().state_dict()
     frozen = {key.replace(".base_layer", ""): w for key, w in base.items() if "lora_" not in key}

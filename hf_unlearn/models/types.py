@@ -1,4 +1,4 @@
-"""Type aliases of the audit."""
+"""Type aliases of models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,4 @@ from typing import TypeAlias
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from hf_unlearn.data.types import AnyDataset, RequestKind
-
-__all__ = ["AnyDataset", "Model", "RequestKind"]
 Model: TypeAlias = PreTrainedModel | PeftModel
