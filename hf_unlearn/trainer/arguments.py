@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -219,12 +220,7 @@ def _parse_method_kwargs(value: Any) -> dict[str, Any] | None:
     """Hyper-parameters by name; text, from the command line, as JSON or YAML."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)  # first: to YAML, 1e-4 is a text
-        except json.JSONDecodeError:
-            pass
-    if isinstance(value, str):
-        try:
-            value = yaml.safe_load(value)
+            value = _parse_text(value)
         except yaml.YAMLError as error:
             raise ValueError(
                 f'method_kwargs: {value!r} is neither JSON nor YAML; write it as {{"beta": 0.1}}'
@@ -234,6 +230,12 @@ def _parse_method_kwargs(value: Any) -> dict[str, Any] | None:
             f"method_kwargs: expected names and values, got {value!r}; give a dict such as {{'beta': 0.1}}"
         )
     return None if value is None else dict(value)
+
+
+def _parse_text(text: str) -> Any:
+    with suppress(json.JSONDecodeError):
+        return json.loads(text)  # first: to YAML, 1e-4 is a text
+    return yaml.safe_load(text)
 
 
 def _parse_target(value: Any) -> Any:

@@ -136,20 +136,13 @@ class UnlearningTrainer(HubMixin):
         resolve_defaults(args, self.method, setup.head.kind, first_model)
         self._eval_mode = EvalMode()
         super().__init__(
-            model=None if model is None else first_model,
-            args=args,
-            setup=setup,
-            added_adapter=adds_adapter,
+            model=None if model is None else first_model, args=args, setup=setup, added_adapter=adds_adapter,
             data_collator=data_collator or default_collator(first_model, processing_class),
             # An empty dict rather than None: `eval_strategy="steps"` has the unlearning metrics to show.
-            eval_dataset={} if eval_dataset is None else eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
+            eval_dataset={} if eval_dataset is None else eval_dataset, processing_class=processing_class,
+            model_init=model_init, compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+        )  # fmt: skip
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs  # `Seq2SeqTrainer` does not pass it on
         self.method.check_weights(adapter=adds_adapter, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
         # A batch of pairs carries no top-level labels, and compute_loss gives means over the step.

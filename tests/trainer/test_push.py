@@ -60,7 +60,7 @@ def processor(name):
 
 
 def sets(name, forget=None, retain=20):
-    """Samples with what should not get out: texts, paths, names of people. As many unseen samples as forget samples."""
+    """Samples with what should not get out: texts, paths, names of people. As many unseen as forget samples."""
     forget = unseen = forget or ROWS[name]
     samples = tiny.samples(tiny.make(name)[1](forget + retain + unseen, seed=1))
     samples = [
