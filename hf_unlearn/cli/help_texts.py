@@ -54,7 +54,7 @@ model:
 
 method (these, and every setting of TrainingArguments, have their names from Python):
   --method NAME          nabla_tau (default), orthograd, grad_diff, npo, ...
-  --method_kwargs JSON   hyper-parameters of the method, such as '{{"beta": 0.2}}'; see docs
+  --method_kwargs JSON   hyper-parameters of the method: '{{"beta": 0.2}}' for npo; --help-all has every method's
   --request KIND         samples, class or group; default: by the column that --forget names
   --forget_target T      auto, distribution, masked_class, mean, none, or a number
   --max_steps N, --learning_rate X, --per_device_train_batch_size N, --seed N, --push_to_hub, ...

@@ -42,6 +42,14 @@ class RequestDescription(str):
     def __getnewargs__(self) -> tuple[str, RequestKind, str | None]:  # type: ignore[override]
         return str(self), self.request, self.column
 
+    def __eq__(self, other: object) -> bool:
+        # Datasets that are concatenated keep their info only where all infos are equal: not those of two requests.
+        if isinstance(other, RequestDescription) and (self.request, self.column) != (other.request, other.column):
+            return False
+        return super().__eq__(other)
+
+    __hash__ = str.__hash__
+
 
 class RequestSubset(torch.utils.data.Subset):
     """A subset of a map-style dataset with the attributes of a `RequestDescription`."""
@@ -82,7 +90,7 @@ def split_forget_retain(
         seed: seed of `fraction`'s draw.
 
     Returns:
-        `(forget_ds, retain_ds)`: two `datasets.Dataset`s where `dataset` is one, `torch.utils.data.Subset`s otherwise.
+        `(forget_ds, retain_ds)`: each a `datasets.Dataset` where `dataset` is one, and a `RequestSubset` otherwise.
         Both carry the kind of request, which `hf_unlearn.UnlearningTrainer` reads. It survives the methods of
         `datasets.Dataset` (`map`, `filter`, `select`, `with_transform`, `train_test_split`, ...) and pickling; it is
         not written by `save_to_disk` and `push_to_hub`.

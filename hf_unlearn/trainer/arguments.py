@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -20,6 +20,16 @@ from hf_unlearn.methods import METHODS
 from hf_unlearn.targets import FORGET_TARGETS, Hinge
 
 BATCH_SIZE = 64
+
+
+def _hyperparameters_help() -> str:
+    """The hyper-parameters of every method that has some, with their defaults."""
+    defaults = {name: asdict(method.check_hyperparameters({})) for name, method in METHODS.items()}
+    return "; ".join(
+        f"{name} {', '.join(f'{key}={value:g}' for key, value in values.items())}"
+        for name, values in defaults.items()
+        if values
+    )
 
 
 @dataclass
@@ -82,7 +92,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     method: str = field(default="nabla_tau", metadata={"help": f"Unlearning method, one of {sorted(METHODS)}."})
     method_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Hyper-parameters of the method, as JSON or YAML."}
+        default=None, metadata={"help": f"Hyper-parameters of the method, as JSON or YAML: {_hyperparameters_help()}."}
     )
     forgetting_loss: Literal["nabla_tau", "grad_ascent", "grad_diff"] = field(
         default="nabla_tau", metadata={"help": "Loss whose gradient a surgery method combines with others."}
@@ -150,7 +160,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
                 "or a method that descends a loss"
             )
         self.method_kwargs = _parse_method_kwargs(self.method_kwargs)
-        METHODS[self.method].check_hyperparameters(self.method_kwargs or {})
+        _ = self.hyperparameters  # refuses what the method does not have
 
     def _check_values(self) -> None:
         for name, choices in CHOICES.items():
@@ -185,6 +195,11 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
                 f'hub_strategy: must be "end", got {str(HubStrategy(self.hub_strategy).value)!r}, which uploads '
                 "checkpoints that still hold the data"
             )
+
+    @property
+    def hyperparameters(self) -> Any:
+        """The method's hyper-parameters, an instance of `Method.hyperparameters`: `method_kwargs` over its defaults."""
+        return METHODS[self.method].check_hyperparameters(_parse_method_kwargs(self.method_kwargs) or {})
 
     @property
     def has_default_batch_size(self) -> bool:

@@ -130,7 +130,7 @@ class AuditCallback(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Audit, log, and add to what the trainer chooses the best checkpoint by."""
         if "eval_forget_loss" not in metrics:
-            return  # that was an evaluation dataset; the metrics of forgetting come after it
+            return  # one of several evaluation datasets, but the first: the metrics of forgetting are there
         report = self.trainer.audit(**self.kwargs)
         self.reports.append(report)
         added = {f"eval_{name}": value for name, value in report.metrics.items()}

@@ -33,6 +33,7 @@ class UnlearningState:
         metrics_before: metrics of the original model.
         original_hash: hash of the original weights; None where they are sharded.
         retain_loss_before: loss of the original model on the retain samples that the guard watches, where it does.
+        hyperparameters: the method's, by name, as the run has them.
         method: `Method.state_dict`, which is fixed before the first step.
     """
 
@@ -41,6 +42,7 @@ class UnlearningState:
     metrics_before: dict[str, float]
     original_hash: str | None = None
     retain_loss_before: float | None = None
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     method: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str) -> None:

@@ -72,13 +72,24 @@ class EvaluationMixin(Seq2SeqTrainer):
         """
         if eval_dataset is None:
             self._unlearning_prefix = metric_key_prefix
-        without_dataset = eval_dataset is None and not self.eval_dataset
+        # A dict is evaluated entry by entry; without an entry there is nothing that `Trainer` would tell callbacks of.
+        alone: Any = self.forget_ds if eval_dataset is None and not self.eval_dataset else eval_dataset
         try:
-            # `evaluation_loop` leaves out the pass over this stand-in: the forget samples are measured anyway.
-            dataset: Any = self.forget_ds if without_dataset else eval_dataset
-            return super().evaluate(dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+            return super().evaluate(alone, ignore_keys, metric_key_prefix, **gen_kwargs)
         finally:
             self._unlearning_prefix = None
+
+    @override
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As `Trainer`'s; a loader that `evaluation_loop` does not read is not kept for later evaluations."""
+        if self._measures_alone:
+            return self.get_test_dataloader(eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    @property
+    def _measures_alone(self) -> bool:
+        """Whether an evaluation is going on that has no dataset but those of unlearning."""
+        return self._unlearning_prefix is not None and not self.eval_dataset
 
     @override
     def evaluation_loop(
@@ -89,10 +100,11 @@ class EvaluationMixin(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As `Trainer`'s; the first one of an evaluation has the unlearning metrics beside its own."""
-        prefix, self._unlearning_prefix = self._unlearning_prefix, None
-        if prefix is not None and not self.eval_dataset:
-            output = EvalLoopOutput(np.empty(0), label_ids=None, metrics={}, num_samples=len(self.forget_ds))
+        """As `Trainer`'s; the first one of an evaluation has the unlearning metrics beside its own, and their time."""
+        measures_alone, prefix, self._unlearning_prefix = self._measures_alone, self._unlearning_prefix, None
+        if measures_alone:
+            num_samples = sum(map(len, self._measured_datasets().values()))
+            output = EvalLoopOutput(np.empty(0), label_ids=None, metrics={}, num_samples=num_samples)
         else:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -177,7 +189,11 @@ class EvaluationMixin(Seq2SeqTrainer):
 
     def _calibration_pass(self) -> CalibrationPass:
         """What a method may measure before the first step; every process has its own samples, and none comes twice."""
-        named = {"forget": self.forget_ds, "retain": self.retain_ds, "alternative": self.alternative_ds}
+        named: dict[str, Any] = {
+            "forget": self.forget_ds,
+            "retain": self.retain_ds,
+            "alternative": self.alternative_ds,
+        }
         collator = self._flat_collator()
 
         def batches(name: str) -> Iterator[Any]:

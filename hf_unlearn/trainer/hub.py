@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo, run_as_future
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
@@ -40,7 +40,7 @@ CARD_KEYWORDS = {
 }  # fmt: skip
 # Settings that are published, named one by one, so that no path and no token can get in.
 PUBLISHED_SETTINGS = (
-    "method", "method_kwargs", "forgetting_loss", "retain_weight", "projection", "projection_scope", "forget_target",
+    "method", "forgetting_loss", "retain_weight", "projection", "projection_scope", "forget_target",
     "hinge", "stop_at_target", "learning_rate", "lr_scheduler_type", "optim", "weight_decay",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "max_steps", "seed", "bf16", "fp16",
 )  # fmt: skip
@@ -226,10 +226,15 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
             name=name, kind="adapter_alone" if release.adapter_alone else self._weights_kind,
             architecture=type(self._inner_model).__name__, base=metadata.pop("finetuned_from", None) or base,
             base_revision=base_revision, method={"name": method.name, "title": method.title, "paper": method.paper},
-            settings=settings_of(self.args, self.state.global_step, self.model), request=self.request,
+            settings=settings_of(self.args, self.state.global_step, self.model, self._hyperparameters),
+            request=self.request,
             counts={key: len(dataset) for key, dataset in named.items() if dataset is not None},
             forget_request=release.forget_request, report=release.report, metadata=metadata,
         )  # fmt: skip
+
+    @property
+    def _hyperparameters(self) -> Mapping[str, Any]:
+        return {} if self._unlearning_state is None else self._unlearning_state.hyperparameters
 
     def _record(self, folder: Path, release: Release, facts: CardFacts) -> dict[str, Any]:
         state = self._unlearning_state
@@ -319,16 +324,21 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
         return (None, None) if not name or os.path.exists(name) else (name, getattr(config, "_commit_hash", None))
 
 
-def settings_of(args: UnlearningArguments, steps: int, model: Any) -> dict[str, Any]:
+def settings_of(
+    args: UnlearningArguments, steps: int, model: nn.Module, hyperparameters: Mapping[str, Any]
+) -> dict[str, Any]:
     """The settings of a run, as plain values: no path, no token, no data.
 
     Args:
         args: the trainer's.
         steps: optimizer steps done.
         model: for its adapter, where it has one.
+        hyperparameters: the method's, by name.
     """
     values = {name: _plain(getattr(args, name)) for name in PUBLISHED_SETTINGS}
     settings: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    if hyperparameters:
+        settings["method_kwargs"] = dict(hyperparameters)
     if isinstance(args.forget_target, list):
         settings["forget_target"] = f"losses of {len(args.forget_target)} samples"
     settings |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, Literal, cast
 
 import torch
@@ -11,12 +12,8 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
-    BaseImageProcessor,
     EvalPrediction,
-    FeatureExtractionMixin,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
     Trainer,
     TrainerCallback,
     set_seed,
@@ -32,7 +29,7 @@ from hf_unlearn.methods import SurgeryMethod
 from hf_unlearn.models.adapters import adapted, wants_adapter
 from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.models.loading import load_model
-from hf_unlearn.models.types import Model
+from hf_unlearn.models.types import Model, ProcessingClass
 from hf_unlearn.per_sample.graph_parameters import reachable_parameters
 from hf_unlearn.report.tables import print_metrics
 from hf_unlearn.targets import Objective, make_target
@@ -44,8 +41,6 @@ from hf_unlearn.trainer.hub import HubMixin
 from hf_unlearn.trainer.loss_step import LossStep
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
 from hf_unlearn.trainer.surgery_step import SurgeryStep
-
-ProcessingClass = PreTrainedTokenizerBase | BaseImageProcessor | FeatureExtractionMixin | ProcessorMixin
 
 
 class UnlearningTrainer(HubMixin):
@@ -251,7 +246,7 @@ class UnlearningTrainer(HubMixin):
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with forget and retain loss, target, retain weight and the method's own metrics beside the loss."""
-        if "loss" in logs:
+        if "loss" in logs and self.is_in_train:
             logs = {**logs, **self.step.pop_log()}
             if self.target is not None and self.target.value is not None:
                 logs["target"] = self.target.value
@@ -269,6 +264,7 @@ class UnlearningTrainer(HubMixin):
         """Unlearn; prints the metrics before and after. See `Trainer.train`."""
         if resume_from_checkpoint and not self.method.is_iterative:
             raise ValueError(f"resume_from_checkpoint: {self.args.method} takes no steps, there is nothing to resume")
+        self._read_hyperparameters()
         if self.model_init is None:
             # The weights of a checkpoint come later, and are not those of the original.
             self._init_method(self.model)
@@ -286,10 +282,15 @@ class UnlearningTrainer(HubMixin):
             print_metrics(columns, f"{self.method.title} ({self.request})")
         return output
 
+    def _read_hyperparameters(self) -> None:
+        """Those of the arguments, which may be others than when the trainer was made."""
+        self.method.hp = self.args.hyperparameters
+
     @override
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> Any:
         """Once model and optimizer are in place: what is known of the original model, and the step made of it."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self._read_hyperparameters()  # a search over them has set the arguments
         if resume_from_checkpoint is None:
             self._unlearning_state = self._measure_original()
         else:
@@ -298,7 +299,8 @@ class UnlearningTrainer(HubMixin):
             self._check_original()
         self.step = self._make_step()
         self.remove_callback(StepCallback)
-        self.add_callback(StepCallback(self.step, self.method))
+        # First, so that the user's callbacks see the weights that the step ends with.
+        self.callback_handler.callbacks.insert(0, StepCallback(self.step, self.method))
         return prepared
 
     def _measure_original(self) -> UnlearningState:
@@ -309,6 +311,7 @@ class UnlearningTrainer(HubMixin):
             original_losses=statistics["forget"].losses,
             metrics_before=self._metrics_of(statistics),
             original_hash=original_hash,
+            hyperparameters=asdict(self.method.hp),
         )
         self.method.on_train_begin(self._calibration_pass())
         state.method = self.method.state_dict()
@@ -360,7 +363,8 @@ class UnlearningTrainer(HubMixin):
         if self.target_kind not in ("mean", "distribution") or not isinstance(self.args.forget_target, str):
             return
         if self.method.remeasures_target(self.state.global_step, self.state.max_steps, self._pairs.forget_per_step):
-            statistics = {"unseen": self._collect_statistics(self.unseen_ds, "Measuring the target")}
+            unseen_ds: Any = self.unseen_ds  # there is one, or the target would be another
+            statistics = {"unseen": self._collect_statistics(unseen_ds, "Measuring the target")}
             target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics)
             self.unlearning_state.target = target
             self.step.objective = self._objective()

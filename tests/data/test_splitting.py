@@ -213,3 +213,13 @@ def test_subsample_is_fixed_by_its_seed():
     assert subsample(data, 99) is data
     assert subsample(data, 4)["x"][:] == subsample(data, 4)["x"][:]
     assert len(subsample([1, 2, 3], 2)) == 2
+
+
+def test_requests_that_are_put_together_are_no_request_any_more():
+    samples = datasets.Dataset.from_dict({"x": list(range(12)), "label": [0, 1, 2] * 4, "who": ["a", "b"] * 6})
+    of_class, _ = split_forget_retain(samples, column="label", values=[1])
+    of_group, _ = split_forget_retain(samples, column="who", values=["a"])
+    again, _ = split_forget_retain(samples, column="label", values=[2])
+    assert request_of(datasets.concatenate_datasets([of_class, again])) == "class"
+    for pair in ([of_class, of_group], [of_group, of_class]):
+        assert request_of(datasets.concatenate_datasets(pair)) is None

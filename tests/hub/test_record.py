@@ -93,7 +93,7 @@ def test_settings_have_no_path_no_token_and_no_data(tmp_path):
     args = UnlearningArguments(
         str(tmp_path), hub_token="hf_secret", forget_target=[0.125, 0.25], use_cpu=True,
     )  # fmt: skip
-    settings = settings_of(args, 7, add_adapter(tiny.make("vit")[0]))
+    settings = settings_of(args, 7, add_adapter(tiny.make("vit")[0]), {"beta": 0.1})
     assert (settings["steps"], settings["forget_target"], settings["adapter"]) == (
         7,
         "losses of 2 samples",

@@ -179,3 +179,59 @@ def test_later_epochs_go_on_with_the_stream_of_pairs(unlearn):
     trainer.train()
     expected = [trainer.train_dataset[position].number for position in range(18)]
     assert numbers == expected and len({tuple(numbers[i : i + 6]) for i in (0, 6, 12)}) > 1
+
+
+def test_a_dataset_is_evaluated_after_an_evaluation_without_one(unlearn):
+    """Loaders of evaluation datasets are kept while workers persist: not the one that nothing is read from."""
+    trainer = unlearn(dataloader_num_workers=1, dataloader_persistent_workers=True)
+    trainer.evaluate()
+    dataset = flat_samples(5)
+    expected = unlearn().evaluate(dataset)["eval_loss"]
+    assert trainer.evaluate(dataset)["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(trainer.unlearning_metrics()["forget_loss"], rel=1e-3)
+
+
+class Weights(TrainerCallback):
+    """Keeps the weights after the optimizer's step, and at the step's end."""
+
+    def __init__(self):
+        self.after_optimizer, self.at_end = [], []
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.after_optimizer.append({n: p.detach().clone() for n, p in model.named_parameters()})
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.at_end.append({n: p.detach().clone() for n, p in model.named_parameters()})
+
+
+@pytest.mark.parametrize("added_later", [False, True])
+def test_callbacks_see_the_weights_that_a_step_ends_with(unlearn, added_later):
+    """Also where the step is corrected (an average of weights is taken there), and in a second run."""
+    weights = Weights()
+    settings = {"method": "orthograd", "projection": "update", "peft_config": None, "learning_rate": 1e-2}
+    trainer = unlearn(callbacks=[] if added_later else [weights], **settings)
+    if added_later:
+        trainer.add_callback(weights)
+    for _ in range(2):
+        trainer.train()
+    assert len(weights.at_end) == 4
+    for after, end in zip(weights.after_optimizer, weights.at_end, strict=True):
+        for name, weight in end.items():
+            torch.testing.assert_close(after[name], weight, rtol=0, atol=0)
+
+
+def test_a_second_run_has_one_step_callback(unlearn):
+    trainer = unlearn()
+    names = []
+    for _ in range(2):
+        trainer.train()
+        names.append([type(callback).__name__ for callback in trainer.callback_handler.callbacks])
+    assert names[0] == names[1] and names[0].count("StepCallback") == 1
+
+
+def test_a_loss_may_be_logged_outside_of_a_run(unlearn):
+    trainer = unlearn()
+    trainer.log({"loss": 1.0})
+    trainer.train()
+    trainer.log({"loss": 2.0})
+    assert [entry["loss"] for entry in trainer.state.log_history if entry.get("loss") == 2.0] == [2.0]
