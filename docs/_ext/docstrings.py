@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from sphinx.ext.autodoc.typehints import record_typehints
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
@@ -33,13 +35,16 @@ def inline(text: str) -> str:
         return f":py:obj:`{content}`" if NAME.fullmatch(content) else f"``{content}``"
 
     text = LINK.sub(r"`\1 <\2>`__", text) if LINK.search(text) else text
+    # Prose and marked-up text take turns.
     parts = re.split(r"(`[^`]+`__|(?<!`)`(?!`)[^`]+`(?!`))", text)
-    return "".join(
-        re.sub(r"`([^`]+)`", code, part)
-        if part.startswith("`") and not part.endswith("__")
-        else _escape(part)
-        for part in parts
-    )
+    result = _escape(parts[0])
+    for marked, prose in zip(parts[1::2], parts[2::2], strict=True):
+        result += (
+            marked if marked.endswith("__") else re.sub(r"`([^`]+)`", code, marked)
+        )
+        # Marks end before a space or punctuation only; before a letter, the space is not shown.
+        result += r"\ " * prose[:1].isalnum() + _escape(prose)
+    return result
 
 
 def _escape(text: str) -> str:
@@ -154,7 +159,12 @@ def signature(
     text: str | None,
     returns: str | None,
 ) -> tuple[str, str | None] | None:
-    """Nothing but dots for a constructor that nobody could read."""
+    """Nothing but dots for a constructor that nobody could read; its types are those of its own arguments."""
+    if what == "class" and inspect.isfunction(obj.__init__):
+        # Of a class, autodoc has recorded the types of attributes where an argument has the same name.
+        record_typehints(
+            app, what, name, obj.__init__, options, text or "", returns or ""
+        )
     return ("(...)", None) if text and text.count("=") > LONGEST_SIGNATURE else None
 
 

@@ -11,11 +11,13 @@ from hf_unlearn.report.tables import print_report
 
 @dataclass(frozen=True)
 class AuditReport(AuditResult):
-    """The result of `hf_unlearn.audit`, which prints and draws itself; its fields are those of `AuditResult`.
+    """The result of `hf_unlearn.audit`, which prints and draws itself.
 
-    report = audit(model, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=test_ds, retrained=retrained)
-    print(report.verdict["sentence"], report.metrics["mia_loss_auc"])
-    report.to_html("audit.html")
+    Its fields are those of `AuditResult`.
+
+        report = audit(model, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=test_ds, retrained=retrained)
+        print(report.verdict["sentence"], report.metrics["mia_loss_auc"])
+        report.to_html("audit.html")
     """
 
     def to_html(self, path: str | Path) -> Path:

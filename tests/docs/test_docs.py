@@ -115,6 +115,22 @@ def test_docstrings_are_shown(pages):
     assert " object at 0x" not in shown
 
 
+def test_no_mark_is_left_as_text(pages):
+    for name, page in pages.items():
+        assert not re.search(":py:obj:|``", page.text), name
+
+
+def test_the_constructor_of_the_trainer_has_its_own_types(pages):
+    text = squeezed(pages["reference/public.html"].text)
+    assert "model (PreTrainedModel | PeftModel | str | None) -- a model of transformers" in text
+
+
+def test_the_example_of_a_class_is_code(pages):
+    code = re.findall(r'<div class="highlight-python.*?</div>', pages["reference/public.html"].source, re.DOTALL)
+    for call in ("trainer.train", "report.to_html"):
+        assert any(call in re.sub("<[^>]+>", "", block) for block in code), call
+
+
 def test_every_method_is_in_the_catalogue(pages):
     page = pages["methods.html"]
     for name, method in METHODS.items():
@@ -144,6 +160,7 @@ def test_docstrings_are_converted():
     convert = extension("docstrings").convert
     lines = [
         "Of `x` and `Head`.",
+        "`Head`s, `x`s.",
         "- one",
         "",
         "> Settings",
@@ -155,8 +172,8 @@ def test_docstrings_are_converted():
         "    x = 1",
     ]
     assert convert(lines) == [
-        "Of ``x`` and :py:obj:`Head`.", "", "- one", "", "**Settings**", "", "", ".. list-table::",
-        "   :header-rows: 1", "", "   * - a", "     - b", "   * - ``c``", r"     - d\_", "", "",
+        "Of ``x`` and :py:obj:`Head`.", r":py:obj:`Head`\ s, ``x``\ s.", "", "- one", "", "**Settings**", "", "",
+        ".. list-table::", "   :header-rows: 1", "", "   * - a", "     - b", "   * - ``c``", r"     - d\_", "", "",
         ".. code-block:: python", "", "    x = 1", "",
     ]  # fmt: skip
 
