@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -42,6 +42,24 @@ from hf_unlearn.report.audit_result import MODELS
 # Samples of the retain dataset that are measured: enough for half a point of accuracy.
 RETAIN_SAMPLES = 2000
 LIKELIHOOD = ("single_label", *LANGUAGE_KINDS)
+
+
+class AuditOptions(TypedDict, total=False):
+    """The optional arguments of `audit`, for those that pass them on."""
+
+    original: Model | None
+    retrained: Model | None
+    shadows: Shadows | None
+    request: RequestKind | None
+    relearning: bool
+    group_column: str | None
+    data_collator: Collator | None
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin | None
+    batch_size: int
+    resamples: int
+    seed: int
+    cache_dir: str | Path | None
+    training: Sequence[Mapping[str, float]]
 
 
 def audit(

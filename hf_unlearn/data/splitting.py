@@ -141,7 +141,7 @@ def _split(dataset: Any, forget_indices: list[int], request: RequestKind, column
     )
 
 
-def request_of(dataset: Any) -> RequestKind | None:
+def request_of(dataset: AnyDataset) -> RequestKind | None:
     """The kind of request (`"samples"`, `"class"`, `"group"`) that `split_forget_retain` stored, or None."""
     return getattr(_carrier(dataset), "request", None)
 
@@ -151,7 +151,7 @@ def _carrier(dataset: Any) -> Any:
     return dataset.info.description if isinstance(dataset, datasets.Dataset) else dataset
 
 
-def request_for_head(forget_ds: Any, retain_ds: Any, head_kind: str) -> RequestKind | None:
+def request_for_head(forget_ds: AnyDataset, retain_ds: AnyDataset, head_kind: str) -> RequestKind | None:
     """The stored kind of request, for a model with this kind of head; None if there is none.
 
     A class that was derived from a column is a class only if the column is the label that the head predicts: the head
@@ -177,7 +177,7 @@ def _is_label(column: str, forget_ds: Any, retain_ds: Any) -> bool:
     return forget_labels is None or retain_labels is None or not forget_labels & retain_labels
 
 
-def stored_labels(dataset: Any) -> set | None:
+def stored_labels(dataset: AnyDataset) -> set | None:
     """The distinct labels of a dataset; None if it stores no label, or several a sample."""
     names = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(dataset[0])
     for name in LABEL_COLUMNS:
@@ -191,7 +191,9 @@ def _mark(dataset: datasets.Dataset, request: RequestKind, column: str | None) -
     return dataset
 
 
-def resolve_request(request: RequestKind | None, forget_ds: Any, retain_ds: Any, head_kind: str) -> RequestKind:
+def resolve_request(
+    request: RequestKind | None, forget_ds: AnyDataset, retain_ds: AnyDataset, head_kind: str
+) -> RequestKind:
     """The kind of request: as given, as stored (see `request_for_head`), or `"samples"` with a warning.
 
     Args:
@@ -209,7 +211,7 @@ def resolve_request(request: RequestKind | None, forget_ds: Any, retain_ds: Any,
     return resolved or "samples"
 
 
-def column_of(dataset: Any, column: str) -> list:
+def column_of(dataset: AnyDataset, column: str) -> list:
     """The values of a column, as plain Python.
 
     Raises:
@@ -276,14 +278,14 @@ def _draw(dataset: Any, fraction: float, stratify_by: str | None, seed: int) -> 
     return sorted(i for value, samples in strata.items() for i in rng.permutation(samples)[: counts[value]].tolist())
 
 
-def in_memory(dataset: Any) -> Any:
+def in_memory(dataset: AnyDataset) -> AnyDataset:
     """The samples of a dataset as a list with its kind of request; a large dataset is returned as it is.
 
     For data so small that reading samples from Arrow takes longer than the model does: up to `MAX_BYTES_IN_MEMORY`.
     """
     if isinstance(dataset, datasets.Dataset) and _bytes(dataset) > MAX_BYTES_IN_MEMORY:
         return dataset
-    samples = list(dataset)
+    samples = list(dataset)  # type: ignore[call-overload]  # whatever has a length and items can be iterated
     column = getattr(_carrier(dataset), "column", None)
     return RequestSubset(samples, range(len(samples)), request_of(dataset) or "samples", column)
 
@@ -293,11 +295,11 @@ def _bytes(dataset: datasets.Dataset) -> float:
     return dataset.data.nbytes * len(dataset) / max(1, dataset.data.num_rows)
 
 
-def subsample(dataset: Any, count: int, seed: int = 0) -> Any:
+def subsample(dataset: AnyDataset, count: int, seed: int = 0) -> AnyDataset:
     """At most `count` samples of a dataset, drawn with `seed`; the dataset itself when it is no larger."""
     if len(dataset) <= count:
         return dataset
     indices = sorted(np.random.default_rng(seed).choice(len(dataset), count, replace=False).tolist())
     if isinstance(dataset, datasets.Dataset):
         return dataset.select(indices)
-    return torch.utils.data.Subset(dataset, indices)
+    return torch.utils.data.Subset(dataset, indices)  # type: ignore[arg-type]

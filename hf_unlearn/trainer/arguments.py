@@ -198,7 +198,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     @property
     def hyperparameters(self) -> Any:
-        """The method's hyper-parameters, an instance of `Method.hyperparameters`: `method_kwargs` over its defaults."""
+        """An instance of the method's `Method.hyperparameters`: `method_kwargs` over the defaults."""
         return METHODS[self.method].check_hyperparameters(_parse_method_kwargs(self.method_kwargs) or {})
 
     @property

@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
+from hf_unlearn.auditing.audit import AuditOptions
 from hf_unlearn.data.splitting import subsample
+from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses.head import TOKEN_KINDS
 from hf_unlearn.methods import Method
 from hf_unlearn.report.audit_report import AuditReport
@@ -29,6 +31,7 @@ CHECK_SAMPLES_OF_TOKENS = 64  # beside batches that are four times smaller, too
 # A rise of ln 2 halves the probability that the model gives to what it should keep.
 RETAIN_GUARD = math.log(2)
 CLASS_ACCURACY = 0.01
+RESAMPLES = 200
 
 
 class StepCallback(TrainerCallback):
@@ -111,19 +114,22 @@ class AuditCallback(TrainerCallback):
 
     Args:
         trainer: that it is added to.
-        resamples: bootstrap samples; fewer than in a final audit, as it is done often.
-        **kwargs: as in `trainer.audit`.
+        unseen_ds: as in `trainer.audit`.
+        **options: as in `trainer.audit`; `resamples` is 200 by default, fewer than in a final audit.
 
     Attributes:
         reports: one an evaluation, in order.
     """
 
-    def __init__(self, trainer: EvaluationMixin, *, resamples: int = 200, **kwargs: Any):
-        self.trainer, self.kwargs = trainer, {"resamples": resamples, **kwargs}
+    def __init__(
+        self, trainer: EvaluationMixin, *, unseen_ds: AnyDataset | None = None, **options: Unpack[AuditOptions]
+    ):
+        self.trainer, self.unseen_ds = trainer, unseen_ds
+        self.options: AuditOptions = {"resamples": RESAMPLES, **options}
         self.reports: list[AuditReport] = []
         # What the retrained model says of its samples does not change during the run.
-        if "cache_dir" not in kwargs:
-            self.kwargs["cache_dir"] = cache_dir = tempfile.mkdtemp()
+        if "cache_dir" not in options:
+            self.options["cache_dir"] = cache_dir = tempfile.mkdtemp()
             weakref.finalize(self, shutil.rmtree, cache_dir, ignore_errors=True)
 
     @override
@@ -131,7 +137,7 @@ class AuditCallback(TrainerCallback):
         """Audit, log, and add to what the trainer chooses the best checkpoint by."""
         if "eval_forget_loss" not in metrics:
             return  # one of several evaluation datasets, but the first: the metrics of forgetting are there
-        report = self.trainer.audit(**self.kwargs)
+        report = self.trainer.audit(self.unseen_ds, **self.options)
         self.reports.append(report)
         added = {f"eval_{name}": value for name, value in report.metrics.items()}
         metrics.update(added)

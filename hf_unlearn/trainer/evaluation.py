@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
-from hf_unlearn.auditing.audit import audit
+from hf_unlearn.auditing.audit import AuditOptions, audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics, transcribe, word_error_rate
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.data.splitting import subsample
@@ -58,9 +58,9 @@ class EvaluationMixin(Seq2SeqTrainer):
         return self._metrics_of(self._dataset_statistics())
 
     @override
-    def evaluate(
+    def evaluate(  # type: ignore[override]
         self,
-        eval_dataset: Any = None,
+        eval_dataset: AnyDataset | dict[str, AnyDataset] | str | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
         **gen_kwargs: Any,
@@ -114,21 +114,21 @@ class EvaluationMixin(Seq2SeqTrainer):
         added = {f"{prefix}_{name}": value for name, value in self.unlearning_metrics().items()}
         return output._replace(metrics={**(output.metrics or {}), **added})
 
-    def audit(self, unseen_ds: AnyDataset | None = None, **kwargs: Any) -> AuditReport:
+    def audit(self, unseen_ds: AnyDataset | None = None, **options: Unpack[AuditOptions]) -> AuditReport:
         """The audit of the model as it is now; see `hf_unlearn.audit`.
 
         Args:
             unseen_ds: samples that were never trained on and set no target. Without them the trainer's `unseen_ds` is
                 taken, and a note says that it set the target.
-            **kwargs: `original`, `retrained`, `shadows`, `relearning`, ..., as in `hf_unlearn.audit`.
+            **options: `original`, `retrained`, `shadows`, `relearning`, ..., as in `hf_unlearn.audit`.
         """
-        settings: dict[str, Any] = {
+        settings: AuditOptions = {
             "request": self.request, "data_collator": self.data_collator, "seed": self.args.seed,
             "batch_size": self.args.eval_batch_size, "training": self.state.log_history,
         }  # fmt: skip
         if self.args.predict_with_generate:
-            settings["processing_class"] = self.processing_class
-        group_column = kwargs.get("group_column")
+            settings["processing_class"] = self.processing_class  # type: ignore[typeddict-item]
+        group_column = options.get("group_column")
         if group_column is not None:
             settings["data_collator"] = self._flat_collator()  # the model does not read the column
         report = audit(
@@ -136,7 +136,7 @@ class EvaluationMixin(Seq2SeqTrainer):
             forget_ds=self._readable(self.forget_ds, group_column),
             retain_ds=self._readable(self.retain_ds, group_column),
             unseen_ds=self._readable(self.unseen_ds if unseen_ds is None else unseen_ds, group_column),
-            **settings | kwargs,
+            **(settings | options),
         )
         if unseen_ds is None:
             report.notes.append(

@@ -18,8 +18,9 @@ from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from typing_extensions import override
+from typing_extensions import TypedDict, Unpack, override
 
+from hf_unlearn.auditing.audit import AuditOptions
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.hashing import compared_columns, weights_hash
 from hf_unlearn.data.types import AnyDataset
@@ -38,6 +39,20 @@ CARD_KEYWORDS = {
     "language": "language", "license": "license", "tags": "tags", "tasks": "pipeline_tag", "dataset_tags": "datasets",
     "model_name": "model_name", "finetuned_from": "finetuned_from",
 }  # fmt: skip
+
+
+class CardKeywords(TypedDict, total=False):
+    """Keywords of the model card, as `Trainer.push_to_hub` has them."""
+
+    language: str | list[str] | None
+    license: str | None
+    tags: str | list[str] | None
+    tasks: str | list[str] | None
+    dataset_tags: str | list[str] | None
+    model_name: str | None
+    finetuned_from: str | None
+
+
 # Settings that are published, named one by one, so that no path and no token can get in.
 PUBLISHED_SETTINGS = (
     "method", "forgetting_loss", "retain_weight", "projection", "projection_scope", "forget_target",
@@ -71,9 +86,9 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
         super().__init__(**kwargs)
 
     @override
-    def audit(self, unseen_ds: AnyDataset | None = None, **kwargs: Any) -> AuditReport:
+    def audit(self, unseen_ds: AnyDataset | None = None, **options: Unpack[AuditOptions]) -> AuditReport:
         """See `EvaluationMixin.audit`; the next push carries the report."""
-        self.audit_report = super().audit(unseen_ds, **kwargs)
+        self.audit_report = super().audit(unseen_ds, **options)
         return self.audit_report
 
     @override
@@ -105,7 +120,7 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
         audit: AuditReport | None = None,
         forget_request: str | None = None,
         request_id: str | None = None,
-        **card: Any,
+        **card: Unpack[CardKeywords],
     ) -> CommitInfo | Future[CommitInfo] | None:
         """Push the merged model, its processor, a model card, the audit and the unlearning record, in one commit.
 
@@ -173,7 +188,7 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
         audit: AuditReport | None = None,
         forget_request: str | None = None,
         request_id: str | None = None,
-        **card: Any,
+        **card: Unpack[CardKeywords],
     ) -> None:
         """Save the files that `push_to_hub` sends; `hf-unlearn push` sends them later. All processes have to call it.
 
