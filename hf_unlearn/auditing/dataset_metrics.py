@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.attacks import logistic_attack
 from hf_unlearn.auditing.statistics import SampleStatistics
+from hf_unlearn.models.types import Model
 
 # With fewer samples on a side, an attack's metric means nothing.
 MIN_SAMPLES = 8
@@ -81,7 +82,7 @@ def word_error_rate(references: Sequence[str], predictions: Sequence[str]) -> fl
 
 @torch.no_grad()
 def transcribe(
-    model: Any,
+    model: Model,
     batches: Iterable[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     generate_kwargs: Mapping[str, Any],
@@ -97,7 +98,7 @@ def transcribe(
     pairs: list[tuple[str, str]] = []
     for batch in batches:
         inputs = {k: v for k, v in batch.items() if k not in ("labels", "decoder_input_ids", "decoder_attention_mask")}
-        generated = model.generate(**inputs, **generate_kwargs)
+        generated = model.generate(**inputs, **generate_kwargs)  # type: ignore[operator]
         labels = batch["labels"].masked_fill(batch["labels"] == -100, tokenizer.pad_token_id)
         decoded = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (labels, generated)]
         pairs += list(zip(*decoded, strict=True))

@@ -102,7 +102,7 @@ def divergences(
 
 
 def word_error_rates(
-    model: Any,
+    model: Model,
     datasets_by_name: Mapping[str, AnyDataset],
     tokenizer: PreTrainedTokenizerBase,
     data_collator: Callable,

@@ -10,7 +10,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -62,7 +62,7 @@ class SampleStatistics:
 
 @torch.no_grad()
 def collect_statistics(
-    model: Any,
+    model: nn.Module,
     dataset: AnyDataset,
     *,
     head: Head,

@@ -216,7 +216,7 @@ class ComparisonFolder:
             return {**result, "status": "refused", "error": str(refusal)}
         retrained, _ = self.load_trained_model(self.training_runs_for(run)[RETRAINED])
         # Statistics of trained models serve several runs; those of an unlearned model only its own.
-        cache = {} if unlearned else {"cache_dir": self.path / "statistics"}
+        cache: dict[str, Any] = {} if unlearned else {"cache_dir": self.path / "statistics"}
         metrics = self.load_task(run.seed).metrics(
             model, retrained, **datasets_by_name, relearning=self.config.relearning, **cache
         )

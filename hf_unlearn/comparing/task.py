@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import transformers
 from transformers import (
     AutoConfig,
     AutoProcessor,
-    BaseImageProcessor,
-    FeatureExtractionMixin,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
     set_seed,
 )
 from typing_extensions import override
@@ -26,10 +22,8 @@ from hf_unlearn.data.preprocessing import label_settings, prepare
 from hf_unlearn.data.splitting import split_forget_retain
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.loading import load_model
-from hf_unlearn.models.types import Model
+from hf_unlearn.models.types import Model, ProcessingClass
 from hf_unlearn.training import train_from_scratch
-
-Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor | FeatureExtractionMixin | ProcessorMixin
 
 
 class Task:
@@ -50,7 +44,7 @@ class Task:
 
     training: ClassVar[Mapping[str, Any]] = {}
     shadows: ClassVar[tuple[str, ...]] = ()
-    processor: Processor | None = None
+    processor: ProcessingClass | None = None
 
     def __init__(self, seed: int, **options: Any):
         self.seed = seed

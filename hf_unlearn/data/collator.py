@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import find_labels
 
+from hf_unlearn.models.types import Model, ProcessingClass
+
 Collator = Callable[[list[Any]], dict[str, Any]]
 
 
-def default_collator(model: PreTrainedModel | PeftModel, processing_class: Any = None) -> Collator:
+def default_collator(model: Model, processing_class: ProcessingClass | None = None) -> Collator:
     """A collator that pads every ragged column along its first axis, for text, images, audio and Whisper features.
 
     Columns of equal shape are stacked. Ragged ones are padded at the end: `input_ids` with the pad id of
@@ -65,21 +67,22 @@ def default_collator(model: PreTrainedModel | PeftModel, processing_class: Any =
     return collate
 
 
-def readable_collator(model: PreTrainedModel | PeftModel, processing_class: Any = None) -> Collator:
+def readable_collator(model: Model, processing_class: ProcessingClass | None = None) -> Collator:
     """`default_collator` on the columns that the model reads; others (a speaker, an author) are dropped."""
     collate, names = default_collator(model, processing_class), set(columns_read(model))
     return lambda samples: collate([{k: v for k, v in sample.items() if k in names} for sample in samples])
 
 
-def columns_read(model: PreTrainedModel | PeftModel) -> list[str]:
+def columns_read(model: Model) -> list[str]:
     """The columns of a dataset that the model's forward pass takes, and those that hold its labels."""
     base = inner_model(model)
     return [*inspect.signature(base.forward).parameters, "label", "label_ids", *find_labels(type(base))]
 
 
-def inner_model(model: Any) -> Any:
+def inner_model(model: Model) -> PreTrainedModel:
     """The model inside the wrapper of its adapters, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base
 
 
 def _causal_labels(sample: Mapping[str, Any]) -> torch.Tensor:

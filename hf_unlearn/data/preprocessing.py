@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from hf_unlearn.data.collator import inner_model
 from hf_unlearn.data.columns import ROLES, Columns
 from hf_unlearn.losses import head_of
+from hf_unlearn.models.types import Model, ProcessingClass
 
 logger = logging.getLogger(__name__)
 CLASSIFIERS = ("single_label", "multi_label", "regression")
@@ -26,8 +26,8 @@ TEXT_BATCH_SIZE = 1000
 
 def prepare(
     samples: Dataset,
-    model: PreTrainedModel | PeftModel,
-    processor: Any,
+    model: Model,
+    processor: ProcessingClass | None,
     *,
     columns: Mapping[str, str] | None = None,
 ) -> Dataset:
@@ -78,7 +78,7 @@ def prepare(
     return _preprocess(Columns(samples.with_format(None), dict(columns or {})), base, processor)
 
 
-def _preprocess(raw: Columns, base: Any, processor: Any) -> Dataset:
+def _preprocess(raw: Columns, base: PreTrainedModel, processor: ProcessingClass) -> Dataset:
     kind, modality = head_of(base).kind, INPUTS.get(base.main_input_name)
     if kind in CLASSIFIERS and modality is not None:
         raw.samples = _with_labels(raw, base.config, kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ def check_datasets(
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
     """
-    datasets_by_name: dict[str, Any] = {"forget_ds": forget_ds, "retain_ds": retain_ds}
+    datasets_by_name: dict[str, AnyDataset] = {"forget_ds": forget_ds, "retain_ds": retain_ds}
     if unseen_ds is not None:
         datasets_by_name["unseen_ds"] = unseen_ds
     for name, dataset in datasets_by_name.items():
@@ -56,7 +55,7 @@ def check_datasets(
         _refuse_shared(hashes, "unseen_ds", "retain_ds", advice)
 
 
-def check_classes(forget_ds: Any, retain_ds: Any) -> None:
+def check_classes(forget_ds: AnyDataset, retain_ds: AnyDataset) -> None:
     """Refuse a retain dataset that still has a sample of a forgotten class: all of its samples are checked.
 
     Where a collator or a transform makes the labels, they are checked when the target is made.
@@ -82,7 +81,7 @@ def check_disjoint_classes(forget_classes: set, retain_classes: set) -> None:
         )
 
 
-def check_alternatives(method: str, needed: bool, forget_ds: Any, alternative_ds: Any) -> None:
+def check_alternatives(method: str, needed: bool, forget_ds: AnyDataset, alternative_ds: AnyDataset | None) -> None:
     """Refuse alternative answers that are missing, unused, or do not match the forget dataset sample by sample.
 
     Args:
@@ -115,7 +114,7 @@ def check_alternatives(method: str, needed: bool, forget_ds: Any, alternative_ds
         )
 
 
-def _columns(dataset: Any) -> list[str]:
+def _columns(dataset: AnyDataset) -> list[str]:
     return list(dataset.column_names if hasattr(dataset, "column_names") else dataset[0])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -16,6 +15,7 @@ from transformers import (
 )
 
 from hf_unlearn.losses import head_of
+from hf_unlearn.models.types import Model, ProcessingClass
 
 
 def load_model(name: str) -> PreTrainedModel:
@@ -33,7 +33,7 @@ def load_model(name: str) -> PreTrainedModel:
     return getattr(transformers, architectures[0]).from_pretrained(name)
 
 
-def load_processor(name: str, model: PreTrainedModel | PeftModel, *, needed: bool = True) -> Any:
+def load_processor(name: str, model: Model, *, needed: bool = True) -> ProcessingClass | None:
     """The tokenizer, image processor, feature extractor or combined processor of a checkpoint.
 
     Args:

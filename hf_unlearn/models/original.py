@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.operations import convert_to_fp32
@@ -14,6 +14,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_unlearn.models.types import Model
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +35,7 @@ class OriginalModel:
         autocast: the context that it runs in, for mixed precision the same as that of the trained model.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, added_adapter: bool):
+    def __init__(self, model: Model, added_adapter: bool):
         self.added_adapter = added_adapter
         self.autocast: Callable[[], AbstractContextManager] = nullcontext
         self.model: Any = model if added_adapter else frozen_copy(model)
@@ -48,7 +51,7 @@ class OriginalModel:
         return outputs
 
 
-def frozen_copy(model: nn.Module) -> Any:
+def frozen_copy(model: ModuleT) -> ModuleT:
     """A frozen copy in eval mode, which shares the weights that are frozen in `model`."""
     shared = {id(p): p for p in model.parameters() if not p.requires_grad}
     size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
