@@ -42,7 +42,8 @@ def make_hyperparameters(cls: type[T], method: str, method_kwargs: Mapping[str, 
     """The hyper-parameters of a method: defaults, and what `method_kwargs` says.
 
     Args:
-        cls: a dataclass. Fields annotated as float or int are checked; values of others are taken as they are.
+        cls: a dataclass. Fields annotated as float or int are checked, and a text that is a number is taken as that
+            number; values of others are taken as they are.
         method: its name, for messages.
         method_kwargs: hyper-parameter to value.
 
@@ -71,9 +72,21 @@ def make_hyperparameters(cls: type[T], method: str, method_kwargs: Mapping[str, 
             suggestion = f" (did you mean {close[0]!r}?)" if close else ""
             raise ValueError(f"method_kwargs: {method} has no {name!r}; it has {names}{suggestion}")
         if types[name] in (int, float):
+            value = _number_in_text(value)
             value = _checked_number(f"method_kwargs: {name} of {method}", value, types[name], fields_by_name[name])
         values[name] = value
     return cls(**values)
+
+
+def _number_in_text(value: Any) -> Any:
+    """The number that a text is, as YAML reads `1e-4` as text; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else number
 
 
 def _checked_number(what: str, value: Any, number_type: type, hyperparameter: Field[Any]) -> float:

@@ -131,6 +131,12 @@ def test_integers_and_numpy_numbers_are_numbers():
     assert method("rmu", layers=np.int64(2)).hp.layers == 2
 
 
+def test_text_that_is_a_number_is_that_number():
+    assert method("npo", beta="1e-4").hp.beta == 1e-4  # as YAML reads it
+    assert method("npo", beta="1").hp.beta == 1 and isinstance(method("npo", beta="1").hp.beta, float)
+    assert method("rmu", layers="2").hp.layers == 2 and isinstance(method("rmu", layers="2").hp.layers, int)
+
+
 @pytest.mark.parametrize(
     ("name", "method_kwargs", "error", "message"),
     [
@@ -138,7 +144,10 @@ def test_integers_and_numpy_numbers_are_numbers():
         ("simnpo", {"x": 1}, ValueError, "method_kwargs: simnpo has no 'x'; it has beta, gamma"),
         ("grad_diff", {"beta": 1}, ValueError, "method_kwargs: grad_diff has no 'beta'; it has no hyper-parameters"),
         ("orthograd", {"beta": 1}, ValueError, "method_kwargs: orthograd has no 'beta'; it has no hyper-parameters"),
-        ("npo", {"beta": "0.1"}, TypeError, "method_kwargs: beta of npo must be a number, got '0.1' (str)"),
+        ("npo", {"beta": "much"}, TypeError, "method_kwargs: beta of npo must be a number, got 'much' (str)"),
+        ("npo", {"beta": "-1e-4"}, ValueError, "method_kwargs: beta of npo must be greater than 0, got -0.0001"),
+        ("npo", {"beta": "inf"}, ValueError, "method_kwargs: beta of npo must be finite, got inf"),
+        ("rmu", {"layers": "1.5"}, TypeError, "method_kwargs: layers of rmu must be an integer, got 1.5 (float)"),
         ("npo", {"beta": True}, TypeError, "method_kwargs: beta of npo must be a number, got True (bool)"),
         ("npo", {"beta": None}, TypeError, "method_kwargs: beta of npo must be a number, got None (NoneType)"),
         ("npo", {"beta": math.nan}, ValueError, "method_kwargs: beta of npo must be finite, got nan"),
