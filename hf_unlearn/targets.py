@@ -28,7 +28,6 @@ FORGET_TARGETS: tuple[ForgetTargetName, ...] = get_args(ForgetTargetName)
 ForgetTargetSetting: TypeAlias = float | str | list[float] | list[list[float]] | None
 TargetKind: TypeAlias = Literal["distribution", "masked_class", "mean", "none"]
 Hinge: TypeAlias = Literal["squared", "linear"]
-HINGES: tuple[Hinge, ...] = get_args(Hinge)
 
 
 class Statistics(Protocol):

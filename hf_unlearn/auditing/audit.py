@@ -30,8 +30,8 @@ from hf_unlearn.auditing.shadows import Shadows
 from hf_unlearn.auditing.verdict import verdict_of
 from hf_unlearn.data.collator import Collator, columns_read, readable_collator
 from hf_unlearn.data.hashing import sample_hashes
-from hf_unlearn.data.splitting import REQUESTS, column_of, resolve_request, subsample
-from hf_unlearn.data.types import AnyDataset, RequestKind
+from hf_unlearn.data.splitting import column_of, resolve_request, subsample
+from hf_unlearn.data.types import AnyDataset, RequestKind, check_request
 from hf_unlearn.data.validation import check_datasets
 from hf_unlearn.losses import head_of
 from hf_unlearn.losses.head import LANGUAGE_KINDS
@@ -201,8 +201,7 @@ class _Estimated:
 
 def _check(subject: _Subject) -> None:
     """Refuse bad arguments before any forward pass."""
-    if subject.request not in REQUESTS:
-        raise ValueError(f"request: expected one of {REQUESTS}, got {subject.request!r}")
+    check_request(subject.request)
     _check_models(subject.models)
     forget_ds, retain_ds, unseen_ds = subject.datasets_by_name.values()
     check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(subject.models["audited"]))

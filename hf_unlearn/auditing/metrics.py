@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score
 
-from hf_unlearn.data.splitting import REQUESTS
+from hf_unlearn.data.types import check_request
 
 # [n, classes], or their logarithms.
 Probabilities: TypeAlias = np.ndarray | Sequence[Sequence[float]]
@@ -120,8 +120,7 @@ def unlearning_impact_score(
         check_numbers(name, value, 0, 1, ndim=0)
     if original_test == 0:
         raise ValueError("original_test: is 0, and the score is relative to it; measure an original that predicts")
-    if request not in REQUESTS:
-        raise ValueError(f"request: must be one of {', '.join(REQUESTS)}, got {request!r}")
+    check_request(request)
     ideal = 0.0 if request == "class" else original_test
     return (abs(original_test - unlearned_test) + abs(ideal - unlearned_forget)) / (2 * original_test)
 
@@ -181,8 +180,8 @@ def js_divergence(predictions: Probabilities, references: Probabilities) -> floa
     (arXiv 2205.08096) measure unlearning by it (there 1 minus it, against an incompetent teacher).
 
     Args:
-        predictions: [n, classes] probabilities or their logarithms, of the model.
-        references: [n, classes] likewise, of the retrained model.
+        predictions: as in `kl_divergence`.
+        references: as in `kl_divergence`.
 
     Raises:
         ValueError: shapes differ, or the probabilities of a sample do not sum to 1.

@@ -1,8 +1,8 @@
-"""Type aliases of datasets and forget requests."""
+"""Type aliases of datasets and forget requests, and the check of a request."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 
 class SizedDataset(Protocol):
@@ -19,3 +19,14 @@ class SizedDataset(Protocol):
 # `datasets.Dataset` is not named: `datasets` has no type information, and the alias would accept anything.
 AnyDataset: TypeAlias = SizedDataset
 RequestKind: TypeAlias = Literal["samples", "class", "group"]
+REQUESTS: tuple[RequestKind, ...] = get_args(RequestKind)
+
+
+def check_request(request: str) -> None:
+    """Refuse a kind of forget request that does not exist.
+
+    Raises:
+        ValueError: `request` is none of `"samples"`, `"class"` and `"group"`.
+    """
+    if request not in REQUESTS:
+        raise ValueError(f"request: must be one of {', '.join(REQUESTS)}, got {request!r}")

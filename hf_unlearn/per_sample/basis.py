@@ -27,7 +27,6 @@ from hf_unlearn.per_sample.loop import Batch, batch_size, slice_batch
 from hf_unlearn.per_sample.projection import far_from_dependent
 
 logger = logging.getLogger(__name__)
-GRAM_CACHES = ("auto", "keep", "recompute")
 
 
 class Basis:

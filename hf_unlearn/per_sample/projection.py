@@ -7,8 +7,6 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-SCOPES = ("global", "tensor")
-
 
 def span_coefficients(gram: Tensor, cross: Tensor, rtol: float = 1e-10) -> tuple[Tensor, int]:
     """Coefficients of the orthogonal projection on the span of k vectors: `lambda = K^+ c`.
