@@ -116,20 +116,24 @@ def compare_table():
     Ranks are those among all methods in the requests that have all, and among the best six in those that have the six.
     """
     read = reports()
-    lines = {report["name"]: comparison.lines(report) for report in read}
+    lines_by_recipe = {report["name"]: comparison.lines(report) for report in read}
     models = defaultdict(set)
-    for name, own in lines.items():
-        for line in own:
+    for name, lines in lines_by_recipe.items():
+        for line in lines:
             models[name, line.request].add(line.model)
     everything = set().union(*models.values())  # a rank among six methods is none among twenty
-    whole = [x for name, own in lines.items() for x in own if models[name, x.request] == everything]
+    whole = [x for name, lines in lines_by_recipe.items() for x in lines if models[name, x.request] == everything]
     ranks = comparison.mean_ranks(whole)
     six = {"retrained", *[model for model in ranks if model in METHODS][:6]}  # no published form of one of them
     among = [{**report, RUNS: [run for run in report[RUNS] if run["model"] in six]} for report in read]
     shared = [x for report in among for x in comparison.lines(report) if six <= models[report["name"], x.request]]
     six_ranks = comparison.mean_ranks(shared)
-    columns = [(name, request) for name, own in lines.items() for request in dict.fromkeys(x.request for x in own)]
-    entries = {(name, x.request, x.model): x for name, own in lines.items() for x in own}
+    columns = [
+        (name, request)
+        for name, lines in lines_by_recipe.items()
+        for request in dict.fromkeys(x.request for x in lines)
+    ]
+    entries = {(name, x.request, x.model): x for name, lines in lines_by_recipe.items() for x in lines}
     headings = [f"{RECIPES[name]}, {request}" for name, request in columns]
     table = [
         f"| method | mean rank | of the best six | time / retraining | {' | '.join(headings)} |",
@@ -139,7 +143,7 @@ def compare_table():
         shown = [entries.get((*column, model)) for column in columns]
         gaps = [spread(x.values["gap"]) if x and "gap" in x.values else "-" for x in shown]
         shares = [share for x in shown if x for share in x.values.get("time / retraining", [])]
-        places = ("{:.1f} ± {:.1f}".format(*each[model]) if model in each else "-" for each in (ranks, six_ranks))
+        places = ("{:.1f} ± {:.1f}".format(*means[model]) if model in means else "-" for means in (ranks, six_ranks))
         time = f"{statistics.mean(shares):.2f}" if shares and model in ranks else "-"
         table.append(f"| {model} | {' | '.join(places)} | {time} | {' | '.join(gaps)} |")
     return "\n".join([*table, caption()])

@@ -186,7 +186,7 @@ class Whisper(Tiny):
     @classmethod
     def data(cls, data_dir: str, seed: int = 0, held_out: str = "yweweler") -> Datasets:
         """Strings of 3 to 6 digits: samples to train on, of a speaker held out from training, and to test on."""
-        sound = {each["path"]: waveform(each, 16000) for each in load_samples(f"{data_dir}/fsdd.parquet")["audio"]}
+        sound = {audio["path"]: waveform(audio, 16000) for audio in load_samples(f"{data_dir}/fsdd.parquet")["audio"]}
         samples = load_samples(f"{data_dir}/fsdd_strings_manifest.parquet").shuffle(seed=seed)
         speakers = np.array(samples.features["speaker"].int2str(samples["speaker"][:]))
         splits = np.array(samples["split"])

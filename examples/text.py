@@ -17,8 +17,8 @@ from hf_unlearn.data.preprocessing import prepare
 
 def with_authors(samples: Dataset) -> Dataset:
     """The samples with their authors: on the Hub, TOFU's authors follow each other, 20 samples each."""
-    known = "author_id" in samples.column_names
-    return samples if known else samples.add_column("author_id", [number // 20 for number in range(len(samples))])
+    has_authors = "author_id" in samples.column_names
+    return samples if has_authors else samples.add_column("author_id", [i // 20 for i in range(len(samples))])
 
 
 def main() -> None:

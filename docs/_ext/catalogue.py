@@ -41,7 +41,7 @@ def heads() -> str:
     lines = [f"| method | {' | '.join(HEADS)} |", "|---" * (len(HEADS) + 1) + "|"]
     for works, names in sorted(groups.items(), key=lambda group: -sum(group[0])):
         lines.append(
-            f"| {', '.join(names)} | {' | '.join('yes' if each else '-' for each in works)} |"
+            f"| {', '.join(names)} | {' | '.join('yes' if supported else '-' for supported in works)} |"
         )
     return "\n".join(lines)
 
@@ -87,13 +87,13 @@ def linked(paper: str) -> str:
 
 def properties(method: type[Method]) -> list[str]:
     """What the method's flags say, in words."""
-    said = [text for flag, text in FLAGS.items() if getattr(method, flag)]
+    texts = [text for flag, text in FLAGS.items() if getattr(method, flag)]
     if not method.is_iterative:
-        return [*said, "takes no optimizer steps"]
+        return [*texts, "takes no optimizer steps"]
     return (
-        said
+        texts
         if method.converges_at_target or method.is_gradient_surgery
-        else [*said, "is stopped at the target"]
+        else [*texts, "is stopped at the target"]
     )
 
 

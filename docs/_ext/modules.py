@@ -74,7 +74,7 @@ def entry(module: str, name: str, value: Any, options: Sequence[str] = ()) -> li
 
 def section(name: str, level: int) -> str:
     """A module: what it says of itself, and its names."""
-    own = {
+    members = {
         key: value
         for key, value in public(name).items()
         if homes().get(id(value), name) == name
@@ -86,7 +86,7 @@ def section(name: str, level: int) -> str:
         f".. automodule:: {name}",
         "",
     ]
-    for key, value in own.items():
+    for key, value in members.items():
         text += entry(name, key, value)
     return "\n".join([*text, "```", ""])
 

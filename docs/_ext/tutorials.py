@@ -40,10 +40,10 @@ def tutorial(name: str) -> str:
     parts.append("" if functions else fenced(f"    python examples/{name}.py"))
     parts += ["## The code", code("\n".join(lines[tree.body[0].end_lineno : first]))]
     for node in functions:
-        said = node.body[0]
+        docstring = node.body[0]
         source = (
-            lines[node.lineno - 1 : said.lineno - 1]
-            + lines[said.end_lineno : node.end_lineno]
+            lines[node.lineno - 1 : docstring.lineno - 1]
+            + lines[docstring.end_lineno : node.end_lineno]
         )
         parts += [
             f"### `{node.name}`",
