@@ -71,7 +71,7 @@ def unlearn(tmp_path):
                 "alternative_ds", [{**sample, "labels": answers(sample["labels"])} for sample in forget_ds]
             )
         extra = {k: settings.pop(k) for k in ("peft_config", "callbacks", "compute_metrics", "eval_dataset",
-                 "per_sample_loss", "processing_class", "model_init", "alternative_ds", "optimizers",
+                 "per_sample_loss", "processing_class", "model_init", "alternative_ds", "optimizers", "data_collator",
                  "optimizer_cls_and_kwargs") if k in settings}  # fmt: skip
         defaults = {
             "output_dir": str(tmp_path / settings.pop("folder", "out")), "max_steps": 2, "logging_steps": 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, get_args
 
 import datasets
@@ -105,6 +105,7 @@ def split_forget_retain(
         >>> len(forget_ds), len(retain_ds), request_of(forget_ds)
         (2, 2, 'class')
     """
+    check_map_style("dataset", dataset)
     selectors = {"column": column, "fraction": fraction, "indices": indices, "where": where}
     given = [name for name, value in selectors.items() if value is not None]
     if len(given) != 1:
@@ -122,6 +123,24 @@ def split_forget_retain(
     if request is not None:
         column = None
     return _split(dataset, forget_indices, request or _request_of_column(dataset, column), column)
+
+
+def check_map_style(name: str, dataset: Any) -> None:
+    """Refuse what has no samples by number: streams, and dicts of splits.
+
+    Args:
+        name: of the argument, for the message.
+        dataset: what was given for it.
+
+    Raises:
+        ValueError: one line that names the argument, what was found and what to do.
+    """
+    if isinstance(dataset, Mapping):
+        raise ValueError(f"{name}: got a {type(dataset).__name__} of {sorted(map(str, dataset))}; give one of them")
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, str | bytes):
+        raise ValueError(
+            f"{name}: got a {type(dataset).__name__}, whose samples have no number; load it whole (streaming=False)"
+        )
 
 
 def _split(dataset: Any, forget_indices: list[int], request: RequestKind, column: str | None) -> tuple[Any, Any]:
@@ -244,8 +263,10 @@ def _request_of_column(dataset: Any, column: str | None) -> RequestKind:
 
 
 def _indices_of_values(dataset: Any, column: str, values: Sequence[Any] | None) -> list[int]:
-    if not values:
+    if values is None or (isinstance(values, Sized) and not len(values)):
         raise ValueError(f"values: say which values of column {column!r} to forget")
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ValueError(f"values: expected a list, got {values!r}; write values=[{values!r}]")
     column_values = column_of(dataset, column)
     distinct = set(column_values)
     if missing := [value for value in values if value not in distinct]:
@@ -261,7 +282,12 @@ def _selected(dataset: Any, indices: Sequence[int] | None, where: Callable[[dict
     if indices is None:
         assert where is not None
         return [i for i in range(size) if where(dataset[i])]
-    numbers = sorted({int(i) for i in indices})
+    array = np.asarray(indices)
+    if array.dtype == bool:
+        raise ValueError("indices: got a boolean mask; give the numbers of the samples, np.flatnonzero(mask)")
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(f"indices: expected a list of whole numbers, got {array.tolist()!r:.80}")
+    numbers = sorted(set(array.tolist()))
     if numbers and not (numbers[0] >= 0 and numbers[-1] < size):
         raise ValueError(f"indices: must lie in [0, {size}), got {numbers[0]} to {numbers[-1]}")
     return numbers

@@ -386,4 +386,5 @@ class UnlearningTrainer(HubMixin):
 
 
 def _is_paired(inputs: Any) -> bool:
-    return isinstance(inputs.get("forget"), dict) and isinstance(inputs.get("retain"), dict)
+    # BatchEncoding and BatchFeature, which collators of transformers give, are no dicts.
+    return isinstance(inputs.get("forget"), Mapping) and isinstance(inputs.get("retain"), Mapping)

@@ -223,3 +223,37 @@ def test_requests_that_are_put_together_are_no_request_any_more():
     assert request_of(datasets.concatenate_datasets([of_class, again])) == "class"
     for pair in ([of_class, of_group], [of_group, of_class]):
         assert request_of(datasets.concatenate_datasets(pair)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values": 1}, r"values: expected a list, got 1; write values=\[1\]"),
+        ({"values": "12"}, r"values: expected a list, got '12'; write values=\['12'\]"),
+        ({"values": []}, "values: say which values of column 'label' to forget"),
+        ({"column": None, "indices": [False, True] * 6}, "indices: got a boolean mask"),
+        ({"column": None, "indices": torch.arange(12) > 3}, "indices: got a boolean mask"),
+        ({"column": None, "indices": [0.5, 1.0]}, "indices: expected a list of whole numbers, got"),
+        ({"column": None, "indices": ["a"]}, "indices: expected a list of whole numbers, got"),
+        ({"column": None, "indices": 3}, "indices: expected a list of whole numbers, got 3"),
+        ({"column": None, "indices": [0, 12]}, r"indices: must lie in \[0, 12\), got 0 to 12"),
+    ],
+)
+def test_what_selects_nothing_that_was_meant_is_refused(change, message):
+    samples = datasets.Dataset.from_dict({"label": [0, 1, 2] * 4})
+    with pytest.raises(ValueError, match=f"^{message}"):
+        split_forget_retain(samples, **{"column": "label", **change})
+
+
+def test_streams_and_dicts_of_splits_are_refused():
+    samples = datasets.Dataset.from_dict({"label": [0, 1, 2] * 4})
+    for dataset, message in (
+        (samples.to_iterable_dataset(), "dataset: got a IterableDataset, whose samples have no number"),
+        (
+            datasets.DatasetDict(train=samples, test=samples),
+            r"dataset: got a DatasetDict of \['test', 'train'\]",
+        ),
+        ("me/images", "dataset: got a str, whose samples have no number"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            split_forget_retain(dataset, fraction=0.1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gradients import Gradients
 from tiny import make, samples
-from transformers import TrainerCallback
+from transformers import BatchEncoding, BatchFeature, TrainerCallback
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer
 from hf_unlearn.methods import METHODS
@@ -470,3 +470,17 @@ def test_a_target_that_is_measured_again_is_the_one_that_is_descended(unlearn):
     targets = [entry["target"] for entry in trainer.state.log_history if "target" in entry]
     assert targets[0] == targets[1] != targets[2]  # from the middle of the run on
     assert trainer.step.objective is trainer.target
+
+
+@pytest.mark.parametrize("method", ["nabla_tau", "orthograd", "npo", "kl"])
+@pytest.mark.parametrize("batch_class", [BatchEncoding, BatchFeature])
+def test_batches_of_the_collators_of_transformers(unlearn, method, batch_class):
+    """`DataCollatorWithPadding` gives a BatchEncoding, a feature extractor's `pad` a BatchFeature: no dicts."""
+    plain = unlearn("gpt2", method=method, max_steps=2)
+    collator = plain.data_collator
+    wrapped = unlearn("gpt2", method=method, max_steps=2, data_collator=lambda batch: batch_class(collator(batch)))
+    for trainer in (plain, wrapped):
+        trainer.train()
+    for name, weight in plain.model.state_dict().items():
+        torch.testing.assert_close(wrapped.model.state_dict()[name], weight, rtol=0, atol=0)
+    assert wrapped.evaluate()["eval_forget_loss"] == plain.evaluate()["eval_forget_loss"]
