@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import Any, get_args
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 
-from hf_unlearn.data.types import AnyDataset, RequestKind
+from hf_unlearn.data.types import AnyDataset, RequestKind, check_request
 
-REQUESTS: tuple[RequestKind, ...] = get_args(RequestKind)
 LABEL_COLUMNS = ("label", "labels", "label_ids")
 CLASSIFIERS = ("single_label", "multi_label", "custom")  # a custom loss may be one of a classifier
 MAX_BYTES_IN_MEMORY = 2**30  # of Arrow; tokens take several times as much as lists
@@ -112,8 +111,8 @@ def split_forget_retain(
         raise ValueError(
             f"split_forget_retain: give exactly one of column, fraction, indices and where, got {given or 'none'}"
         )
-    if request is not None and request not in REQUESTS:
-        raise ValueError(f"request: expected one of {REQUESTS}, got {request!r}")
+    if request is not None:
+        check_request(request)
     if column is not None:
         forget_indices = _indices_of_values(dataset, column, values)
     elif fraction is not None:

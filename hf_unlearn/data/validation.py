@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hf_unlearn.data.hashing import compared_columns, sample_hashes
-from hf_unlearn.data.splitting import LABEL_COLUMNS, column_of
+from hf_unlearn.data.splitting import LABEL_COLUMNS, check_map_style, column_of
 from hf_unlearn.data.types import AnyDataset
 
 
@@ -33,6 +33,7 @@ def check_datasets(
     if unseen_ds is not None:
         datasets_by_name["unseen_ds"] = unseen_ds
     for name, dataset in datasets_by_name.items():
+        check_map_style(name, dataset)
         if len(dataset) == 0:
             raise ValueError(f"{name}: is empty; give at least one sample")
     columns_by_name = {name: sorted(set(_columns(dataset))) for name, dataset in datasets_by_name.items()}

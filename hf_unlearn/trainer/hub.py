@@ -124,7 +124,7 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
     ) -> CommitInfo | Future[CommitInfo] | None:
         """Push the merged model, its processor, a model card, the audit and the unlearning record, in one commit.
 
-        Nothing else leaves the machine: no checkpoint, optimizer state or training arguments, no original weights, no
+        Nothing else is uploaded: no checkpoint, optimizer state or training arguments, no original weights, no
         sample of any dataset. An adapter that you trained yourself on a clean base held the data: it is pushed as an
         adapter.
         Other weights, audits and records that the repository has at this revision are deleted by the same commit.

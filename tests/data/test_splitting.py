@@ -200,7 +200,7 @@ def test_a_second_split_has_its_own_request():
         ({"indices": [99]}, r"must lie in \[0, 12\)"),
         ({"indices": []}, "forget dataset would be empty"),
         ({"column": "label", "values": [0, 1, 2]}, "retain dataset would be empty"),
-        ({"fraction": 0.5, "request": "speaker"}, "expected one of"),
+        ({"fraction": 0.5, "request": "speaker"}, "must be one of"),
     ],
 )
 def test_split_refuses(choice, message):

@@ -232,3 +232,14 @@ def test_bad_method_kwargs_are_refused(tmp_path, given, error, message):
     with pytest.raises(error, match=f"^{message}") as raised:
         UnlearningArguments(str(tmp_path), method="l1_sparse", method_kwargs=given)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["forget_ds", "retain_ds", "unseen_ds"])
+def test_streams_and_dicts_of_splits_are_refused(unlearn, name):
+    samples = Dataset.from_dict({"pixel_values": torch.rand(9, 1, 8, 8).tolist(), "labels": [0] * 9})
+    for given, found in ((samples.to_iterable_dataset(), "a IterableDataset"), ({"train": samples}, "a dict of")):
+        with pytest.raises(ValueError, match=f"^{name}: got {found}"):
+            unlearn(sets=lambda *datasets, given=given: [
+                given if argument == name else dataset
+                for argument, dataset in zip(("forget_ds", "retain_ds", "unseen_ds"), datasets, strict=True)
+            ])  # fmt: skip
