@@ -16,20 +16,30 @@ PHRASES = (
     "can be had", "are none", "the network that forgets", "goes along", "whoever drops it", "the model before",
     "house", "scenes", "ours", "yardstick",
 )  # fmt: skip
+PER_SAMPLE = tuple(
+    f"hf_unlearn/per_sample/{name}.py" for name in ("factors", "fisher", "gram", "graph_parameters", "layers")
+)
+REPORT = tuple(
+    f"hf_unlearn/report/{name}" for name in ("comparison.py", "html_report.py", "tables.py", "templates/audit.html")
+)
 # Words that have another meaning too, and the files that use them in that one.
 ELSEWHERE = {
     "figure": ("hf_unlearn/report/plots.py", "hf_unlearn/report/templates/audit.html"),  # matplotlib's, HTML's
-    "row": (  # of tables and matrices
-        "hf_unlearn/report/", "hf_unlearn/per_sample/", "hf_unlearn/hub/templates/card.md", "docs/_ext/",
-    ),
-    "rows": ("hf_unlearn/report/", "hf_unlearn/per_sample/", "hf_unlearn/hub/templates/card.md", "docs/_ext/"),
+    "row": (*PER_SAMPLE, *REPORT, "hf_unlearn/report/svg.py", "hf_unlearn/hub/templates/card.md"),  # matrices, tables
+    "rows": (*PER_SAMPLE, *REPORT, "docs/_ext/docstrings.py"),
     "reference": (  # the reference-model attack, reference texts of metrics, the API reference
         "hf_unlearn/auditing/attack_scores.py", "hf_unlearn/auditing/dataset_metrics.py",
-        "hf_unlearn/auditing/metrics.py", "hf_unlearn/auditing/text_metrics.py", "docs/", "README.md",
+        "hf_unlearn/auditing/metrics.py", "hf_unlearn/auditing/text_metrics.py", "README.md",
+        "docs/_ext/docstrings.py", "docs/_ext/modules.py", "docs/concepts/audit.md", "docs/index.md",
+        "docs/reference/index.md",
     ),
-    "cells": ("hf_unlearn/report/", "docs/_ext/"),  # of tables
+    "cells": (*REPORT, "docs/_ext/docstrings.py"),  # of tables
     "floor": ("hf_unlearn/report/svg.py",),  # of an axis
-    "page": ("docs/",),  # of the documentation
+    "page": (  # of the documentation
+        "docs/_ext/docstrings.py", "docs/_ext/generated.py", "docs/_ext/modules.py", "docs/conf.py",
+        "docs/concepts/index.md", "docs/howto/audit_a_model.md", "docs/howto/index.md", "docs/installation.md",
+        "docs/quickstart.md",
+    ),
 }  # fmt: skip
 AUDIT_ARGUMENTS = re.compile(r"\baudit\([^)]*\b(forget|retain|unseen|reference)=")
 
