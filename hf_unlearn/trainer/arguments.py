@@ -81,7 +81,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     `per_device_train_batch_size` and `retain_batch_size` (64, with heads that score a sample on many tokens 16; no
     more samples a step than their dataset has; with a DeepSpeed config among the arguments always 64),
     `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
-    `logging_steps` (10), `save_strategy` ("no"), `logging_nan_inf_filter` (False: divergence must show),
+    `logging_steps` (10), `save_strategy` ("no", "steps" where `save_steps` is given), `logging_nan_inf_filter` (False:
+    divergence must show),
     `ddp_find_unused_parameters` (by a forward pass of one sample: whether the model has parameters without use),
     `hub_strategy` ("end", the only one: with `push_to_hub=True` the model is pushed when `save_model()` is called,
     private unless `hub_private_repo=False`, and no checkpoint ever is).
@@ -123,7 +124,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    save_strategy: SaveStrategy | str = field(default="no", metadata={"help": "When to save checkpoints."})
+    save_strategy: SaveStrategy | str = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "When to save checkpoints: no, or steps where save_steps is given."}
+    )
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Only end: push when saving the model."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
 
@@ -148,6 +151,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             self.num_train_epochs = 3.0  # unused: max_steps overrides it, which the trainer sets by the data
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = self.lr_scheduler_kwargs or {"min_lr_rate": 0.1}
+        if self.save_strategy is None:
+            given = self.save_steps != UnlearningArguments.__dataclass_fields__["save_steps"].default
+            self.save_strategy = "steps" if given else "no"
         if (self.metric_for_best_model or "").removeprefix("eval_") == "gap" and self.greater_is_better is None:
             self.greater_is_better = False  # Trainer takes everything that is not called a loss for a score
 

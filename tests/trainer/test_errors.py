@@ -243,3 +243,16 @@ def test_streams_and_dicts_of_splits_are_refused(unlearn, name):
                 given if argument == name else dataset
                 for argument, dataset in zip(("forget_ds", "retain_ds", "unseen_ds"), datasets, strict=True)
             ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "strategy"),
+    [
+        ({}, "no"),
+        ({"save_steps": 5}, "steps"),
+        ({"save_steps": 5, "save_strategy": "no"}, "no"),
+        ({"save_strategy": "epoch"}, "epoch"),
+    ],
+)
+def test_save_steps_save(tmp_path, settings, strategy):
+    assert UnlearningArguments(str(tmp_path), **settings).save_strategy == strategy
