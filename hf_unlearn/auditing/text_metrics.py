@@ -7,6 +7,8 @@ function differs from that code, its docstring says so.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -273,7 +275,27 @@ def _answers(right_name: str, right: ArrayLike, wrong_name: str, wrong: ArrayLik
 def _rouge_l(predictions: Sequence[str], references: Sequence[str], stem: bool) -> list[Any]:
     check_pairs(predictions, references)
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=stem)
+    scorer = RougeScorer(["rougeL"], tokenizer=_WordsOfAnyScript(DefaultTokenizer(stem)))
     pairs = zip(references, predictions, strict=True)
     return [scorer.score(reference, prediction)["rougeL"] for reference, prediction in pairs]
+
+
+class _WordsOfAnyScript:
+    """Words for ROUGE: of ASCII letters and digits as `rouge_score` has them, which drops all other scripts.
+
+    Letters with accents are letters. Chinese, Japanese and Thai, which write no spaces, have one word a character.
+    """
+
+    UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+
+    def __init__(self, ascii_words: Any):
+        self.ascii_words = ascii_words
+
+    def tokenize(self, text: str) -> list[str]:
+        letters = (
+            c if unicodedata.category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFC", text).lower()
+        )
+        words = self.UNSPACED.sub(lambda match: f" {match[0]} ", "".join(letters)).split()
+        return [token for word in words for token in (self.ascii_words.tokenize(word) if word.isascii() else [word])]

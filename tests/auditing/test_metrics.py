@@ -1,12 +1,15 @@
 """Every metric against an independent computation, or a case worked by hand; and the same through evaluate."""
 
 import socket
+import string
 
 import evaluate
 import jiwer
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, hmean, ks_2samp
@@ -383,3 +386,42 @@ def test_a_metric_goes_on_after_an_error(no_network_no_disk):
     with pytest.raises(ValueError, match="three accuracies"):
         metric.compute(predictions=[0.5], references=[0.5])
     assert metric.compute(**ACCURACIES) == {"tug_of_war": near(CASES["tug_of_war"][1])}
+
+
+SCRIPTS = {
+    "Cyrillic": "Анна живёт в Риме",
+    "Greek": "Άννα ζει στη Ρώμη",
+    "Hindi": "अन्ना रोम में रहती है",
+    "Arabic": "آنا تعيش في روما",
+    "Chinese": "安娜住在罗马",
+    "Japanese": "アンナはローマに住んでいる",
+    "Thai": "แอนนาอยู่ที่โรม",
+    "Polish": "Żółć łąką",
+    "Korean": "안나는 로마에 산다",
+    "English": "Anna lives in Rome",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rouge_of_a_copy_is_one_in_every_script(script):
+    text = SCRIPTS[script]
+    assert t.rouge_l_recall([text], [text]) == 1.0 and t.verbatim_memorization([text], [text]) == 1.0
+    assert t.rouge_l_recall([f"{text} {text}"], [text]) == 1.0
+    assert t.rouge_l_recall(["Berlin"], [text]) == 0.0
+
+
+def test_rouge_takes_letters_with_accents_for_letters():
+    assert t.rouge_l_recall(["ngstr m"], ["Ångström"]) == 0.0
+    assert t.rouge_l_recall(["a\u030angstro\u0308m"], ["ÅNGSTRÖM"]) == 1.0  # composed or not, large or small
+    assert t.rouge_l_recall(["安娜住在柏林"], ["安娜住在罗马"]) == near(4 / 6)
+
+
+@given(
+    st.lists(st.text(alphabet=string.ascii_letters + string.digits + " .,;'-\n", max_size=30), min_size=2, max_size=2)
+)
+def test_rouge_of_ascii_is_that_of_the_library(pair):
+    for stem in (False, True):
+        scorer = RougeScorer(["rougeL"], use_stemmer=stem)
+        expected = scorer.score(pair[1], pair[0])["rougeL"]
+        (found,) = t._rouge_l([pair[0]], [pair[1]], stem)
+        assert found == expected
