@@ -99,7 +99,7 @@ def transcribe(
     for batch in batches:
         inputs = {k: v for k, v in batch.items() if k not in ("labels", "decoder_input_ids", "decoder_attention_mask")}
         generated = model.generate(**inputs, **generate_kwargs)  # type: ignore[operator]
-        labels = [sample[sample != -100] for sample in batch["labels"]]  # not every tokenizer has a padding token
+        labels = [sample[sample != -100].tolist() for sample in batch["labels"]]  # padding tokens are optional
         decoded = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (labels, generated)]
         pairs += list(zip(*decoded, strict=True))
     return pairs
