@@ -127,6 +127,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     save_strategy: SaveStrategy | str = field(  # type: ignore[assignment]
         default=None, metadata={"help": "When to save checkpoints: no, or steps where save_steps is given."}
     )
+    save_steps: float = field(default=None, metadata={"help": "Save every so many steps."})  # type: ignore[assignment]
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Only end: push when saving the model."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
 
@@ -152,8 +153,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = self.lr_scheduler_kwargs or {"min_lr_rate": 0.1}
         if self.save_strategy is None:
-            given = self.save_steps != UnlearningArguments.__dataclass_fields__["save_steps"].default
-            self.save_strategy = "steps" if given else "no"
+            self.save_strategy = "no" if self.save_steps is None else "steps"
+        if self.save_steps is None:
+            self.save_steps = 500  # `Trainer`'s
         if (self.metric_for_best_model or "").removeprefix("eval_") == "gap" and self.greater_is_better is None:
             self.greater_is_better = False  # Trainer takes everything that is not called a loss for a score
 

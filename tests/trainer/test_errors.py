@@ -250,6 +250,7 @@ def test_streams_and_dicts_of_splits_are_refused(unlearn, name):
     [
         ({}, "no"),
         ({"save_steps": 5}, "steps"),
+        ({"save_steps": 500}, "steps"),
         ({"save_steps": 5, "save_strategy": "no"}, "no"),
         ({"save_strategy": "epoch"}, "epoch"),
     ],
