@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sphinx.ext.autodoc.typehints import record_typehints
@@ -78,69 +78,55 @@ def convert(lines: list[str]) -> list[str]:
 
     number, in_section = 0, False
     while number < len(lines):
-        line = lines[number]
-        bare, before = line.strip(), lines[number - 1].strip() if number else ""
-        if SECTION.match(bare):
-            in_section = True
-        if bare.startswith("```"):
+        line, before = lines[number], lines[number - 1].strip() if number else ""
+        bare = line.strip()
+        in_section = (in_section or bool(SECTION.match(bare))) and bare[:2] != "> "
+        if special := block(lines, number, in_section):
             flush()
-            end = next(
-                n for n in range(number + 1, len(lines)) if lines[n].strip() == "```"
-            )
-            space = " " * indent_of(line)
-            result += ["", f"{space}.. code-block:: {bare[3:] or 'text'}", ""]
-            result += [f"   {code}" for code in lines[number + 1 : end]] + [""]
-            number = end
-        elif bare.startswith("|") and set(lines[number + 1].strip()) <= set("|-: "):
+            converted, number = special
+            result += converted
+            continue
+        # A list needs an empty line before it; an item that goes on with another does not.
+        starts = ITEM.match(line) and before and not before.endswith(":")
+        if not bare or (starts and not any(map(ITEM.match, paragraph))):
             flush()
-            end = next(
-                (
-                    n
-                    for n in range(number, len(lines))
-                    if not lines[n].strip().startswith("|")
-                ),
-                len(lines),
-            )
-            result += table(lines[number:end])
-            number = end - 1
-        elif bare.startswith(">>>"):
-            flush()
-            end = next(
-                (n for n in range(number, len(lines)) if not lines[n].strip()),
-                len(lines),
-            )
-            result += lines[number:end]
-            number = end - 1
-        elif bare.startswith("> "):
-            flush()
-            result.append(f"**{bare[2:]}**")
-            in_section = False
-        elif (
-            not in_section and not before and indent_of(line) >= 4
-        ):  # Markdown's code by indentation
-            flush()
-            ends = (
-                n
-                for n in range(number, len(lines))
-                if lines[n].strip() and indent_of(lines[n]) < 4
-            )
-            end = next(ends, len(lines))
-            result += [".. code-block:: python", "", *lines[number:end], ""]
-            number = end - 1
-        else:
-            starts = ITEM.match(line) and before and not before.endswith(":")
-            # A list needs an empty line before it; an item that goes on with another does not.
-            if starts and not any(map(ITEM.match, paragraph)):
-                flush()
-                result.append("")
-            if not bare:
-                flush()
-                result.append("")
-            else:
-                paragraph.append(line)
+            result.append("")
+        if bare:
+            paragraph.append(line)
         number += 1
     flush()
     return result
+
+
+def block(
+    lines: list[str], start: int, in_section: bool
+) -> tuple[list[str], int] | None:
+    """What begins at a line and is no prose: converted, and the line after it."""
+
+    def end_of(ends: Callable[[str], bool]) -> int:
+        rest = range(start + 1, len(lines))
+        return next((n for n in rest if ends(lines[n])), len(lines))
+
+    line, bare = lines[start], lines[start].strip()
+    is_first = start == 0 or not lines[start - 1].strip()
+    if bare.startswith("```"):
+        end = end_of(lambda other: other.strip() == "```")
+        head = f"{' ' * indent_of(line)}.. code-block:: {bare[3:] or 'text'}"
+        code = [f"   {other}" for other in lines[start + 1 : end]]
+        return ["", head, "", *code, ""], end + 1
+    if bare.startswith("|") and set(lines[start + 1].strip()) <= set("|-: "):
+        end = end_of(lambda other: not other.strip().startswith("|"))
+        return list(table(lines[start:end])), end
+    if bare.startswith(">>>"):
+        end = end_of(lambda other: not other.strip())
+        return lines[start:end], end
+    if bare.startswith("> "):
+        return [f"**{bare[2:]}**"], start + 1
+    if bare and not in_section and is_first and indent_of(line) >= 4:
+        # Markdown's code by indentation
+        end = end_of(lambda other: bool(other.strip()) and indent_of(other) < 4)
+        return [".. code-block:: python", "", *lines[start:end], ""], end
+    return None
 
 
 def process(
