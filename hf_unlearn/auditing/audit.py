@@ -47,7 +47,7 @@ LIKELIHOOD = ("single_label", *LANGUAGE_KINDS)
 class AuditOptions(TypedDict, total=False):
     """The optional arguments of `audit`, for those that pass them on."""
 
-    original: Model | None
+    original: Model | DatasetStatistics | None
     retrained: Model | None
     shadows: Shadows | None
     request: RequestKind | None
@@ -68,7 +68,7 @@ def audit(
     forget_ds: AnyDataset,
     retain_ds: AnyDataset,
     unseen_ds: AnyDataset | None,
-    original: Model | None = None,
+    original: Model | DatasetStatistics | None = None,
     retrained: Model | None = None,
     shadows: Shadows | None = None,
     request: RequestKind | None = None,
@@ -89,7 +89,8 @@ def audit(
         forget_ds: the samples that it should have forgotten, ready for the model.
         retain_ds: the samples that it should have kept; at most 2,000 are measured.
         unseen_ds: samples of the same distribution that it was never trained on, and that set no target.
-        original: the original model.
+        original: the original model; or its statistics, with scores, of the datasets as they are measured here, for
+            those who have measured it already.
         retrained: a model retrained without the forget samples. Without it there is no ground truth, and after a class
             was removed no verdict.
         shadows: from `train_shadows` on the same datasets, for LiRA and RMIA.
@@ -114,9 +115,12 @@ def audit(
             "unseen_ds: is missing; forgotten samples are compared with samples that were never trained on"
         )
     head_kind = head_of(model).kind
+    measured_original = original if isinstance(original, Mapping) else None
+    original = None if isinstance(original, Mapping) else original
     optional_models = {"original": original, "audited": model, "retrained": retrained}
     subject = _Subject(
         models={name: given for name, given in optional_models.items() if given is not None},
+        measured_original=measured_original,
         datasets_by_name={"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds},
         shadows=shadows, request=resolve_request(request, forget_ds, retain_ds, head_kind), kind=head_kind,
         data_collator=data_collator or readable_collator(model, processing_class),
@@ -139,12 +143,14 @@ class _Subject:
 
     Attributes:
         models: "original", "audited" and "retrained", those that were given, in this order.
+        measured_original: the statistics of the original model, where they were given instead of the model.
         datasets_by_name: "forget", "retain" and "unseen", all of their samples.
         request: `"samples"`, `"class"` or `"group"`.
         kind: the kind of the model's head.
     """
 
     models: dict[str, Model]
+    measured_original: DatasetStatistics | None
     datasets_by_name: dict[str, AnyDataset]
     shadows: Shadows | None
     request: str
@@ -205,6 +211,8 @@ def _check(subject: _Subject) -> None:
     _check_models(subject.models)
     forget_ds, retain_ds, unseen_ds = subject.datasets_by_name.values()
     check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(subject.models["audited"]))
+    if subject.measured_original is not None:
+        _check_statistics(subject.measured_original, subject.measured)
     if subject.shadows is not None:
         _check_shadows(subject.shadows, {"forget": forget_ds, "unseen": unseen_ds}, subject.kind)
 
@@ -227,6 +235,16 @@ def _check_models(models: Mapping[str, Model]) -> None:
 
 def _without_adapters(model: Model) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _check_statistics(original: DatasetStatistics, measured: Mapping[str, AnyDataset]) -> None:
+    for name, dataset in measured.items():
+        count = len(original[name]) if name in original else 0
+        if count != len(dataset):
+            raise ValueError(
+                f"original: holds statistics of {count} {name} samples, the audit measures {len(dataset)}; give the "
+                "original model"
+            )
 
 
 def _check_shadows(shadows: Shadows, datasets_by_name: Mapping[str, AnyDataset], kind: str) -> None:
@@ -266,7 +284,8 @@ def _collect(subject: _Subject) -> _Collected:
             for name in names
         }  # fmt: skip
 
-    statistics = {name: collect(model, list(measured)) for name, model in subject.models.items()}
+    statistics = {} if subject.measured_original is None else {"original": subject.measured_original}
+    statistics |= {name: collect(model, list(measured)) for name, model in subject.models.items()}
     forget_labels, unseen_labels = (statistics["audited"][name].labels for name in ("forget", "unseen"))
     classes: list[int] = []
     compared = np.ones(len(measured["unseen"]), bool)
@@ -309,7 +328,7 @@ def _estimate(subject: _Subject, collected: _Collected, scores: Mapping[str, Att
         of_attacks, attack_notes = attack_estimates(scores[name], subject.resamples, subject.seed)
         estimates[name] = dataset_estimates(matched_datasets(statistics, collected.classes)[0]) | of_attacks
         notes += attack_notes if name == "audited" else []
-        if subject.kind == "seq2seq_lm" and subject.tokenizer is not None:
+        if subject.kind == "seq2seq_lm" and subject.tokenizer is not None and name in subject.models:
             estimates[name] |= report_parts.word_error_rates(
                 subject.models[name], subject.measured, subject.tokenizer, subject.data_collator, subject.batch_size
             )

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from typing_extensions import override
 
+from hf_unlearn.auditing.statistics import SampleStatistics
 from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.types import Model
 from hf_unlearn.targets import ForgetTarget, restore_target
@@ -31,6 +32,7 @@ class UnlearningState:
         target: the forgetting target.
         original_losses: losses [forget samples] of the original model.
         metrics_before: metrics of the original model.
+        original_statistics: per-sample statistics of the original model, with scores, by dataset.
         original_hash: hash of the original weights; None where they are sharded.
         retain_loss_before: loss of the original model on the retain samples that the guard watches, where it does.
         hyperparameters: the method's, by name, as the run has them.
@@ -40,6 +42,7 @@ class UnlearningState:
     target: ForgetTarget
     original_losses: Tensor
     metrics_before: dict[str, float]
+    original_statistics: dict[str, SampleStatistics]
     original_hash: str | None = None
     retain_loss_before: float | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -47,13 +50,16 @@ class UnlearningState:
 
     def save(self, folder: str) -> None:
         """Write it to a checkpoint folder."""
-        torch.save({**vars(self), "target": self.target.state()}, os.path.join(folder, STATE_FILE))
+        statistics = {name: vars(of_dataset) for name, of_dataset in self.original_statistics.items()}
+        state = {**vars(self), "target": self.target.state(), "original_statistics": statistics}
+        torch.save(state, os.path.join(folder, STATE_FILE))
 
     @classmethod
     def load(cls, folder: str) -> UnlearningState:
         """Read it from a checkpoint folder."""
         state = torch.load(os.path.join(folder, STATE_FILE), weights_only=True)
-        return cls(**{**state, "target": restore_target(state["target"])})
+        statistics = {name: SampleStatistics(**values) for name, values in state["original_statistics"].items()}
+        return cls(**{**state, "target": restore_target(state["target"]), "original_statistics": statistics})
 
 
 class CheckpointingMixin(Seq2SeqTrainer):

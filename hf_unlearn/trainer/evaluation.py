@@ -15,7 +15,7 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import Unpack, override
 
-from hf_unlearn.auditing.audit import AuditOptions, audit
+from hf_unlearn.auditing.audit import RETAIN_SAMPLES, AuditOptions, audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics, transcribe, word_error_rate
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.data.splitting import subsample
@@ -26,9 +26,6 @@ from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.setup import RunSetup
-
-# Samples of the retain dataset that metrics look at: enough for half a point of accuracy.
-METRIC_SAMPLES = 2000
 
 
 class EvaluationMixin(Seq2SeqTrainer):
@@ -164,17 +161,19 @@ class EvaluationMixin(Seq2SeqTrainer):
     # ---- statistics of samples ----
 
     def _measured_datasets(self) -> dict[str, AnyDataset]:
-        named = {"forget": self.forget_ds, "retain": subsample(self.retain_ds, METRIC_SAMPLES)}
+        named = {"forget": self.forget_ds, "retain": subsample(self.retain_ds, RETAIN_SAMPLES, self.args.seed)}
         return named | ({} if self.unseen_ds is None else {"unseen": self.unseen_ds})
 
-    def _dataset_statistics(self) -> dict[str, SampleStatistics]:
+    def _dataset_statistics(self, scores: bool = False) -> dict[str, SampleStatistics]:
         """Of the forget dataset, of at most 2,000 retain samples, and of the unseen dataset where there is one."""
         return {
-            name: self._collect_statistics(dataset, f"Measuring {name} samples")
+            name: self._collect_statistics(dataset, f"Measuring {name} samples", scores)
             for name, dataset in self._measured_datasets().items()
         }
 
-    def _collect_statistics(self, dataset: AnyDataset, description: str = "Measuring") -> SampleStatistics:
+    def _collect_statistics(
+        self, dataset: AnyDataset, description: str = "Measuring", scores: bool = False
+    ) -> SampleStatistics:
         """Per-sample statistics of the model as it is now on a dataset of single samples."""
         return collect_statistics(
             self._forward_model,
@@ -184,6 +183,7 @@ class EvaluationMixin(Seq2SeqTrainer):
             accelerator=self.accelerator,
             batch_size=self.args.eval_batch_size,
             description=description,
+            scores=scores,
             log_probs=self.request == "class",  # the target is made of them
         )
 

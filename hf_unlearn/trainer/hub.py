@@ -87,7 +87,12 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
 
     @override
     def audit(self, unseen_ds: AnyDataset | None = None, **options: Unpack[AuditOptions]) -> AuditReport:
-        """See `EvaluationMixin.audit`; the next push carries the report."""
+        """See `EvaluationMixin.audit`; the next push carries the report.
+
+        On the trainer's own datasets the original model is compared with, which was measured before the first step.
+        """
+        if unseen_ds is None and self._unlearning_state is not None and not {"original", "seed"} & options.keys():
+            options["original"] = self._unlearning_state.original_statistics
         self.audit_report = super().audit(unseen_ds, **options)
         return self.audit_report
 

@@ -304,12 +304,15 @@ class UnlearningTrainer(HubMixin):
         return prepared
 
     def _measure_original(self) -> UnlearningState:
+        """What is known before the first step; a second run of the same model still compares with its original."""
         original_hash = self._hash_original_weights()
-        statistics = self._dataset_statistics()
+        statistics = self._dataset_statistics(scores=True)
+        first = self._unlearning_state if self.model_init is None else None
         state = UnlearningState(
             target=make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics),
             original_losses=statistics["forget"].losses,
-            metrics_before=self._metrics_of(statistics),
+            metrics_before=self._metrics_of(statistics) if first is None else first.metrics_before,
+            original_statistics=statistics if first is None else first.original_statistics,
             original_hash=original_hash,
             hyperparameters=asdict(self.method.hp),
         )
