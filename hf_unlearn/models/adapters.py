@@ -5,9 +5,12 @@ from typing import Literal
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from hf_unlearn.models.adapter_checks import check_config, check_untied, gradient_flags, remove_adapter
 
 # The layers that get adapters, by the ends of their names, where PEFT's "all-linear" selects others.
 _BERT = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
@@ -74,21 +77,35 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig | Literal["auto"
         peft_config: "auto" for `lora_config(model)`, or a configuration of any PEFT method.
 
     Raises:
-        ValueError: the model already has an adapter, or PEFT cannot apply the configuration to it (for example,
-            because its target modules match no layer).
+        ValueError: the model already has an adapter, PEFT cannot apply the configuration to it (for example, because
+            its target modules match no layer), or the adapter could not be merged into the model. The model is left as
+            it was.
     """
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
             f"model: this {type(model).__name__} has an adapter already; unlearn that one, or merge it first"
         )
     config = lora_config(model) if peft_config == "auto" else copy.deepcopy(peft_config)
+    check_config(config)
+    trains = gradient_flags(model)
+    try:
+        adapted_model = _apply(model, config)
+        check_untied(adapted_model)
+    except ValueError:
+        remove_adapter(model, trains)
+        raise
+    return adapted_model
+
+
+def _apply(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     targets = getattr(config, "target_modules", None)
     try:
         return get_peft_model(model, config)
-    except ValueError as error:
+    except Exception as error:  # PEFT raises all kinds for what it does not support
+        text = " ".join(str(error).split())
         raise ValueError(
             f"peft_config: PEFT cannot apply target_modules={targets!r} to {type(model).__name__}, "
-            f"whose layers are named {', '.join(_layer_names(model))}: {error}"
+            f"whose layers are named {', '.join(_layer_names(model))}: {text}"
         ) from error
 
 
@@ -136,6 +153,10 @@ def merged(model: PeftModel) -> PreTrainedModel:
     for layer in adapted:
         layer.float()
     plain = clone.merge_and_unload(safe_merge=True)
+    for name, module in [*plain.named_modules()]:
+        if isinstance(module, ModulesToSaveWrapper):  # LNTuning leaves its heads wrapped
+            parent, _, child = name.rpartition(".")
+            setattr(plain.get_submodule(parent), child, module.modules_to_save[module.active_adapters[0]])
     for weight, dtype in dtypes.items():
         weight.data = weight.data.to(dtype)
     return plain.requires_grad_(True)

@@ -119,11 +119,14 @@ class CheckpointingMixin(Seq2SeqTrainer):
         is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         whole = unsharded(adapted, self.accelerator.get_state_dict(self.model_wrapped)) if is_sharded else adapted
         if self.args.should_save:
-            self.model = merged(whole)
+            self.model = self._merged(whole)
             try:
                 self._save(output_dir)
             finally:
                 self.model = adapted
+
+    def _merged(self, adapted: PeftModel) -> PreTrainedModel:
+        return merged(adapted)
 
     def save_adapter(self, output_dir: str) -> None:
         """Save the adapter alone. The base model beside it still holds the forgotten data.

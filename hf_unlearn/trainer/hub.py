@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from accelerate.utils import send_to_device
 from huggingface_hub import CommitInfo, run_as_future
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -28,6 +30,7 @@ from hf_unlearn.hub.model_card import CardFacts
 from hf_unlearn.hub.record import adapter_state, base_state, make_record
 from hf_unlearn.hub.upload import anonymise_groups, check_revision, create_repo, upload, write_release_files, writing
 from hf_unlearn.methods import METHODS
+from hf_unlearn.models.rehearsal import check_outputs, rehearse
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.checkpointing import CheckpointingMixin
@@ -289,6 +292,10 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[return-value]
 
     @property
+    def _is_sharded(self) -> bool:
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    @property
     def _trains_users_adapter(self) -> bool:
         """Whether the model came with an adapter of the user's: that adapter held the data, and is what is saved."""
         return isinstance(self.model, PeftModel) and not self.added_adapter
@@ -304,7 +311,7 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
         """
         if self._unlearning_state is not None and self.model_init is None:
             return self._unlearning_state.original_hash
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self._is_sharded:
             return None
         return weights_hash(adapter_state(self.model) if self._trains_users_adapter else base_state(self.model))  # type: ignore[arg-type]
 
@@ -312,7 +319,34 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
         """The weights that a user will load: read back from the folder, which shows that they can be."""
         if isinstance(self.model, PeftModel) and self._trains_users_adapter:
             return adapter_state(self.model)
-        return type(self._inner_model).from_pretrained(folder, dtype=self._inner_model.dtype).state_dict()
+        saved = type(self._inner_model).from_pretrained(folder, dtype=self._inner_model.dtype)
+        if not self._is_sharded:
+            check_outputs(saved, self.model, self._first_outputs, "saved and loaded")
+        return saved.state_dict()
+
+    def _rehearse(self, model: PeftModel) -> None:
+        """Refuse an adapter that cannot be saved as it was trained; sharded weights are only compared at the end."""
+        if not self._is_sharded:
+            rehearse(model, self._first_outputs, added=self.added_adapter)
+
+    @override
+    def _merged(self, adapted: PeftModel) -> PreTrainedModel:
+        plain = super()._merged(adapted)
+        check_outputs(plain, adapted, self._first_outputs, "merged")
+        return plain
+
+    @torch.no_grad()
+    def _first_outputs(self, model: Any) -> Tensor:
+        """The outputs of a model in eval mode on the first forget and the first retain sample, flat."""
+        collator, outputs = self._flat_collator(), []
+        device = next(model.parameters()).device
+        for dataset in (self.forget_ds, self.retain_ds):
+            batch = send_to_device(collator([self._readable(dataset)[0]]), device)
+            made = model.eval()(**self.head.inputs(batch))
+            losses = self.head.losses(made, batch)  # refuses outputs that do not line up with the labels
+            logits = [value for value in made.values() if torch.is_tensor(value)] if isinstance(made, Mapping) else []
+            outputs += [value.float().flatten().cpu() for value in logits or [losses]]
+        return torch.cat(outputs)
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

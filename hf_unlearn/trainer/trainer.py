@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Literal, cast
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -26,6 +26,7 @@ from hf_unlearn.data.collator import default_collator
 from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.methods import SurgeryMethod
+from hf_unlearn.models.adapter_checks import gradient_flags, remove_adapter
 from hf_unlearn.models.adapters import adapted, wants_adapter
 from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.models.loading import load_model
@@ -127,6 +128,7 @@ class UnlearningTrainer(HubMixin):
         self.method.check_weights(adapter=adds_adapter, sharded=False)
         # `Trainer` seeds, too, but after a fresh adapter has drawn its weights.
         set_seed(args.seed)
+        trains = gradient_flags(first_model)
         first_model = adapted(first_model, peft_config, self.method.lora_by_default)
         resolve_defaults(args, self.method, setup.head.kind, first_model)
         self._eval_mode = EvalMode()
@@ -142,6 +144,14 @@ class UnlearningTrainer(HubMixin):
         self.method.check_weights(adapter=adds_adapter, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
         # A batch of pairs carries no top-level labels, and compute_loss gives means over the step.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
+        # The default adapter has no need of it.
+        if isinstance(first_model, PeftModel) and not (adds_adapter and peft_config == "auto"):
+            try:
+                self._rehearse(first_model)
+            except ValueError:
+                if adds_adapter:
+                    remove_adapter(first_model.get_base_model(), trains)
+                raise
         ends_by_itself = self.method.converges_at_target and self.target_kind != "none"
         if not ends_by_itself if args.stop_at_target is None else args.stop_at_target:
             self.add_callback(TargetStoppingCallback(self))
