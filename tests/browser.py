@@ -11,15 +11,32 @@ import pytest
 
 def phone(*names):
     """A page that shows others as wide as a phone; its body says by how many pixels the widest is too wide."""
-    frames = "".join(f'<iframe src="{name}" style="width:360px;height:800px"></iframe>' for name in names)
-    return f"""<!doctype html><title>phone</title>{frames}
+    return framed(
+        names,
+        [360],
+        """
+      for (const part of page.querySelectorAll("details")) part.open = true;
+      return page.documentElement.scrollWidth - page.documentElement.clientWidth;
+    """,
+    )
+
+
+def framed(names, widths, measure):
+    """A page that shows others at several widths; its body has as `data-excess` the largest number that they measure.
+
+    Args:
+        names: of the pages.
+        widths: in pixels.
+        measure: body of a JavaScript function of the document `page`.
+    """
+    frames = "".join(
+        f'<iframe src="{name}" style="width:{width}px;height:800px"></iframe>' for name in names for width in widths
+    )
+    return f"""<!doctype html><title>framed</title>{frames}
 <script>
 addEventListener("load", () => {{
-  const excess = [...document.querySelectorAll("iframe")].map(frame => {{
-    const page = frame.contentDocument;
-    for (const part of page.querySelectorAll("details")) part.open = true;
-    return page.documentElement.scrollWidth - page.documentElement.clientWidth;
-  }});
+  const measure = page => {{ {measure} }};
+  const excess = [...document.querySelectorAll("iframe")].map(frame => measure(frame.contentDocument));
   document.body.dataset.excess = Math.max(...excess);
 }});
 </script>"""

@@ -51,7 +51,7 @@ def attack_scores(
 
 
 def model_scores(statistics: DatasetStatistics, compared: np.ndarray) -> AttackScores:
-    """The scores that need no other model and no other sample: loss, confidence, margin, entropy, Min-K %, ..."""
+    """The scores that need no other model and no other sample: loss, margin, entropy, Min-K %, ..."""
     forget, unseen = statistics["forget"].scores, statistics["unseen"].scores
     return {name: (forget[name].double().numpy(), unseen[name].double().numpy()[compared]) for name in forget}
 

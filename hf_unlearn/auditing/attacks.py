@@ -69,7 +69,7 @@ def threshold_attack(
 ) -> dict[str, Estimate]:
     """How well one threshold on a score tells members from non-members, each metric with its 95 % interval.
 
-    Higher scores must speak for membership (minus the loss, confidence, margin, minus the entropy). The metrics are
+    Higher scores must speak for membership (minus the loss, margin, minus the entropy). The metrics are
     those of Carlini et al. 2022 (arXiv 2112.03570, section 3): the true positive rate at a low false positive rate
     says more about single samples than the average over all thresholds. Intervals: percentile bootstrap over samples;
     for the true positive rates, binomial bounds of the threshold and of the rate together, because in the tail a

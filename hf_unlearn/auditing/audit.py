@@ -365,6 +365,8 @@ def _report(
 ) -> AuditReport:
     statistics, metrics = collected.statistics, estimated.metrics
     model = subject.models["audited"]
+    groups_by_dataset = groups or report_parts.label_names(statistics, model.config)
+    measured, _ = matched_datasets(statistics["audited"], collected.classes)
     return AuditReport(
         metrics=metrics["audited"],
         verdict=verdict_of(metrics, subject.request, estimated.hidden),
@@ -376,13 +378,15 @@ def _report(
         },
         histograms=report_parts.histograms(statistics, collected.compared),
         relearning=estimated.curves,
-        breakdown=report_parts.breakdown(statistics, groups or report_parts.label_names(statistics, model.config)),
+        breakdown=report_parts.breakdown(statistics, groups_by_dataset),
         training=report_parts.training_curve(training),
         notes=estimated.notes,
         about={
             "model": type(_without_adapters(model)).__name__,
+            "head": subject.kind,
             "request": subject.request,
             **{f"{name}_samples": len(dataset) for name, dataset in subject.datasets_by_name.items()},
+            **report_parts.sample_counts(measured, scores["audited"], groups_by_dataset),
             "shadow_models": len(subject.shadows) if subject.shadows is not None else 0,
             "seed": subject.seed,
             "device": str(model.device),

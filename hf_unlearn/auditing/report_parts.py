@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from hf_unlearn.auditing.attack_scores import DatasetStatistics
+from hf_unlearn.auditing.attack_scores import AttackScores, DatasetStatistics
 from hf_unlearn.auditing.attacks import Estimate
 from hf_unlearn.auditing.dataset_metrics import transcribe, word_errors
 from hf_unlearn.auditing.estimates import flat, ratio_estimate
@@ -20,9 +21,10 @@ from hf_unlearn.auditing.measuring import average_gap, preserve_modes, statistic
 from hf_unlearn.auditing.metrics import js_divergence, tug_of_war, unlearning_impact_score
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.types import Model
+from hf_unlearn.report.numbers import natural_key
 
 BINS = 30
-# Classes or groups in the breakdown.
+# Classes or groups in the breakdown: more are counted, not listed.
 MAX_GROUPS = 50
 CURVES = ("step", "forget_loss", "retain_loss", "target")
 Estimates: TypeAlias = Mapping[str, Estimate]
@@ -169,22 +171,49 @@ def breakdown(
         groups_by_dataset: dataset to the group of every sample.
 
     Returns:
-        One entry a dataset and group, of the largest `MAX_GROUPS`: `group`, `dataset`, `samples`, and model to its
-        mean.
+        One entry a dataset and group, of at most `MAX_GROUPS` groups, those of forget samples first and then the
+        largest: `group`, `dataset`, `samples`, and model to its mean, where that is finite.
     """
+    counts = Counter(group for groups in groups_by_dataset.values() for group in groups)
+    forgotten = set(groups_by_dataset.get("forget", ()))
+    shown = sorted(counts, key=lambda group: (group not in forgotten, -counts[group]))[:MAX_GROUPS]
     entries: list[dict[str, Any]] = []
     for name, groups in groups_by_dataset.items():
-        for group in dict.fromkeys(groups):
+        for group in sorted(set(shown).intersection(groups), key=natural_key):
             of_group = torch.tensor([g == group for g in groups])
             means = {}
             for model, by_dataset in statistics.items():
                 selected = by_dataset[name].select(of_group)
                 values = selected.losses if by_dataset[name].correct.isnan().all() else selected.correct
                 means[model] = float(values.double().nanmean())
-            if all(np.isfinite(list(means.values()))):
-                entries.append({"group": group, "dataset": name, "samples": int(of_group.sum()), **means})
-    largest = sorted(entries, key=lambda entry: -entry["samples"])[:MAX_GROUPS]
-    return sorted(largest, key=lambda entry: (entry["dataset"], entry["group"]))
+            finite = {model: mean for model, mean in means.items() if np.isfinite(mean)}
+            entries.append({"group": group, "dataset": name, "samples": int(of_group.sum()), **finite})
+    return entries
+
+
+def sample_counts(
+    measured: DatasetStatistics, scores: AttackScores, groups_by_dataset: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """How many samples the numbers of a report are of.
+
+    Args:
+        measured: dataset to the statistics that its metrics are made of.
+        scores: attack to the scores of the forget and of the unseen samples.
+        groups_by_dataset: dataset to the group of every sample.
+
+    Returns:
+        `measured`: dataset to samples; `attacked`: attack to forget and unseen samples with a finite score; `groups`:
+        how many there are, shown or not.
+    """
+    attacked = {
+        attack: {name: int(np.isfinite(side).sum()) for name, side in zip(("forget", "unseen"), sides, strict=True)}
+        for attack, sides in scores.items()
+    }
+    return {
+        "measured": {name: len(of_dataset) for name, of_dataset in measured.items()},
+        "attacked": attacked,
+        "groups": len({group for groups in groups_by_dataset.values() for group in groups}),
+    }
 
 
 def training_curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

@@ -24,13 +24,14 @@ def sample_scores(
 ) -> dict[str, Tensor]:
     """Scores [batch] of every sample, by name; higher speaks for membership.
 
-    Single-label heads: `confidence`, the probability of the label; `margin`, its
-    logarithm minus that of the most likely other class; `entropy`, minus the entropy of the prediction, which needs no
-    label. Language models, over the labelled tokens: `entropy`, minus its mean; `min_k`, the mean log-probability of
-    the 20 % least likely tokens (Shi et al. 2024, arXiv 2310.16789); `min_k_plus_plus`, the same after subtracting
-    from each log-probability its mean over the vocabulary and dividing by its deviation (Zhang et al. 2024,
-    arXiv 2404.02936, eq. 3); with a tokenizer `zlib`, minus the loss of the whole text over the bytes that zlib makes
-    of it (Carlini et al. 2021, arXiv 2012.07805, section 5.2).
+    Single-label heads: `margin`, the log-probability of the label minus that of the most likely other class, and
+    `entropy`, minus the entropy of the prediction, which needs no label. What ranks samples as the loss does is left
+    out: the probability of the label, and of two classes the margin. Language models, over the labelled tokens:
+    `entropy`, minus its mean; `min_k`, the mean log-probability of the 20 % least likely tokens (Shi et al. 2024,
+    arXiv 2310.16789); `min_k_plus_plus`, the same after subtracting from each log-probability its mean over the
+    vocabulary and dividing by its deviation (Zhang et al. 2024, arXiv 2404.02936, eq. 3); with a tokenizer `zlib`,
+    minus the loss of the whole text over the bytes that zlib makes of it (Carlini et al. 2021, arXiv 2012.07805,
+    section 5.2).
 
     Args:
         head: the head of the model.
@@ -58,11 +59,10 @@ def sample_scores(
 def _class_scores(log_probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
     of_label = log_probs.gather(1, labels[:, None]).squeeze(1)
     best_other = log_probs.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return {
-        "confidence": of_label.exp(),
-        "margin": of_label - best_other,
-        "entropy": (log_probs.exp() * log_probs).nansum(1),
-    }
+    scores = {"margin": of_label - best_other, "entropy": (log_probs.exp() * log_probs).nansum(1)}
+    if log_probs.shape[1] <= 2:
+        del scores["margin"]  # what the label lacks, the other class has: the loss again
+    return scores
 
 
 def _token_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

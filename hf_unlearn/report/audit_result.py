@@ -25,15 +25,16 @@ class AuditResult:
         verdict: `level`, one of "consistent", "remembers", "over-forgotten", "hidden", "damaged", "unclear", and
             `sentence`, what it means in words.
         metrics_by_model: model ("original", "audited", "retrained") to its flat metrics, intervals included.
-        roc: of the audited model: attack ("loss", "confidence", ...) to `{"fpr": [...], "tpr": [...]}`.
+        roc: of the audited model: attack ("loss", "margin", ...) to `{"fpr": [...], "tpr": [...]}`.
         histograms: of the losses: `edges` [bins + 1], and `counts`: model to dataset ("forget", "retain", "unseen") to
             counts [bins].
         relearning: model to `{"steps": [...], "forget_loss": [...], "forget_accuracy": [...]}`; may be empty.
         breakdown: one entry a class or group: `group`, `dataset` ("forget", ...), `samples`, and model to accuracy (or
-            loss).
+            loss), where it is finite.
         training: the log of the run, when a trainer made the model: `step`, `forget_loss`, `retain_loss`, `target`.
         notes: what could not be measured, and why; what else a reader has to know.
-        about: counts of samples, seed, device, versions.
+        about: samples given (`forget_samples`, ...), `measured` (dataset to the samples that its metrics are of) and
+            `attacked` (attack to forget and unseen samples), `groups`, `head`, `request`, seed, device, versions.
     """
 
     metrics: dict[str, float]

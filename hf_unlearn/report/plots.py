@@ -5,8 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_unlearn.report.comparison import Line
+from hf_unlearn.report.numbers import tick
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
 
 # The palette of Okabe and Ito, which people with red-green blindness can tell apart.
 LOSS_COLOURS = {"forget_loss": "#D55E00", "retain_loss": "#0072B2"}
@@ -49,9 +54,10 @@ def plot_loss_curves(
         # Losses range from thousandths to tens; a symmetric log scale shows both ends, and zero.
         panel.set_yscale("symlog", linthresh=0.01)
         panel.set_ylim(0, 2 * highest)
+        _label_ticks(panel.yaxis)
         panel.set(title=name, xlabel="step")
         panel.grid(alpha=0.2)
-    panels[0].set_ylabel("loss (nats)")
+    panels[0].set_ylabel("loss (nats), log scale from 0.01")
     panels[-1].legend(frameon=False, fontsize=8)
     figure.suptitle(f"Forgetting {title}")
     figure.savefig(path, dpi=130)
@@ -88,15 +94,23 @@ def plot_gaps(lines: Sequence[Line], title: str, path: Path) -> Path:
         # Gaps range from tenths of a point to fifty.
         panel.set_xscale("symlog", linthresh=1)
         panel.set_yscale("symlog", linthresh=1)
-        panel.set(title=request, xlabel="utility gap (points)", xlim=(0, None), ylim=(0, None))
+        panel.set(title=request, xlabel="utility gap (points), log scale from 1", xlim=(0, None), ylim=(0, None))
+        _label_ticks(panel.xaxis)
+        _label_ticks(panel.yaxis)
         panel.grid(alpha=0.2)
-    panels[0].set_ylabel("forgetting gap (points)")
+    panels[0].set_ylabel("forgetting gap (points), log scale from 1")
     for number, (model, colour) in enumerate(colours.items(), start=1):
         times = [time for line in lines if line.model == model for time in line.values.get("time / retraining", [])]
         panels[-1].barh(f"{model}  {number}", statistics.mean(times) if times else 0.0, color=colour)
     panels[-1].axvline(1, color=TARGET_COLOUR, linestyle="--", linewidth=1)
     panels[-1].invert_yaxis()
-    panels[-1].set(title="time / retraining")
+    panels[-1].set(title="time / retraining", xlabel="time / time of retraining")
+    _label_ticks(panels[-1].xaxis)
     figure.suptitle(f"{title}: distance to the retrained model (lower left is best; the star: a second one)")
     figure.savefig(path, dpi=110)
     return path
+
+
+def _label_ticks(axis: Axis) -> None:
+    """Numbers as the HTML report writes them: 100, not 10²."""
+    axis.set_major_formatter(lambda value, _: tick(value))

@@ -190,7 +190,7 @@ def test_the_metrics_against_numpy_and_sklearn(digits, reports, name):
 def test_the_promised_names_and_their_intervals(reports):
     for name, report in reports.items():
         of_datasets = {f"{which}_{what}" for which in ("forget", "retain", "unseen") for what in ("loss", "accuracy")}
-        scores = ("loss", "confidence", "margin", "entropy", "reference", "population")
+        scores = ("loss", "margin", "entropy", "reference", "population")
         estimated = of_datasets | {f"mia_{score}_{what}" for score in scores for what in ("auc", "balanced_accuracy")}
         estimated |= {"gap", "mia_accuracy", "mia_loss_tpr_at_1pct_fpr"}
         for metric in estimated:
@@ -252,6 +252,11 @@ def test_a_class_is_compared_with_unseen_samples_of_the_class(digits):
     assert report.metrics["unseen_accuracy"] == pytest.approx(outputs(model, others)[1].mean())
     assert report.about["request"] == "class" and report.verdict["level"] == "unclear"
     assert sum(report.histograms["counts"]["audited"]["unseen"]) == len(of_class)
+    # The metrics are of the other classes, the attacks of this one, the population attack of one half of it.
+    assert report.about["measured"] == {"forget": len(forget), "retain": len(retain), "unseen": len(others)}
+    assert report.about["attacked"]["loss"] == {"forget": len(forget), "unseen": len(of_class)}
+    assert report.about["attacked"]["population"]["unseen"] == -(-len(of_class) // 2)
+    assert report.about["unseen_samples"] == len(datasets_by_name["unseen"]) and report.about["groups"] == 10
     # As many samples as the attack has, not as the set has.
     assert f"True positives at 1 % false positives need 100 unseen samples; there are {len(of_class)}." in report.notes
 

@@ -55,12 +55,11 @@ def near(values, tolerance=2e-5):
 def test_scores_of_a_class_against_the_logits():
     head, outputs, batch = run("vit")
     scores = {name: values.tolist() for name, values in sample_scores(head, outputs, batch).items()}
-    assert set(scores) == {"confidence", "margin", "entropy"}
+    assert set(scores) == {"margin", "entropy"}
     log_probs = log_softmax(outputs["logits"].double().numpy(), axis=1)
     labels = batch["labels"].tolist()
     of_label = [sample[label] for sample, label in zip(log_probs, labels, strict=True)]
     others = [max(np.delete(sample, label)) for sample, label in zip(log_probs, labels, strict=True)]
-    assert scores["confidence"] == near([np.exp(x) for x in of_label])
     assert scores["margin"] == near([x - y for x, y in zip(of_label, others, strict=True)])
     assert scores["entropy"] == near([-entropy(np.exp(sample)) for sample in log_probs])
     assert min(scores["margin"]) < 0 < max(scores["margin"]) and np.ptp(scores["entropy"]) > 1e-3
@@ -70,7 +69,6 @@ def test_scores_of_a_prediction_by_hand():
     head, outputs, _ = run("vit", samples=3)
     outputs["logits"] = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [1.0, 0.0, 0.0]]).log()
     scores = sample_scores(head, outputs, {"labels": torch.tensor([0, 1, 0])})
-    assert scores["confidence"].tolist() == near([0.7, 0.3, 1.0])
     assert scores["margin"].tolist() == [near(np.log(0.7 / 0.2)), near(np.log(0.3 / 0.6)), np.inf]
     assert scores["entropy"].tolist() == near([-entropy([0.7, 0.2, 0.1]), -entropy([0.1, 0.3, 0.6]), 0.0])
 
@@ -202,9 +200,7 @@ def test_the_batch_size_changes_nothing(name, tokenizer):
                 accelerator=Accelerator(cpu=True), batch_size=size, scores=True, log_probs=True, tokenizer=tokenizer,
             )
         )  # fmt: skip
-    expected_scores = (
-        {"confidence", "margin", "entropy"} if name == "vit" else {"entropy", "min_k", "min_k_plus_plus", "zlib"}
-    )
+    expected_scores = {"margin", "entropy"} if name == "vit" else {"entropy", "min_k", "min_k_plus_plus", "zlib"}
     for of_batch_size in statistics:
         assert set(of_batch_size.scores) == {"loss", *expected_scores}
         torch.testing.assert_close(of_batch_size.scores["loss"], -of_batch_size.losses, rtol=0, atol=0)
@@ -214,8 +210,8 @@ def test_the_batch_size_changes_nothing(name, tokenizer):
             torch.testing.assert_close(of_batch_size.scores[score], values, rtol=1e-4, atol=1e-5)
     if name == "vit":
         assert statistics[1].labels.tolist() == [int(sample["labels"]) for sample in samples]
-        of_label = statistics[1].log_probs.exp()[range(9), statistics[1].labels]
-        torch.testing.assert_close(of_label, statistics[1].scores["confidence"])
+        of_label = statistics[1].log_probs[range(9), statistics[1].labels]
+        torch.testing.assert_close(of_label, statistics[1].scores["loss"])
     # Samples keep their places where a mask chooses some.
     mask = torch.arange(9) % 3 == 1
     assert statistics[1].select(mask).scores["entropy"].tolist() == statistics[1].scores["entropy"][1::3].tolist()

@@ -20,7 +20,8 @@ PER_SAMPLE = tuple(
     f"hf_unlearn/per_sample/{name}.py" for name in ("factors", "fisher", "gram", "graph_parameters", "layers")
 )
 REPORT = tuple(
-    f"hf_unlearn/report/{name}" for name in ("comparison.py", "html_report.py", "tables.py", "templates/audit.html")
+    f"hf_unlearn/report/{name}"
+    for name in ("charts.py", "comparison.py", "html_report.py", "tables.py", "templates/audit.html")
 )
 # Words that have another meaning too, and the files that use them in that one.
 ELSEWHERE = {
@@ -29,7 +30,7 @@ ELSEWHERE = {
     "rows": (*PER_SAMPLE, *REPORT, "docs/_ext/docstrings.py"),
     "reference": (  # the reference-model attack, reference texts of metrics, the API reference
         "hf_unlearn/auditing/attack_scores.py", "hf_unlearn/auditing/dataset_metrics.py",
-        "hf_unlearn/auditing/metrics.py", "hf_unlearn/auditing/text_metrics.py", "README.md",
+        "hf_unlearn/auditing/metrics.py", "hf_unlearn/auditing/text_metrics.py", "hf_unlearn/report/meanings.py", "README.md",
         "docs/_ext/docstrings.py", "docs/_ext/modules.py", "docs/concepts/audit.md", "docs/index.md",
         "docs/reference/index.md",
     ),

@@ -5,14 +5,15 @@ import io
 import pytest
 from rich.console import Console
 
+from hf_unlearn.report.numbers import show
 from hf_unlearn.report.plots import plot_loss_curves
-from hf_unlearn.report.tables import print_comparison, print_metrics, show
+from hf_unlearn.report.tables import print_comparison, print_metrics
 
 
 def test_metrics_as_text():
     assert show(0.1234, "forget_accuracy") == "12.3 %" and show(0.5, "surviving_share") == "50.0 %"
     assert (
-        show(1.23456, "retain_loss") == "1.235"
+        show(1.23456, "retain_loss") == "1.23"
         and show(1.23456, "forget_loss") == "1.23"
         and show(12.6, "seconds") == "13"
         and show(None, "gap") == "-"
