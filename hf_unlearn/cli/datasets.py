@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 from datasets import Dataset
 from transformers import PreTrainedModel
 
@@ -52,3 +54,11 @@ def load_datasets(
         shared = [name for name in samples.column_names if name in unseen_ds.column_names]
         forget_ds, retain_ds, unseen_ds = (ds.select_columns(shared) for ds in (forget_ds, retain_ds, unseen_ds))
     return LoadedData(forget_ds, retain_ds, unseen_ds, processor)
+
+
+def cache_folders(data: LoadedData) -> list[Path]:
+    """The folders in the cache of `datasets` that hold the samples of a command, raw or prepared; sorted."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE).resolve()
+    named = (data.forget_ds, data.retain_ds, data.unseen_ds)
+    files = [Path(file["filename"]).resolve() for ds in named if ds is not None for file in ds.cache_files]
+    return sorted({file.parent for file in files if cache in file.parents})

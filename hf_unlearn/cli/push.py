@@ -23,8 +23,6 @@ class PushSettings:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    if any(word.partition("=")[0] == "--token" for word in argv):
-        raise UsageError("--token: others may read a command line; set HF_TOKEN, or log in with `hf auth login`")
     positional = list(takewhile(lambda word: not word.startswith("-"), argv))
     parsed = parse("push FOLDER REPO", [PushSettings], argv[len(positional) :])
     if parsed is None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_unlearn.cli import UsageError
-from hf_unlearn.cli.datasets import load_datasets
+from hf_unlearn.cli.datasets import cache_folders, load_datasets
 from hf_unlearn.cli.interruption import Interruption
 from hf_unlearn.cli.settings import DataSettings, parse, setting
 from hf_unlearn.hub.upload import push_folder
@@ -65,6 +65,8 @@ def main(argv: list[str]) -> int:
         interruption.restore()
     trainer.save_release()
     if trainer.is_world_process_zero():
+        for folder in cache_folders(data):
+            print(f"The cache of datasets holds the samples, too; delete it once they are to be gone: {folder}")
         _report_and_push(trainer)
     return 0
 

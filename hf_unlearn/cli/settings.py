@@ -50,6 +50,10 @@ class DataSettings:
         return {role: name for role, _, name in pairs}
 
 
+# Others may read a command line, and a file of settings is soon shared.
+TOKENS = ("token", "hub_token", "push_to_hub_token")
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -70,6 +74,9 @@ def parse(command: str, types: Sequence[Any], argv: Sequence[str], **defaults: A
     Raises:
         UsageError: an unknown or malformed setting.
     """
+    for word in argv:
+        if word.startswith("--"):
+            _refuse_token(word.partition("=")[0])
     parser = _Parser(types, prog=f"hf-unlearn {command}", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with these settings; flags override it.")
     parser.add_argument("--help-all", action="help", help="Show this list.")
@@ -95,6 +102,11 @@ def parse(command: str, types: Sequence[Any], argv: Sequence[str], **defaults: A
     return tuple(settings)
 
 
+def _refuse_token(name: str) -> None:
+    if name.lstrip("-").replace("-", "_") in TOKENS:
+        raise UsageError(f"{name}: others may read it; set HF_TOKEN, or log in with `hf auth login`")
+
+
 def _read(path: str, names: set[str]) -> dict[str, Any]:
     """The settings in a YAML file, whose names must be among `names`."""
     try:
@@ -108,6 +120,7 @@ def _read(path: str, names: set[str]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UsageError(f"--config: {path!r} holds no settings; write one a line, as `name: value`")
     for name in settings:
+        _refuse_token(str(name))
         if name not in names:
             raise UsageError(f"--config: {path!r} has {str(name)!r}, and there is no such setting")
     return settings

@@ -12,6 +12,8 @@ import peft
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers.modelcard import TASK_MAPPING
 
@@ -40,8 +42,8 @@ class CardFacts:
         settings: as plain values: no path, no token.
         request: `"samples"`, `"class"` or `"group"`.
         counts: number of samples of `forget`, `retain` and, if given, `unseen`.
-        forget_request: the request in the user's own words, published unchanged.
-        report: the audit, without names of groups (see `hf_unlearn.hub.upload.anonymise_groups`).
+        forget_request: the request in the user's own words, shown unchanged.
+        report: the audit, without names of groups (see `hf_unlearn.hub.release.anonymise_groups`).
         metadata: further fields of `huggingface_hub.ModelCardData`: `language`, `license`, `tags`, `datasets`, ...
     """
 
@@ -65,13 +67,14 @@ def model_card(facts: CardFacts) -> str:
         loader=PackageLoader("hf_unlearn.hub"), autoescape=False, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    environment.filters |= {"text": as_text, "code": as_code}
     models = {} if facts.report is None else metrics_by_model(facts.report)
     papers = [] if facts.method["paper"] == "-" else [f"{facts.method['title']}: {facts.method['paper']}"]
     markdown = environment.get_template("card.md").render(
         vars(facts)
         | {
             "metadata": _metadata(facts).to_yaml(),
-            "base": "a local model, not on the Hub" if facts.base is None else f"[{facts.base}](/{facts.base})",
+            "base": _link(facts.base),
             "models": list(models),
             "metrics": [
                 [name.replace("_", " "), *(show_interval(metrics, name) for metrics in models.values())]
@@ -83,6 +86,35 @@ def model_card(facts: CardFacts) -> str:
         }
     )
     return re.sub(r"\n{3,}", "\n\n", markdown).rstrip() + "\n"
+
+
+def as_text(value: Any) -> str:
+    r"""One line of Markdown that shows a text as it is, whoever has written it: no markup, no link, no HTML.
+
+    Examples:
+        >>> print(as_text("<b>see</b> [here](https://x.y)"))
+        \<b\>see\</b\> \[here\](https:\/\/x.y)
+    """
+    line = " ".join(str(value).split())
+    line = re.sub(r"[\\`*_\[\]<>&|~$#@]", r"\\\g<0>", line)
+    line = line.replace("://", r":\/\/").replace("www.", r"www\.")  # links without brackets
+    line = re.sub(r"^(\d+)([.)])", r"\1\\\2", line)  # a list
+    return re.sub(r"^[-+=]", r"\\\g<0>", line)
+
+
+def as_code(value: Any) -> str:
+    """A text in one line, between backticks."""
+    return "`" + " ".join(str(value).replace("`", "'").replace("|", "/").split()) + "`"
+
+
+def _link(base: str | None) -> str:
+    if base is None:
+        return "a local model, not on the Hub"
+    try:
+        validate_repo_id(base)
+    except HFValidationError:
+        return as_text(base)
+    return f"[{as_text(base)}](/{base})"
 
 
 def versions() -> str:
@@ -98,21 +130,29 @@ def versions() -> str:
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
-    further = dict(facts.metadata)
+    # A line of three dashes within a value would end the metadata.
+    further = {name: _one_line(value) for name, value in facts.metadata.items()}
     task = further.pop("pipeline_tag", None) or _task(facts.architecture)
     user_tags = further.pop("tags", None) or []
     tags = ["hf_unlearn", "machine-unlearning", facts.method["name"]]
     if facts.kind == "adapter_alone":
         tags.remove("machine-unlearning")
     return ModelCardData(
-        base_model=facts.base,
+        base_model=_one_line(facts.base),
         library_name="transformers" if facts.kind == "merged" else "peft",
         pipeline_tag=task,
         tags=[*([user_tags] if isinstance(user_tags, str) else user_tags), *tags],
-        model_name=facts.name,
+        model_name=_one_line(facts.name),
         eval_results=None if facts.report is None else _results(facts.report, task),
         **further,
     )
+
+
+def _one_line(value: Any) -> Any:
+    """A text, or the texts of a list, without line breaks."""
+    if isinstance(value, list):
+        return [_one_line(item) for item in value]
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _task(architecture: str) -> str | None:

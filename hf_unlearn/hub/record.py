@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,12 +21,12 @@ from transformers import PreTrainedModel
 from hf_unlearn._version import __version__
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.types import AnyDataset, RequestKind
+from hf_unlearn.hub.record_schema import SCHEMA_VERSION, check_record, read_record
+from hf_unlearn.hub.release_files import RECORD_FILE as RECORD_FILE
+from hf_unlearn.hub.release_files import hash_files
 from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.report.audit_report import AuditReport
-
-SCHEMA_VERSION = 2
-RECORD_FILE = "unlearning.json"
 
 
 def base_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -98,6 +97,7 @@ def make_record(
         "audit": None if report is None else {**report.verdict, "metrics": report.metrics},
         "salt": salt.hex(),
         "sample_hashes": hashes,
+        "files": {},  # their hashes, once they are written
     }
 
 
@@ -130,20 +130,19 @@ def verify(
 
     Args:
         record: the content of `unlearning.json`, or its path.
-        model: a model, or its folder or Hub name; an adapter if the record is of an adapter.
+        model: a model, or its folder or Hub name; an adapter if the record is of an adapter. In a folder whose weights
+            are those after unlearning, the files of the record that are there are compared, too.
         samples: samples that should have been forgotten, preprocessed like the forget dataset; not necessarily all.
 
     Raises:
-        ValueError: neither is given, the record has another schema version, or the samples lack a column of it.
+        ValueError: neither is given, the record is none of this version, or the samples lack a column of it.
     """
-    if isinstance(record, (str, Path)):
-        record = json.loads(Path(record).read_text(encoding="utf-8"))
-    assert isinstance(record, Mapping)
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"record: schema version {record.get('schema_version')!r} is not {SCHEMA_VERSION}")
+    record = read_record(record) if isinstance(record, (str, Path)) else check_record(record)
     checks = []
     if model is not None:
         checks.append(_verify_weights(record["weights"], model))
+        if checks[0][0] and record["files"] and isinstance(model, (str, Path)) and Path(model).is_dir():
+            checks.append(_verify_files(record, Path(model)))
     if samples is not None:
         checks.append(_verify_samples(record, samples))
     if not checks:
@@ -167,6 +166,19 @@ def _verify_weights(weights: Mapping[str, str | None], model: Any) -> tuple[bool
     if digest == weights["before"]:
         return False, "weights: those from BEFORE unlearning"
     return False, "weights: neither those from before nor those from after unlearning"
+
+
+def changed_files(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """The files of a record that a folder has with another content, sorted; those that it lacks have not changed."""
+    hashes = hash_files(folder, (name for name in record["files"] if (folder / name).is_file()))
+    return [name for name, digest in hashes.items() if digest != record["files"][name]]
+
+
+def _verify_files(record: Mapping[str, Any], folder: Path) -> tuple[bool, str]:
+    if changed := changed_files(folder, record):
+        return False, f"files: {', '.join(changed)} not as the run wrote them"
+    count = sum((folder / name).is_file() for name in record["files"])
+    return True, f"files: {count} of {len(record['files'])} are there, as the run wrote them"
 
 
 def _verify_samples(record: Mapping[str, Any], samples: Any) -> tuple[bool, str]:

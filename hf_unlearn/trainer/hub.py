@@ -10,31 +10,28 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from accelerate.utils import send_to_device
 from huggingface_hub import CommitInfo, run_as_future
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 from typing_extensions import TypedDict, Unpack, override
 
 from hf_unlearn.auditing.audit import AuditOptions
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.hashing import compared_columns, weights_hash
 from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.hub.errors import writing
 from hf_unlearn.hub.model_card import CardFacts
-from hf_unlearn.hub.record import adapter_state, base_state, make_record
-from hf_unlearn.hub.upload import anonymise_groups, check_revision, create_repo, upload, write_release_files, writing
+from hf_unlearn.hub.record import make_record
+from hf_unlearn.hub.release import anonymise_groups, write_release_files
+from hf_unlearn.hub.upload import check_revision, create_repo, upload
 from hf_unlearn.methods import METHODS
-from hf_unlearn.models.rehearsal import check_outputs, rehearse
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
-from hf_unlearn.trainer.checkpointing import CheckpointingMixin
-from hf_unlearn.trainer.evaluation import EvaluationMixin
+from hf_unlearn.trainer.weights import WeightsMixin
 
 logger = logging.getLogger(__name__)
 # Keywords that Trainer.push_to_hub passes on to its card, under the names of huggingface_hub's card.
@@ -75,7 +72,7 @@ class Release:
     card: Mapping[str, Any] = field(default_factory=dict)
 
 
-class HubMixin(CheckpointingMixin, EvaluationMixin):
+class HubMixin(WeightsMixin):
     """A `Trainer` that pushes a model that has forgotten, what is known about that, and nothing else.
 
     Attributes:
@@ -161,7 +158,7 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
 
         Raises:
             ValueError: an argument is not valid; one line.
-            hf_unlearn.hub.upload.PushError: the files could not be written, or the Hub has not confirmed the commit.
+            hf_unlearn.hub.errors.PushError: the files could not be written, or the Hub has not confirmed the commit.
         """
         _check_card_keywords("push_to_hub", card)
         check_revision(revision, create_pr)
@@ -237,7 +234,9 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
     def _complete(self, folder: Path, release: Release) -> None:
         """Card, audit and record, beside the weights; and the processor, which an adapter is saved without."""
         facts = self._card_facts(release)
-        write_release_files(folder, facts, None if release.adapter_alone else self._record(folder, release, facts))
+        record = None if release.adapter_alone else self._record(folder, release, facts)
+        names = os.listdir(folder) if release.adapter_alone else self._saved_names
+        write_release_files(folder, facts, record, names)
 
     def _card_facts(self, release: Release) -> CardFacts:
         method = METHODS[self.args.method]
@@ -283,79 +282,6 @@ class HubMixin(CheckpointingMixin, EvaluationMixin):
         if audited != trained:
             raise ValueError(f"audit: is about {audited} forget samples, the trainer has {trained}; audit this model")
         return anonymise_groups(report, getattr(self._inner_model.config, "id2label", None) or {})
-
-    # ---- weights ----
-
-    @property
-    def _inner_model(self) -> PreTrainedModel:
-        """The model inside its adapter."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[return-value]
-
-    @property
-    def _is_sharded(self) -> bool:
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled
-
-    @property
-    def _trains_users_adapter(self) -> bool:
-        """Whether the model came with an adapter of the user's: that adapter held the data, and is what is saved."""
-        return isinstance(self.model, PeftModel) and not self.added_adapter
-
-    @property
-    def _weights_kind(self) -> Literal["merged", "adapter"]:
-        return "adapter" if self._trains_users_adapter else "merged"
-
-    def _hash_original_weights(self) -> str | None:
-        """The hash of the original weights; None where DeepSpeed or FSDP have sharded them.
-
-        A second run of the same trainer goes on from the weights of the first; the original stays what it was.
-        """
-        if self._unlearning_state is not None and self.model_init is None:
-            return self._unlearning_state.original_hash
-        if self._is_sharded:
-            return None
-        return weights_hash(adapter_state(self.model) if self._trains_users_adapter else base_state(self.model))  # type: ignore[arg-type]
-
-    def _saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
-        """The weights that a user will load: read back from the folder, which shows that they can be."""
-        if isinstance(self.model, PeftModel) and self._trains_users_adapter:
-            return adapter_state(self.model)
-        saved = type(self._inner_model).from_pretrained(folder, dtype=self._inner_model.dtype)
-        if not self._is_sharded:
-            check_outputs(saved, self.model, self._first_outputs, "saved and loaded")
-        return saved.state_dict()
-
-    def _rehearse(self, model: PeftModel) -> None:
-        """Refuse an adapter that cannot be saved as it was trained; sharded weights are only compared at the end."""
-        if not self._is_sharded:
-            rehearse(model, self._first_outputs, added=self.added_adapter)
-
-    @override
-    def _merged(self, adapted: PeftModel) -> PreTrainedModel:
-        plain = super()._merged(adapted)
-        check_outputs(plain, adapted, self._first_outputs, "merged")
-        return plain
-
-    @torch.no_grad()
-    def _first_outputs(self, model: Any) -> Tensor:
-        """The outputs of a model in eval mode on the first forget and the first retain sample, flat."""
-        collator, outputs = self._flat_collator(), []
-        device = next(model.parameters()).device
-        for dataset in (self.forget_ds, self.retain_ds):
-            batch = send_to_device(collator([self._readable(dataset)[0]]), device)
-            made = model.eval()(**self.head.inputs(batch))
-            losses = self.head.losses(made, batch)  # refuses outputs that do not line up with the labels
-            logits = [value for value in made.values() if torch.is_tensor(value)] if isinstance(made, Mapping) else []
-            outputs += [value.float().flatten().cpu() for value in logits or [losses]]
-        return torch.cat(outputs)
-
-    @override
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # `Trainer` pickles its arguments beside the model, and the token with them.
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
 
     # ---- names ----
 

@@ -21,8 +21,9 @@ from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer, audit
+from hf_unlearn.hub.errors import PushError
 from hf_unlearn.hub.record import verify
-from hf_unlearn.hub.upload import PushError, anonymise_groups, release_files
+from hf_unlearn.hub.release import anonymise_groups, check_release
 from hf_unlearn.models.adapters import add_adapter, merged
 from hf_unlearn.report.audit_report import AuditReport
 
@@ -367,7 +368,7 @@ def test_adapter_of_the_user_is_what_held_the_data(hub, tmp_path):
     assert record["weights"]["kind"] == "adapter" and record["weights"]["before"] != record["weights"]["after"]
     assert verify(record, tmp_path / "pulled").matches and verify(record, trainer.model).matches
     trainer.save_release()  # audited anew, and the same files
-    assert set(release_files(tmp_path / "run")) == files.keys() - {".gitattributes"}
+    assert set(check_release(tmp_path / "run")) == files.keys() - {".gitattributes"}
     loaded = PeftModel.from_pretrained(tiny.make("llama")[0], tmp_path / "pulled").eval()
     batch = tiny.make("llama")[1](3, seed=9)
     with torch.no_grad():
