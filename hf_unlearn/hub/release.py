@@ -96,7 +96,7 @@ def check_release(folder: Path) -> list[str]:
     The names are those of a fixed list, see `hf_unlearn.hub.release_files`: what a record says decides about none.
 
     Raises:
-        ValueError: there is no record, it is none of ours, or a file is missing, a link, or another than that of the
+        ValueError: there is no record, it is not valid, or a file is missing, a link, or another than that of the
             run; one line.
     """
     if not (folder / RECORD_FILE).is_file():
