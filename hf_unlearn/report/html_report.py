@@ -34,9 +34,12 @@ BLOCKS = {
     "finetuned": "Gone, or only hidden",
     "int8": "Gone, or only hidden",
     "int4": "Gone, or only hidden",
+    "one": "Gone, or only hidden",
     "without": "Gone, or only hidden",
     "": "Overall",
 }
+# First words of the metrics that `relearning=True` adds.
+ATTEMPTS = ("probe_", "relearn_", "finetuned_")
 # With more models a table has no room for a column each, and its cells are laid out below each other.
 MOST_COLUMNS = 6
 # Entries of `about` that have a place of their own.
@@ -86,18 +89,15 @@ def _text(value: Any) -> str:
 
 def _limits(report: AuditResult, models: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What was not given or not tried, and is therefore not known."""
-    headings = {BLOCKS.get(name.partition("_")[0]) for name in models["audited"]}
-    limits = {
-        "No retrained model was given: it is not known what the forget samples look like to a model that never saw "
-        "them. They are compared with unseen samples.": "retrained" in models,
-        "No original model was given: it is not known whether these attacks could have found anything before, nor how "
-        "good the model was.": "original" in models,
-        "Nothing was tried to bring the data back: it is not known whether it is gone, or only hidden.": bool(
-            report.relearning
+    limits = []
+    if "retrained" not in models:
+        limits.append(
+            "No retrained model was given: it is not known what the forget samples look like to a model that never "
+            "saw them. They are compared with unseen samples."
         )
-        or BLOCKS["probe"] in headings,
-    }
-    return [limit for limit, is_lifted in limits.items() if not is_lifted]
+    if not report.relearning and not any(name.startswith(ATTEMPTS) for name in models["audited"]):
+        limits.append("Nothing was tried to bring the data back: it is not known whether it is gone, or only hidden.")
+    return limits
 
 
 def _blocks(models: Mapping[str, Mapping[str, float]], unit: str) -> dict[str, list[dict[str, Any]]]:

@@ -47,6 +47,8 @@ RECOVERIES = {
 }
 PROBE = "Correct predictions of a new linear head on the model's features, on {}; compare with the retrained model."
 OTHERS = {
+    "one_offset": "Samples of other classes that are lost when one number is added to the output of the forgotten "
+    "class, so that 90 % of its samples come back; compare with the retrained model. 0 %: the class is only masked.",
     "gap": "Average gap to the retrained model, in points; 0 is best.",
     "tug_of_war": "Closeness to the retrained model's accuracies on all datasets; 1 is best.",
     "unlearning_impact_score": "Accuracy lost on unseen samples, and what is left to forget; 0 is best.",
@@ -61,6 +63,7 @@ OTHERS = {
 }
 LABELS = {
     "mia_accuracy": "logistic regression",
+    "one_offset": "one-offset test",
     "gap": "average gap",
     "tug_of_war": "tug of war",
     "relearn_loss_advantage": "loss advantage while relearning",

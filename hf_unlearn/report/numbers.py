@@ -6,7 +6,7 @@ import math
 import re
 
 # The last words of a metric's name to how it is shown: per cent, or decimals; losses have three significant digits.
-PERCENT = ("accuracy", "wer", "share", "1pct_fpr")
+PERCENT = ("accuracy", "wer", "share", "one_offset", "1pct_fpr")
 PRECISE_PERCENT = ("01pct_fpr",)
 SIGNIFICANT = ("loss", "loss_advantage", "target")
 POINTS = ("gap", "accuracy_advantage")

@@ -54,6 +54,7 @@ def plot_loss_curves(
         # Losses range from thousandths to tens; a symmetric log scale shows both ends, and zero.
         panel.set_yscale("symlog", linthresh=0.01)
         panel.set_ylim(0, 2 * highest)
+        _label_ticks(panel.xaxis)
         _label_ticks(panel.yaxis)
         panel.set(title=name, xlabel="step")
         panel.grid(alpha=0.2)

@@ -154,7 +154,7 @@ def test_sections_without_data_are_left_out(tmp_path):
     # What was not given stands where a note would.
     sections = [name for name in SECTIONS if f'aria-labelledby="{name}"' in text]
     assert sections == ["notes"] and 'aria-labelledby="glance"' not in text
-    for missing in ("No retrained model", "No original model", "Nothing was tried to bring the data back"):
+    for missing in ("No retrained model", "Nothing was tried to bring the data back"):
         assert missing in text
 
 

@@ -1,12 +1,14 @@
 """Tables and pictures."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
+from hf_unlearn.report.comparison import Line
 from hf_unlearn.report.numbers import show
-from hf_unlearn.report.plots import plot_loss_curves
+from hf_unlearn.report.plots import plot_gaps, plot_loss_curves
 from hf_unlearn.report.tables import print_comparison, print_metrics
 
 
@@ -36,3 +38,21 @@ def test_loss_curves_are_drawn_with_the_target(tmp_path):
     history.append({"train_runtime": 1.0, "step": 5})
     path = plot_loss_curves({"∇τ": history}, 0.4, "class 3", tmp_path / "curves.png")
     assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 5000
+
+
+def texts_of(path):
+    """The texts of an SVG picture, which matplotlib leaves as comments beside their outlines."""
+    return re.findall(r"<!-- (.*?) -->", path.read_text())
+
+
+def test_log_scales_of_pictures_say_so_and_have_plain_numbers(tmp_path):
+    history = [{"loss": 1.0, "forget_loss": 0.001 * 10**i, "retain_loss": 0.1, "step": 1000 * i} for i in range(6)]
+    texts = texts_of(plot_loss_curves({"∇τ": history}, 0.4, "class 3", tmp_path / "curves.svg"))
+    assert {"loss (nats), log scale from 0.01", "0.1", "100", "4,000"} <= set(texts)
+    lines = [
+        Line("class 3", model, {"time / retraining": [0.1]}, forgetting=[gap], utility=[5 * gap])
+        for model, gap in [("npo", 20.0), ("scrub", 0.4)]
+    ]
+    texts += texts_of(plot_gaps(lines, "digits", tmp_path / "gaps.svg"))
+    assert {"utility gap (points), log scale from 1", "time / time of retraining", "100"} <= set(texts)
+    assert not any("mathdefault" in text or "^" in text for text in texts)
