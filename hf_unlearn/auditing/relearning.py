@@ -10,17 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from hf_unlearn.auditing.recovery import plain_copy
 from hf_unlearn.auditing.statistics import collect_statistics
 from hf_unlearn.data.collator import Collator, readable_collator
-from hf_unlearn.data.splitting import subsample
+from hf_unlearn.data.splitting import select, subsample
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses import head_of, label_problem
 from hf_unlearn.models.types import Model
@@ -89,8 +87,8 @@ def relearn(
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     if measured_ds is None:
-        measured_ds = _select(forget_ds, sorted(order[samples:]))
-    return _curve(model, _select(forget_ds, sorted(order[:samples])), measured_ds, training, "Relearning")
+        measured_ds = select(forget_ds, sorted(order[samples:]))
+    return _curve(model, select(forget_ds, sorted(order[:samples])), measured_ds, training, "Relearning")
 
 
 def finetune(
@@ -264,9 +262,3 @@ def _batches(count: int, training: _Training) -> Iterator[list[int]]:
             waiting += torch.randperm(count, generator=generator).tolist()
         yield waiting[:size]
         waiting = waiting[size:]
-
-
-def _select(dataset: AnyDataset, indices: list[int]) -> AnyDataset:
-    if isinstance(dataset, datasets.Dataset):
-        return dataset.select(indices)
-    return Subset(dataset, indices)  # type: ignore[arg-type]

@@ -27,7 +27,8 @@ class SampleStatistics:
     """Per-sample statistics of a model on one dataset, in the order of the dataset, on the CPU.
 
     Attributes:
-        losses: [n] float32 or better.
+        losses: [n] float32 or better; infinity where a sample cannot have its labels, see
+            `hf_unlearn.losses.Head.is_possible`.
         correct: [n] in [0, 1], share of right predictions; NaN where the head has none.
         labels: [n] class labels, single-label heads only.
         scores: name to [n], when requested: `loss`, minus the loss, and those of
@@ -120,6 +121,7 @@ def _batch_statistics(head: Head, outputs: Any, batch: Batch, log_probs: bool) -
     # A loss over a large vocabulary should not be computed twice.
     profiles = head.token_loss_profiles(outputs, batch)
     losses = head.losses(outputs, batch) if profiles is None else profiles.mean(dim=1)
+    losses = losses.masked_fill(~head.is_possible(batch), torch.inf)  # 0 would be perfectly remembered
     statistics = {"losses": losses, "correct": head.correct(outputs, batch)}
     if profiles is not None:
         statistics["token_loss_profiles"] = profiles

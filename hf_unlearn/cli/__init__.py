@@ -20,7 +20,7 @@ COMMANDS = {
     "verify": "hf_unlearn.cli.verify",
     "push": "hf_unlearn.cli.push",
 }
-FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
+FAILED, BAD_USAGE, NOT_FORGOTTEN, INTERRUPTED = 1, 2, 3, 130
 
 
 class UsageError(ValueError):
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments; default: those of the process.
 
     Returns:
-        0 if the command succeeded, 1 if it failed, 2 if the command line is not valid, 130 if it was interrupted.
+        0 if the command succeeded, 1 if it failed, 2 if the command line is not valid, 3 if a run ended with a model
+        that has not forgotten or is damaged, 130 if it was interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv

@@ -25,7 +25,8 @@ several processes: accelerate launch -m hf_unlearn.cli run ...
 hf-unlearn COMMAND --help      the settings that matter, on one screen
 hf-unlearn COMMAND --help-all  all settings (run, audit)
 --debug                        print the traceback of an error
-exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted (run --resume continues)"""
+exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted (run --resume continues), 3 run: still remembered,
+over-forgotten, hidden, damaged, diverged, or no step taken"""
 
 DATA = """\
 data:

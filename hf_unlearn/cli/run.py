@@ -12,7 +12,7 @@ from peft import PeftConfig
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_unlearn.cli import UsageError
+from hf_unlearn.cli import NOT_FORGOTTEN, UsageError
 from hf_unlearn.cli.datasets import cache_folders, load_datasets
 from hf_unlearn.cli.interruption import Interruption
 from hf_unlearn.cli.settings import DataSettings, parse, setting
@@ -20,8 +20,11 @@ from hf_unlearn.hub.upload import push_folder
 from hf_unlearn.models.adapters import lora_config
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.outcome import Outcome
 from hf_unlearn.trainer.trainer import UnlearningTrainer
 from hf_unlearn.training import quiet
+
+FAILED_ENDINGS = {"diverged": "the run diverged", "no steps": "the run took no step"}
 
 
 @dataclass
@@ -64,11 +67,25 @@ def main(argv: list[str]) -> int:
     finally:
         interruption.restore()
     trainer.save_release()
+    assert trainer.outcome is not None
+    level = None if trainer.audit_report is None else trainer.audit_report.verdict["level"]
+    code = exit_code(trainer.outcome, level)
     if trainer.is_world_process_zero():
         for folder in cache_folders(data):
             print(f"The cache of datasets holds the samples, too; delete it once they are to be gone: {folder}")
-        _report_and_push(trainer)
-    return 0
+        _report_and_push(trainer, trainer.outcome, level, is_pushed=args.push_to_hub and code == 0)
+    return code
+
+
+def exit_code(outcome: Outcome, level: str | None) -> int:
+    """0, or 3 where the run or its audit says that the model is not one that has forgotten.
+
+    Args:
+        outcome: of the run.
+        level: of the audit's verdict; None where there was no audit.
+    """
+    failed = outcome.ending in FAILED_ENDINGS or level not in (None, "consistent", "unclear")
+    return NOT_FORGOTTEN if failed else 0
 
 
 def _last_checkpoint(output_dir: str) -> str:
@@ -78,20 +95,40 @@ def _last_checkpoint(output_dir: str) -> str:
     return checkpoint
 
 
-def _report_and_push(trainer: UnlearningTrainer) -> None:
-    """Print the verdict, where the model is and which files still hold the data; push the model if asked to."""
+def location(outcome: Outcome, level: str | None, folder: Path) -> str:
+    """Where the model is, and what can be said of it: by the run's outcome, then by the level of the verdict."""
+    if outcome.ending in FAILED_ENDINGS:
+        return f"The model in {folder} is not one that has forgotten: {FAILED_ENDINGS[outcome.ending]}"
+    sentences = {
+        "consistent": f"The model that has forgotten is in {folder}",
+        "remembers": f"The model in {folder} still remembers",
+        "hidden": f"The model in {folder} hides the data and still holds it",
+        "over-forgotten": f"The model in {folder} is over-forgotten: its losses give the forget samples away",
+        "damaged": f"The model in {folder} is damaged",
+        "unclear": f"Warning: the audit cannot tell whether the model in {folder} has forgotten",
+        None: f"Warning: without --unseen_dataset there was no audit, nobody knows whether the model in {folder} has "
+        "forgotten",
+    }  # fmt: skip
+    return sentences[level]
+
+
+def _report_and_push(trainer: UnlearningTrainer, outcome: Outcome, level: str | None, is_pushed: bool) -> None:
+    """Print how the run ended, the verdict, where the model is and what still holds the data; push if asked to."""
     args, folder = trainer.args, Path(str(trainer.args.output_dir))
-    if trainer.audit_report is not None:
-        print(f"{trainer.audit_report.verdict['sentence']} More in {folder / 'audit.html'}")
-    print(f"The unlearned model is in {folder}")
     if checkpoints := sorted(path.name for path in folder.glob("checkpoint-*")):
         print(f"These in {folder} still hold the data, and are never pushed; delete them: {', '.join(checkpoints)}")
-    if args.push_to_hub:
+    if args.push_to_hub and not is_pushed:
+        print(f"Not pushed, as this is no model that has forgotten; hf-unlearn push {folder} sends it all the same")
+    if is_pushed:
         commit = push_folder(
             folder, str(trainer.hub_model_id), token=args.hub_token, revision=args.hub_revision,
             private=args.hub_private_repo is not False,
         )  # fmt: skip
         print(f"Pushed to {commit.commit_url}")
+    if trainer.audit_report is not None:
+        print(f"{trainer.audit_report.verdict['sentence']} More in {folder / 'audit.html'}")
+    print(location(outcome, level, folder))
+    print(outcome.sentence)
 
 
 def _peft_config(name: str, model: PreTrainedModel) -> PeftConfig | Literal["auto"] | None:

@@ -81,6 +81,13 @@ class PairedDataset(torch.utils.data.Dataset):
             for sample, share, index, alternative in zip(forget, shares, indices, alternatives, strict=True)
         ]
 
+    def numbers(self, first_step: int, last_step: int) -> tuple[list[int], list[int]]:
+        """The numbers of the forget and of the retain samples of the steps from the first to before the last."""
+        positions = range(first_step * self.forget_per_step, last_step * self.forget_per_step)
+        forget = {self._index(0, len(self.forget_ds), position) for position in positions}
+        retain = {self._index(1, len(self.retain_ds), place) for p in positions for place in self._share(p)}
+        return sorted(forget), sorted(retain)
+
     def _share(self, position: int) -> range:
         """The places in the stream of retain samples that belong to a position."""
         first, last = (p * self.retain_per_step // self.forget_per_step for p in (position, position + 1))

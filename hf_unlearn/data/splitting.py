@@ -324,7 +324,18 @@ def subsample(dataset: AnyDataset, count: int, seed: int = 0) -> AnyDataset:
     """At most `count` samples of a dataset, drawn with `seed`; the dataset itself when it is no larger."""
     if len(dataset) <= count:
         return dataset
-    indices = sorted(np.random.default_rng(seed).choice(len(dataset), count, replace=False).tolist())
+    return select(dataset, subsample_numbers(len(dataset), count, seed))
+
+
+def subsample_numbers(size: int, count: int, seed: int = 0) -> list[int]:
+    """The numbers, ascending, of the samples that `subsample` draws from a dataset of `size` samples."""
+    if size <= count:
+        return list(range(size))
+    return sorted(np.random.default_rng(seed).choice(size, count, replace=False).tolist())
+
+
+def select(dataset: AnyDataset, indices: list[int]) -> AnyDataset:
+    """The samples of a dataset that have these numbers, in their order."""
     if isinstance(dataset, datasets.Dataset):
         return dataset.select(indices)
     return torch.utils.data.Subset(dataset, indices)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hf_unlearn.data.finite import check_finite
 from hf_unlearn.data.hashing import compared_columns, sample_hashes
 from hf_unlearn.data.splitting import LABEL_COLUMNS, check_map_style, column_of
 from hf_unlearn.data.types import AnyDataset
@@ -17,7 +18,7 @@ def check_datasets(
     unseen_ds: AnyDataset | None = None,
     columns: Sequence[str] | None = None,
 ) -> None:
-    """Refuse datasets that are empty, have different columns or share samples (compared by content).
+    """Refuse datasets that are empty, hold NaN, have different columns or share samples (compared by content).
 
     Args:
         forget_ds: the forget dataset.
@@ -43,6 +44,8 @@ def check_datasets(
                 f"{name}: its columns {names} are not those of forget_ds {columns_by_name['forget_ds']}; "
                 "prepare the datasets in the same way"
             )
+    for name, dataset in datasets_by_name.items():
+        check_finite(name, dataset, _columns(dataset) if columns is None else columns)
     compared = compared_columns(forget_ds, columns)
     hashes = {
         name: sample_hashes(dataset, compared, f"Comparing {name}") for name, dataset in datasets_by_name.items()

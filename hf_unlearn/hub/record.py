@@ -67,6 +67,7 @@ def make_record(
     settings: Mapping[str, Any],
     weights: Mapping[str, str | None],
     report: AuditReport | None,
+    outcome: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one run, ready for JSON.
 
@@ -83,6 +84,7 @@ def make_record(
         settings: as plain values: no path, no token.
         weights: `kind` ("model" or "adapter"), and the hashes `before` and `after`; None where it was not available.
         report: the audit, if there is one.
+        outcome: how the run ended, as plain values; None where nothing was run.
     """
     salt = secrets.token_bytes(16)
     hashes = sorted(_salted(content, salt) for content in sample_hashes(forget_ds, columns))
@@ -94,6 +96,7 @@ def make_record(
         "method": dict(method),
         "settings": dict(settings),
         "weights": {"algorithm": "sha256", **weights},
+        "outcome": None if outcome is None else dict(outcome),
         "audit": None if report is None else {**report.verdict, "metrics": report.metrics},
         "salt": salt.hex(),
         "sample_hashes": hashes,

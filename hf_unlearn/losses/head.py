@@ -127,6 +127,22 @@ class Head:
             case kind:
                 return functional.token_losses(*_decisions(kind, outputs, batch))
 
+    def is_possible(self, batch: Batch) -> Tensor:
+        """Whether each sample can have its labels at all: under CTC, a transcript needs a frame for every token.
+
+        It needs one more between two equal tokens. Others have a loss of infinity, or of 0 by `ctc_zero_infinity`.
+
+        Returns:
+            Shape `[batch]`, bool.
+        """
+        if self.kind != "ctc":
+            values = next(iter(batch.values()))
+            return torch.ones(len(values), dtype=torch.bool, device=values.device)
+        labels = batch["labels"]
+        labelled = (labels != functional.IGNORED) & (labels != self.model.config.pad_token_id)
+        repeated = labelled[:, 1:] & (labels[:, 1:] == labels[:, :-1])
+        return labelled.sum(dim=1) + repeated.sum(dim=1) <= _ctc_frames(self.model, batch).to(labels.device)
+
     def token_loss_profiles(self, outputs: Any, batch: Batch) -> Tensor | None:
         """The sorted mean token losses of each sample's eighths; None for heads that score a sample once.
 
@@ -209,13 +225,7 @@ def _decoder_input_ids(model: Any, labels: Tensor) -> Tensor:
 
 def _ctc_losses(model: Any, outputs: Any, batch: Batch) -> Tensor:
     """The losses [batch] of a CTC head, by the numbers of frames that the model's feature extractor makes."""
-    config = model.config
-    if batch.get("attention_mask") is not None:
-        lengths = batch["attention_mask"].sum(-1)
-    else:
-        features = batch[model.main_input_name]
-        lengths = torch.full((len(features),), features.shape[1], device=features.device)
-    frames = model._get_feat_extract_output_lengths(lengths).long()
+    config, frames = model.config, _ctc_frames(model, batch)
     return functional.ctc_losses(
         outputs.logits,
         batch["labels"],
@@ -224,6 +234,16 @@ def _ctc_losses(model: Any, outputs: Any, batch: Batch) -> Tensor:
         reduction=config.ctc_loss_reduction,
         zero_infinity=config.ctc_zero_infinity,
     )
+
+
+def _ctc_frames(model: Any, batch: Batch) -> Tensor:
+    """The number of frames [batch] that a CTC model has for each sample."""
+    if batch.get("attention_mask") is not None:
+        lengths = batch["attention_mask"].sum(-1)
+    else:
+        features = batch[model.main_input_name]
+        lengths = torch.full((len(features),), features.shape[1], device=features.device)
+    return model._get_feat_extract_output_lengths(lengths).long()
 
 
 def _custom_losses(per_sample_loss: PerSampleLoss | None, outputs: Any, batch: Batch) -> Tensor:

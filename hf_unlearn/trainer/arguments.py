@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 import yaml
 from transformers import Seq2SeqTrainingArguments
@@ -171,6 +173,12 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         _ = self.hyperparameters  # refuses what the method does not have
 
     def _check_values(self) -> None:
+        for name, value in vars(self).items():
+            # An infinite max_grad_norm measures the norm and clips nothing.
+            if isinstance(value, float) and not (math.isfinite(value) or (name == "max_grad_norm" and value > 0)):
+                raise ValueError(f"{name}: must be a finite number, got {value}")
+        if isinstance(self.forget_target, list) and not np.isfinite(self.forget_target).all():
+            raise ValueError("forget_target: holds nan or infinity; give finite losses")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:

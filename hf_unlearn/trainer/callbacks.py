@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import tempfile
 import weakref
@@ -16,21 +15,15 @@ from typing_extensions import Unpack, override
 from hf_unlearn.auditing.audit import AuditOptions
 from hf_unlearn.data.splitting import subsample
 from hf_unlearn.data.types import AnyDataset
-from hf_unlearn.losses.head import TOKEN_KINDS
 from hf_unlearn.methods import Method
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.evaluation import EvaluationMixin
+from hf_unlearn.trainer.guard import CHECK_STEPS, DivergenceGuard, check_samples
 from hf_unlearn.trainer.hub import HubMixin
 from hf_unlearn.trainer.loss_step import LossStep
+from hf_unlearn.trainer.outcome import CLASS_ACCURACY
 
 logger = logging.getLogger(__name__)
-# Ascent is exponential near the end: check often, on few samples.
-CHECK_STEPS = 5
-CHECK_SAMPLES = 256
-CHECK_SAMPLES_OF_TOKENS = 64  # beside batches that are four times smaller, too
-# A rise of ln 2 halves the probability that the model gives to what it should keep.
-RETAIN_GUARD = math.log(2)
-CLASS_ACCURACY = 0.01
 RESAMPLES = 200
 
 
@@ -64,43 +57,33 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 class TargetStoppingCallback(TrainerCallback):
     """Stops training when, on a fixed sample, the forget loss (a class: accuracy) is at its target.
 
-    A guard stops it too, with a warning, when the loss on a fixed sample of the retain dataset has risen by over ln 2.
+    The guard is asked first: a model that has been destroyed has reached no target.
 
     Args:
         trainer: the trainer that is watched.
+        guard: of the same trainer.
     """
 
-    def __init__(self, trainer: HubMixin):
-        self.trainer = trainer
-        count = CHECK_SAMPLES_OF_TOKENS if trainer.head.kind in TOKEN_KINDS else CHECK_SAMPLES
-        self.forget_ds, self.retain_ds = subsample(trainer.forget_ds, count), subsample(trainer.retain_ds, count)
-
-    @override
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the retain samples; a resumed run has their loss in its checkpoint."""
-        run = self.trainer.unlearning_state
-        if run.retain_loss_before is None:
-            run.retain_loss_before = float(self.trainer._collect_statistics(self.retain_ds).losses.mean())
+    def __init__(self, trainer: HubMixin, guard: DivergenceGuard):
+        self.trainer, self.guard = trainer, guard
+        self.forget_ds = subsample(trainer.forget_ds, check_samples(trainer.head.kind))
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Every few steps: measure, and stop if there."""
-        if state.global_step % CHECK_STEPS:
+        if state.global_step % CHECK_STEPS or self.guard.reason is not None:
             return
-        forget = self.trainer._collect_statistics(self.forget_ds)
-        retain = self.trainer._collect_statistics(self.retain_ds)
-        run = self.trainer.unlearning_state
-        assert run.retain_loss_before is not None  # since the run began
+        forget, target = self.trainer._collect_statistics(self.forget_ds), self.trainer.unlearning_state.target
         if self.trainer.request == "class" and not forget.correct.isnan().any():
             is_reached = float(forget.correct.mean()) <= CLASS_ACCURACY
         else:
-            is_reached = run.target.value is not None and float(forget.losses.mean()) >= run.target.value
-        if is_reached:
-            logger.info(f"Forgetting target reached at step {state.global_step}")
-        elif not float(retain.losses.mean()) <= run.retain_loss_before + RETAIN_GUARD:
-            logger.warning(f"Stopped at step {state.global_step}: the retain loss has risen by more than ln 2")
-        else:
+            is_reached = target.value is not None and not float(forget.losses.mean()) < target.value
+        if not is_reached:
             return
+        if not self.guard.is_good(state.global_step):
+            self.guard.stop(state.global_step, control)
+            return
+        logger.info(f"Forgetting target reached at step {state.global_step}")
         control.should_training_stop = True
 
 

@@ -34,7 +34,7 @@ class UnlearningState:
         metrics_before: metrics of the original model.
         original_statistics: per-sample statistics of the original model, with scores, by dataset.
         original_hash: hash of the original weights; None where they are sharded.
-        retain_loss_before: loss of the original model on the retain samples that the guard watches, where it does.
+        retain_loss_before: loss of the original model on the retain samples that the guard watches.
         hyperparameters: the method's, by name, as the run has them.
         method: `Method.state_dict`, which is fixed before the first step.
     """
@@ -43,8 +43,8 @@ class UnlearningState:
     original_losses: Tensor
     metrics_before: dict[str, float]
     original_statistics: dict[str, SampleStatistics]
+    retain_loss_before: float
     original_hash: str | None = None
-    retain_loss_before: float | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     method: Mapping[str, Any] = field(default_factory=dict)
 

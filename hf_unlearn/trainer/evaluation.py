@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,9 @@ from typing_extensions import Unpack, override
 from hf_unlearn.auditing.audit import RETAIN_SAMPLES, AuditOptions, audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics, transcribe, word_error_rate
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
-from hf_unlearn.data.splitting import subsample
+from hf_unlearn.data.finite import refuse_losses
+from hf_unlearn.data.pairing import PairedDataset
+from hf_unlearn.data.splitting import select, subsample, subsample_numbers
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.methods import CalibrationPass
 from hf_unlearn.models.types import Model
@@ -38,6 +40,7 @@ class EvaluationMixin(Seq2SeqTrainer):
     """
 
     model: Model  # narrower than in `Trainer`
+    _pairs: PairedDataset  # of the run, once it has begun
 
     def __init__(self, *, args: UnlearningArguments, setup: RunSetup, **kwargs: Any):
         self.args: UnlearningArguments = args
@@ -186,6 +189,24 @@ class EvaluationMixin(Seq2SeqTrainer):
             scores=scores,
             log_probs=self.request == "class",  # the target is made of them
         )
+
+    def _refuse_unmeasurable(self, statistics: Mapping[str, SampleStatistics]) -> None:
+        """Refuse samples that have no finite loss under the original model."""
+        for name, dataset in (("forget", self.forget_ds), ("retain", self.retain_ds), ("unseen", self.unseen_ds)):
+            if dataset is not None:
+                numbers = subsample_numbers(len(dataset), len(statistics[name]), self.args.seed)
+                refuse_losses(f"{name}_ds", dataset, statistics[name].losses, numbers)
+
+    def refuse_samples_without_loss(self, first_step: int, last_step: int) -> None:
+        """Refuse samples of a part of the run that have no finite loss under the weights as they are now.
+
+        Raises:
+            ValueError: the first of them, by dataset and number.
+        """
+        forget, retain = self._pairs.numbers(first_step, last_step + 1)
+        for name, dataset, numbers in (("forget_ds", self.forget_ds, forget), ("retain_ds", self.retain_ds, retain)):
+            losses = self._collect_statistics(select(dataset, numbers)).losses
+            refuse_losses(name, dataset, losses, numbers)
 
     def _calibration_pass(self) -> CalibrationPass:
         """What a method may measure before the first step; every process has its own samples, and none comes twice."""

@@ -31,6 +31,7 @@ from hf_unlearn.hub.upload import check_revision, create_repo, upload
 from hf_unlearn.methods import METHODS
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.outcome import Outcome
 from hf_unlearn.trainer.weights import WeightsMixin
 
 logger = logging.getLogger(__name__)
@@ -77,12 +78,14 @@ class HubMixin(WeightsMixin):
 
     Attributes:
         audit_report: the report of the last `audit`; None once the weights may have changed.
+        outcome: how the last run ended; None before the first one has.
     """
 
     hub_model_id: str | None  # type: ignore[assignment]  # `Trainer` names no type
 
     def __init__(self, **kwargs: Any):
         self.audit_report: AuditReport | None = None
+        self.outcome: Outcome | None = None
         super().__init__(**kwargs)
 
     @override
@@ -99,6 +102,7 @@ class HubMixin(WeightsMixin):
     @override
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; audits from before and during it no longer count, as the weights have moved."""
+        self.outcome = None
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -263,7 +267,7 @@ class HubMixin(WeightsMixin):
         return make_record(
             forget_ds=self.forget_ds, columns=compared_columns(self.forget_ds, columns_read(self.model)),
             request=self.request, request_id=release.request_id, method=facts.method, settings=facts.settings,
-            report=release.report,
+            report=release.report, outcome=None if self.outcome is None else self.outcome.to_dict(),
             weights={
                 "kind": "model" if facts.kind == "merged" else facts.kind,
                 "before": None if state is None else state.original_hash,

@@ -32,12 +32,16 @@ class LossStep:
         head: scores samples.
         accelerator: gathers over processes.
         objective: what is descended on the forget dataset; replaced when the target is measured again.
+
+    Attributes:
+        retain_losses: of the retain samples of the step so far, on this process, a tensor a batch.
     """
 
     def __init__(self, method: Method, head: Head, accelerator: Accelerator, objective: Objective):
         self.method, self.head, self.accelerator = method, head, accelerator
         self.objective, self.retain_objective = objective, method.retain_objective()
         self.num_batches = 1
+        self.retain_losses: list[Tensor] = []
         self._weights: list[Tensor] = []
         self._value = torch.zeros(())
         self._log: dict[str, list[Any]] = {}
@@ -49,7 +53,7 @@ class LossStep:
         This is one forward pass more over the forget samples, and only under gradient accumulation: with one batch a
         step the scores are those of the batch.
         """
-        self.num_batches, self._weights = len(batches), []
+        self.num_batches, self._weights, self.retain_losses = len(batches), [], []
         if self.num_batches > 1 and self.objective.whole_step and retain_weight < 1:
             scores = [self._scores(self.objective, model, b["forget"], b["index"])[0] for b in batches]
             self._weigh(scores)
@@ -69,6 +73,7 @@ class LossStep:
             total = total + (1 - retain_weight) * share * self.num_batches * self.accelerator.num_processes
         if retain_weight > 0:
             scores, losses = self._scores(self.retain_objective, model, inputs["retain"], NO_INDEX)
+            self.retain_losses.append(losses.detach())
             self.record(retain_loss=losses.mean())
             total = total + retain_weight * self.retain_objective.combine(scores)
         self.record(retain_weight=retain_weight)

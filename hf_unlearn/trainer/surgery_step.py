@@ -74,8 +74,8 @@ class SurgeryStep(LossStep):
         """
         share = self._add_forget_gradient(inputs)
         chunk_size = max(CHUNK, batch_size(inputs["forget"]))
-        retain_losses = self.basis.add(inputs["retain"], chunk_size, self.num_batches)
-        retain_loss = retain_losses.mean() / self.loss_scale
+        self.retain_losses.append(self.basis.add(inputs["retain"], chunk_size, self.num_batches) / self.loss_scale)
+        retain_loss = self.retain_losses[-1].mean()
         self.record(retain_loss=retain_loss, retain_weight=retain_weight)
         if is_last:
             self._write_gradient(retain_weight)

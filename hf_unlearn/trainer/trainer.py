@@ -29,6 +29,7 @@ from hf_unlearn.methods import SurgeryMethod
 from hf_unlearn.models.adapter_checks import gradient_flags, remove_adapter
 from hf_unlearn.models.adapters import adapted, wants_adapter
 from hf_unlearn.models.eval_mode import EvalMode
+from hf_unlearn.models.finite import check_finite_weights
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.types import Model, ProcessingClass
 from hf_unlearn.per_sample.graph_parameters import reachable_parameters
@@ -38,8 +39,10 @@ from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback, trainable_parameters
 from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.defaults import resolve_defaults
+from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.hub import HubMixin
 from hf_unlearn.trainer.loss_step import LossStep
+from hf_unlearn.trainer.outcome import Outcome, outcome_of
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
 from hf_unlearn.trainer.surgery_step import SurgeryStep
 
@@ -118,6 +121,7 @@ class UnlearningTrainer(HubMixin):
         self.peft_config, self.model_init = peft_config, model_init  # type: ignore[assignment]
         # Everything is checked before the model is touched; with model_init, on a model that is dropped afterwards.
         first_model = self._first_model(model)
+        check_finite_weights(first_model)
         setup = resolve_setup(
             first_model, args, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=unseen_ds,
             alternative_ds=alternative_ds, per_sample_loss=per_sample_loss,
@@ -152,9 +156,11 @@ class UnlearningTrainer(HubMixin):
                 if adds_adapter:
                     remove_adapter(first_model.get_base_model(), trains)
                 raise
+        self.guard = DivergenceGuard(self)
+        self.add_callback(self.guard)
         ends_by_itself = self.method.converges_at_target and self.target_kind != "none"
         if not ends_by_itself if args.stop_at_target is None else args.stop_at_target:
-            self.add_callback(TargetStoppingCallback(self))
+            self.add_callback(TargetStoppingCallback(self, self.guard))
 
     # ---- the model ----
 
@@ -239,11 +245,13 @@ class UnlearningTrainer(HubMixin):
 
     @override
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """As `Trainer`'s; when the step's gradient is whole, the method may change it."""
+        """As `Trainer`'s; when the step's gradient is whole, the method may change it, and the guard looks at it."""
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self.guard.add_loss(loss)
         if self.accelerator.sync_gradients:
             parameters = trainable_parameters(self.model)
             self.step.record(**self.method.on_pre_optimizer_step(parameters, self._progress(), self.step.loss_scale))
+            self.guard.check_step(parameters, self.step.retain_losses, self.state.global_step)
         return loss
 
     def _retain_weight(self) -> float:
@@ -271,7 +279,16 @@ class UnlearningTrainer(HubMixin):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Unlearn; prints the metrics before and after. See `Trainer.train`."""
+        """Unlearn; prints the metrics before and after, and how the run ended. See `Trainer.train`.
+
+        The metrics that it returns say how the run ended, too: `target_reached`, `forget_loss_above_target`,
+        `diverged` and, as `<name>_before`, those of the original model; see `trainer.outcome`.
+
+        Raises:
+            ValueError: samples without a finite loss, before the first step or, of retain samples that are not
+                measured before, at the step; one line. No weights of that step are left in the model.
+            RuntimeError: the run has diverged, and its weights are spread over processes.
+        """
         if resume_from_checkpoint and not self.method.is_iterative:
             raise ValueError(f"resume_from_checkpoint: {self.args.method} takes no steps, there is nothing to resume")
         self._read_hyperparameters()
@@ -284,13 +301,29 @@ class UnlearningTrainer(HubMixin):
         finally:
             self._eval_mode.restore()
             self.method.on_train_end()
-        metrics = self.unlearning_metrics()
-        self.log({f"final_{name}": value for name, value in metrics.items()})
+        self.outcome = outcome = self._judge_ending()
+        metrics = {**outcome.after, **outcome.metrics()}
+        self.log({f"final_{name}": value for name, value in metrics.items() if not name.endswith("_before")})
         output.metrics.update(metrics)
         if self.is_world_process_zero() and not self.args.disable_tqdm:
-            columns = {"before": self.unlearning_state.metrics_before, "after": metrics}
-            print_metrics(columns, f"{self.method.title} ({self.request})")
+            print_metrics({"before": outcome.before, "after": outcome.after}, f"{self.method.title} ({self.request})")
+            print(outcome.sentence)
         return output
+
+    def _judge_ending(self) -> Outcome:
+        """How the run ended, by the metrics of the model that it leaves; a destroyed one is not left."""
+        steps, before = self.state.global_step, self.unlearning_state.metrics_before
+        statistics = self._dataset_statistics()
+        metrics = self._metrics_of(statistics)
+        if self.guard.reason is None and not self.guard.accepts(metrics):
+            self.guard.put_back(steps)
+            statistics = self._dataset_statistics()
+            metrics = self._metrics_of(statistics)
+        return outcome_of(
+            target=self.unlearning_state.target, request=self.request, steps=steps,
+            is_iterative=self.method.is_iterative, before=before, after=metrics,
+            forget_losses=statistics["forget"].losses, reason=self.guard.reason,
+        )  # fmt: skip
 
     def _read_hyperparameters(self) -> None:
         """Those of the arguments, which may be others than when the trainer was made."""
@@ -301,6 +334,7 @@ class UnlearningTrainer(HubMixin):
         """Once model and optimizer are in place: what is known of the original model, and the step made of it."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._read_hyperparameters()  # a search over them has set the arguments
+        self.guard.begin(self.state.global_step)
         if resume_from_checkpoint is None:
             self._unlearning_state = self._measure_original()
         else:
@@ -317,6 +351,7 @@ class UnlearningTrainer(HubMixin):
         """What is known before the first step; a second run of the same model still compares with its original."""
         original_hash = self._hash_original_weights()
         statistics = self._dataset_statistics(scores=True)
+        self._refuse_unmeasurable(statistics)
         first = self._unlearning_state if self.model_init is None else None
         state = UnlearningState(
             target=make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics),
@@ -324,6 +359,7 @@ class UnlearningTrainer(HubMixin):
             metrics_before=self._metrics_of(statistics) if first is None else first.metrics_before,
             original_statistics=statistics if first is None else first.original_statistics,
             original_hash=original_hash,
+            retain_loss_before=self.guard.retain_loss() if first is None else first.retain_loss_before,
             hyperparameters=asdict(self.method.hp),
         )
         self.method.on_train_begin(self._calibration_pass())

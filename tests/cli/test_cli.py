@@ -103,7 +103,8 @@ def test_run(bases, tmp_path, name, forget, flags, capsys):
     (tmp_path / "samples.txt").write_text("0 3 5")
     assert main(["run", *data(bases, name), f"--forget={forget}", "--output_dir=out", *flags, *QUICK]) == 0
     out, before = capsys.readouterr().out, weights(bases / name)
-    assert "The unlearned model is in out" in out and ("forget_wer" in out) == (name == "whisper")
+    assert "Warning: the audit cannot tell whether the model in out has forgotten" in out
+    assert ("forget_wer" in out) == (name == "whisper")
     assert not same(before, weights("out")) and all(w.isfinite().all() for w in weights("out").values())
     build = tiny_data.HUB[name][0]
     assert type(load_processor("out", load_model("out"))) is type(load_processor(str(bases / name), build()[0]))

@@ -42,7 +42,7 @@ def test_two_processes(tmp_path, monkeypatch, capsys):
         env=environment, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("The unlearned model is in two") == 1
+    assert done.stdout.count("whether the model in two has forgotten") == 1
     before, one, two = (load_model(name).state_dict() for name in ("base", "one", "two"))
     moved = {name: float((one[name] - before[name]).norm()) for name in before}
     assert max(moved.values()) > 0.01

@@ -19,9 +19,9 @@ def stops(unlearn, monkeypatch):
     def check(forget, retain, **settings):
         trainer = unlearn(method="grad_diff", max_steps=1, **settings)
         trainer.train()
-        callback = TargetStoppingCallback(trainer)
+        callback = TargetStoppingCallback(trainer, trainer.guard)
         trainer.unlearning_state.retain_loss_before = 1.0
-        given = {id(callback.forget_ds): forget, id(callback.retain_ds): retain}
+        given = {id(callback.forget_ds): forget, id(trainer.guard.retain_ds): retain}
         monkeypatch.setattr(trainer, "_collect_statistics", lambda dataset: given[id(dataset)])
         trainer.state.global_step, trainer.control.should_training_stop = CHECK_STEPS, False
         callback.on_step_end(trainer.args, trainer.state, trainer.control)
@@ -49,10 +49,18 @@ def one_class(forget_ds, retain_ds, unseen_ds):
     return forget_ds, retain_ds, unseen_ds
 
 
-@pytest.mark.parametrize(("rise", "is_stopped"), [(0.0, False), (0.68, False), (0.70, True), (math.nan, True)])
-def test_the_guard_is_a_rise_of_ln_2(stops, caplog, rise, is_stopped):
-    assert stops(statistics(loss=-1.0), statistics(loss=1.0 + rise)) is is_stopped
-    assert ("the retain loss has risen by more than ln 2" in caplog.text) is is_stopped
+@pytest.mark.parametrize(("rise", "has_diverged"), [(0.0, False), (0.68, False), (0.70, True), (math.nan, True)])
+def test_the_guard_is_a_rise_of_ln_2_and_is_asked_before_the_target(unlearn, monkeypatch, rise, has_diverged):
+    trainer = unlearn(method="grad_diff", max_steps=1)
+    trainer.train()
+    guard = trainer.guard
+    trainer.unlearning_state.retain_loss_before = 1.0
+    monkeypatch.setattr(trainer, "_collect_statistics", lambda dataset: statistics(loss=1.0 + rise))
+    assert guard.is_good(5) is not has_diverged
+    if has_diverged:
+        assert "the retain loss rose from 1 to" in guard.reason and guard.good_step == 0
+    else:
+        assert guard.reason is None and guard.good_step == 5
 
 
 def test_default_learning_rates():
