@@ -35,6 +35,7 @@ from hf_unlearn.data.types import AnyDataset, RequestKind, check_request
 from hf_unlearn.data.validation import check_datasets
 from hf_unlearn.losses import head_of
 from hf_unlearn.losses.head import LANGUAGE_KINDS
+from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.models.types import Model
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.report.audit_result import MODELS
@@ -114,6 +115,8 @@ def audit(
         raise ValueError(
             "unseen_ds: is missing; forgotten samples are compared with samples that were never trained on"
         )
+    if relearning:
+        check_not_quantized(model, "relearning", "cannot be trained")
     head_kind = head_of(model).kind
     measured_original = original if isinstance(original, Mapping) else None
     original = None if isinstance(original, Mapping) else original

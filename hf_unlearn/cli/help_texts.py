@@ -48,6 +48,7 @@ example:
 model:
   --model M              name on the Hub or folder of the trained model
   --peft_config P        auto (as the method prefers), none, lora, or a folder with an adapter_config.json
+  --dtype T              auto (float32 where all weights train, else as saved), float32, bfloat16 or float16
   --output_dir DIR       folder of the unlearned model (unlearned), with model card, unlearning.json and, if there
                          are unseen samples, an audit: what push, or --push_to_hub, uploads
 

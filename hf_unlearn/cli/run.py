@@ -17,8 +17,11 @@ from hf_unlearn.cli.datasets import cache_folders, load_datasets
 from hf_unlearn.cli.interruption import Interruption
 from hf_unlearn.cli.settings import DataSettings, parse, setting
 from hf_unlearn.hub.upload import push_folder
-from hf_unlearn.models.adapters import lora_config
+from hf_unlearn.methods import METHODS
+from hf_unlearn.models.adapters import lora_config, wants_adapter
 from hf_unlearn.models.loading import load_model
+from hf_unlearn.models.precision import DType, train_in_float32
+from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.outcome import Outcome
 from hf_unlearn.trainer.trainer import UnlearningTrainer
@@ -34,6 +37,9 @@ class RunSettings(DataSettings):
     peft_config: str = setting(
         "auto", "auto (as the method prefers), none, lora, or the folder of an adapter's config."
     )
+    dtype: DType = setting(  # noqa: RUF009
+        "auto", "dtype of the weights; auto: float32 where all train, else as they were saved."
+    )
     resume: bool = setting(False, "Continue from the last checkpoint in output_dir.")
 
 
@@ -48,7 +54,11 @@ def main(argv: list[str]) -> int:
     settings.require("model", "dataset", "forget")
     checkpoint = _last_checkpoint(args.output_dir) if settings.resume else args.resume_from_checkpoint
     quiet()
-    model = load_model(settings.model)
+    model = load_model(settings.model, settings.dtype)
+    check_not_quantized(model, "model", "cannot be trained, nor take a merged adapter")
+    peft_config = _peft_config(settings.peft_config, model)
+    if settings.dtype == "auto" and not wants_adapter(model, peft_config, METHODS[args.method].lora_by_default):
+        train_in_float32(model, settings.model)
     with args.main_process_first(desc="preparing the samples"):
         data = load_datasets(settings, model, args.request, args.seed)
     interruption = Interruption()
@@ -59,7 +69,7 @@ def main(argv: list[str]) -> int:
         args,
         unseen_ds=data.unseen_ds,
         processing_class=data.processor,
-        peft_config=_peft_config(settings.peft_config, model),
+        peft_config=peft_config,
         callbacks=[interruption],
     )
     try:

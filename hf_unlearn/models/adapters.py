@@ -1,12 +1,13 @@
 """LoRA adapters: the default for each architecture, adding an adapter, and merging it into a plain model."""
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
+from accelerate.utils import recursively_apply
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -94,7 +95,25 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig | Literal["auto"
     except ValueError:
         remove_adapter(model, trains)
         raise
+    for wrapper in _wrapped_heads(adapted_model).values():
+        head = wrapper.modules_to_save[wrapper.active_adapters[0]]
+        if any(weight.dtype.itemsize < 4 for weight in head.parameters()):
+            head.float().register_forward_pre_hook(_in_its_dtype, with_kwargs=True)
     return adapted_model
+
+
+def _wrapped_heads(model: nn.Module) -> dict[str, ModulesToSaveWrapper]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+
+
+def _in_its_dtype(head: nn.Module, args: Any, kwargs: Any) -> Any:
+    """A head that trains is float32, as the adapter is; in half precision its steps would be lost to rounding."""
+    dtype = next(head.parameters()).dtype
+
+    def converted(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return recursively_apply(converted, args), recursively_apply(converted, kwargs)
 
 
 def _apply(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
@@ -152,11 +171,14 @@ def merged(model: PeftModel) -> PreTrainedModel:
     dtypes = {weight: weight.dtype for layer in adapted for weight in layer.get_base_layer().parameters()}
     for layer in adapted:
         layer.float()
+    heads = _wrapped_heads(clone.get_base_model())
+    head_dtypes = {name: next(head.original_module.parameters()).dtype for name, head in heads.items()}
     plain = clone.merge_and_unload(safe_merge=True)
-    for name, module in [*plain.named_modules()]:
-        if isinstance(module, ModulesToSaveWrapper):  # LNTuning leaves its heads wrapped
-            parent, _, child = name.rpartition(".")
-            setattr(plain.get_submodule(parent), child, module.modules_to_save[module.active_adapters[0]])
+    for name, head in _wrapped_heads(plain).items():  # LNTuning leaves them wrapped
+        parent, _, child = name.rpartition(".")
+        setattr(plain.get_submodule(parent), child, head.modules_to_save[head.active_adapters[0]])
+    for name, dtype in head_dtypes.items():
+        plain.get_submodule(name).to(dtype)
     for weight, dtype in dtypes.items():
         weight.data = weight.data.to(dtype)
     return plain.requires_grad_(True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from hf_unlearn.models.quantization import is_quantized
+
 
 def check_finite_weights(model: nn.Module) -> None:
     """Refuse a model with NaN or infinity in its weights, which no run and no audit can do anything with.
@@ -11,7 +13,7 @@ def check_finite_weights(model: nn.Module) -> None:
     Raises:
         ValueError: how many tensors hold some, and the first.
     """
-    weights = {name: p for name, p in model.named_parameters() if p.dtype.is_floating_point and p.dtype.itemsize > 1}
+    weights = {name: p for name, p in model.named_parameters() if not is_quantized(p)}
     broken = [name for name, p in weights.items() if not (p.is_meta or p.isfinite().all())]
     if broken:
         raise ValueError(

@@ -15,14 +15,16 @@ from transformers import (
 )
 
 from hf_unlearn.losses import head_of
+from hf_unlearn.models.precision import DType
 from hf_unlearn.models.types import Model, ProcessingClass
 
 
-def load_model(name: str) -> PreTrainedModel:
+def load_model(name: str, dtype: DType = "auto") -> PreTrainedModel:
     """The model of a checkpoint, of the class that its configuration names.
 
     Args:
         name: name on the Hub or folder.
+        dtype: of its weights; `"auto"`: as they were saved.
 
     Raises:
         ValueError: the configuration names no class.
@@ -30,7 +32,7 @@ def load_model(name: str) -> PreTrainedModel:
     architectures = AutoConfig.from_pretrained(name).architectures
     if not architectures:
         raise ValueError(f"model: the configuration of {name!r} names no class; load the model and pass it instead")
-    return getattr(transformers, architectures[0]).from_pretrained(name)
+    return getattr(transformers, architectures[0]).from_pretrained(name, dtype=dtype)
 
 
 def load_processor(name: str, model: Model, *, needed: bool = True) -> ProcessingClass | None:

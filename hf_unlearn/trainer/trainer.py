@@ -31,6 +31,8 @@ from hf_unlearn.models.adapters import adapted, wants_adapter
 from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.models.finite import check_finite_weights
 from hf_unlearn.models.loading import load_model
+from hf_unlearn.models.precision import train_in_float32
+from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.models.types import Model, ProcessingClass
 from hf_unlearn.per_sample.graph_parameters import reachable_parameters
 from hf_unlearn.report.tables import print_metrics
@@ -61,7 +63,9 @@ class UnlearningTrainer(HubMixin):
         trainer.push_to_hub("me/model-that-forgot")
 
     Args:
-        model: a model of transformers, a `PeftModel`, or the name of a checkpoint.
+        model: a model of transformers, a `PeftModel`, or the name of a checkpoint, which trains in float32 where all
+            of its weights train. A model that you have loaded keeps its dtype. Quantised ones only train adapters that
+            you have put on them.
         forget_ds: the samples to forget, ready for the model, as `Trainer` wants them.
         retain_ds: the samples to keep, or a part of them.
         args: `hf_unlearn.UnlearningArguments`.
@@ -121,6 +125,8 @@ class UnlearningTrainer(HubMixin):
         self.peft_config, self.model_init = peft_config, model_init  # type: ignore[assignment]
         # Everything is checked before the model is touched; with model_init, on a model that is dropped afterwards.
         first_model = self._first_model(model)
+        if not isinstance(first_model, PeftModel):
+            check_not_quantized(first_model, "model", "cannot be trained, nor take a merged adapter")
         check_finite_weights(first_model)
         setup = resolve_setup(
             first_model, args, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=unseen_ds,
@@ -128,6 +134,8 @@ class UnlearningTrainer(HubMixin):
         )  # fmt: skip
         self.method, self.target_kind = setup.method, setup.target_kind
         adds_adapter = wants_adapter(first_model, peft_config, self.method.lora_by_default)
+        if isinstance(model, str) and not adds_adapter:
+            train_in_float32(cast(PreTrainedModel, first_model), model)
         # Before the model gets its adapter: a refused model is left as it was.
         self.method.check_weights(adapter=adds_adapter, sharded=False)
         # `Trainer` seeds, too, but after a fresh adapter has drawn its weights.
