@@ -32,9 +32,10 @@ from transformers import (
     WhisperProcessor,
 )
 
+from hf_unlearn.data.audio import waveform
 from hf_unlearn.data.collator import default_collator
 from hf_unlearn.data.loading import load_samples
-from hf_unlearn.data.preprocessing import prepare, waveform
+from hf_unlearn.data.preprocessing import prepare
 
 Datasets = tuple[Dataset, Dataset, Dataset]
 

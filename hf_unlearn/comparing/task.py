@@ -17,8 +17,9 @@ from typing_extensions import override
 
 from hf_unlearn.auditing.audit import audit
 from hf_unlearn.data.collator import default_collator, readable_collator
+from hf_unlearn.data.labels import label_settings
 from hf_unlearn.data.loading import load_samples, parse_forget
-from hf_unlearn.data.preprocessing import label_settings, prepare
+from hf_unlearn.data.preprocessing import prepare
 from hf_unlearn.data.splitting import split_forget_retain
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.loading import load_model

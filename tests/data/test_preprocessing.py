@@ -13,9 +13,10 @@ from datasets import Array3D, Audio, ClassLabel, Dataset, DatasetDict, Features,
 from tiny import BOS, EOS, make
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from hf_unlearn.data.audio import waveform
 from hf_unlearn.data.collator import readable_collator
 from hf_unlearn.data.loading import load_samples, parse_forget
-from hf_unlearn.data.preprocessing import prepare, waveform
+from hf_unlearn.data.preprocessing import prepare
 from hf_unlearn.data.splitting import split_forget_retain
 from hf_unlearn.losses import head_of
 
@@ -211,7 +212,7 @@ def test_several_labels_a_sample():
 def test_class_names_that_are_not_the_models(caplog):
     model, tokenizer = tiny_data.text_classification()
     samples = Dataset.from_dict({"text": ["who"], "label": [1]}).cast_column("label", ClassLabel(names=["x", "y"]))
-    with caplog.at_level(logging.WARNING, logger="hf_unlearn.data.preprocessing"):
+    with caplog.at_level(logging.WARNING, logger="hf_unlearn.data.labels"):
         assert prepare(samples, model, tokenizer)["label"][:] == [1]
     assert "(x, y, ...) are not those of the model (ant, bird, cat, ...)" in caplog.text
 
