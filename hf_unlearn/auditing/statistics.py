@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.sample_scores import sample_scores
 from hf_unlearn.data.collator import Collator
+from hf_unlearn.data.columns import is_transformed
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses import Head, label_problem
 from hf_unlearn.losses.head import Batch
@@ -137,7 +138,7 @@ def _longest_first(dataset: AnyDataset) -> list[int]:
     lengths: list[int] = []
     if isinstance(dataset, datasets.Dataset):
         # With a transform, the stored tokens are not those that the model gets.
-        if "input_ids" in dataset.column_names and dataset.format["type"] != "custom":
+        if "input_ids" in dataset.column_names and not is_transformed(dataset):
             lengths = [len(ids) for ids in dataset.with_format(None).select_columns("input_ids")["input_ids"]]
     elif isinstance(dataset[0], Mapping) and "input_ids" in dataset[0]:
         lengths = [len(dataset[i]["input_ids"]) for i in range(len(dataset))]

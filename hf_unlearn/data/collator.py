@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import find_labels
 
+from hf_unlearn.data.columns import LABELS
 from hf_unlearn.models.types import Model, ProcessingClass
 
 Collator = Callable[[list[Any]], dict[str, Any]]
@@ -68,9 +69,22 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
 
 
 def readable_collator(model: Model, processing_class: ProcessingClass | None = None) -> Collator:
-    """`default_collator` on the columns that the model reads; others (a speaker, an author) are dropped."""
+    """`default_collator` on the columns that the model reads; others (a speaker, an author) are dropped.
+
+    It raises ValueError on samples that hold no input of the model.
+    """
     collate, names = default_collator(model, processing_class), set(columns_read(model))
-    return lambda samples: collate([{k: v for k, v in sample.items() if k in names} for sample in samples])
+    main = inner_model(model).main_input_name
+
+    def collate_readable(samples: list) -> dict[str, Any]:
+        if not names & set(samples[0]) - set(LABELS):
+            raise ValueError(
+                f"samples: hold {', '.join(samples[0])}, none of which {type(inner_model(model)).__name__} reads; "
+                f"make {main} of them (hf_unlearn.data.preprocessing.prepare), or give a data_collator that does"
+            )
+        return collate([{k: v for k, v in sample.items() if k in names} for sample in samples])
+
+    return collate_readable
 
 
 def columns_read(model: Model) -> list[str]:

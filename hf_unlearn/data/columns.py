@@ -19,6 +19,8 @@ USUAL_NAMES = {
     "messages": ("messages",),
 }
 ROLES = (*USUAL_NAMES, "text_pair")
+# What a model learns from a sample, rather than what the sample is.
+LABELS = ("label", "labels", "label_ids", "start_positions", "end_positions")
 FEATURE_TYPES = {"image": Image, "audio": Audio, "label": ClassLabel}
 
 
@@ -69,6 +71,42 @@ class Columns:
             convert, batched=True, batch_size=batch_size, writer_batch_size=batch_size, remove_columns=list(used),
             features=Features(remaining | converted), fn_kwargs=settings, desc="Preparing samples",
         )  # fmt: skip
+
+
+def is_transformed(dataset: Any) -> bool:
+    """Whether a transform makes a dataset's columns when they are read (`set_transform`, `with_transform`)."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+
+
+def column_names(dataset: Any) -> list[str]:
+    """The stored columns of a dataset; of one that is no `datasets.Dataset`, the names in its first sample."""
+    return list(dataset.column_names) if isinstance(dataset, Dataset) else list(dataset[0])
+
+
+def inputs_among(dataset: Any, columns: Sequence[str]) -> list[str]:
+    """The stored columns of a dataset that are inputs of a model, labels aside.
+
+    Empty where a transform or the collator makes the inputs.
+
+    Args:
+        dataset: the samples.
+        columns: what the model reads (`hf_unlearn.data.collator.columns_read`).
+    """
+    if is_transformed(dataset):
+        return []
+    return [name for name in column_names(dataset) if name in columns and name not in LABELS]
+
+
+def content_columns(dataset: Any) -> list[str]:
+    """The columns that hold what raw samples are, and their labels: of a usual name, or of type image or audio.
+
+    Neither numbers of samples nor other attributes (a speaker, a licence). Empty where no such column has content.
+    """
+    content = {name for role, names in USUAL_NAMES.items() if role != "label" for name in names}
+    features = dataset.features if isinstance(dataset, Dataset) else {}
+    names = column_names(dataset)
+    found = [name for name in names if name in content or isinstance(features.get(name), (Image, Audio))]
+    return [name for name in names if name in found or name in LABELS] if found else []
 
 
 def _feature(value: Any) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,6 +16,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
+from hf_unlearn.data.columns import column_names, content_columns, inputs_among
 from hf_unlearn.data.types import AnyDataset
 
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -43,31 +46,50 @@ def sample_hashes(
 
 
 def compared_columns(dataset: AnyDataset, columns: Sequence[str] | None) -> list[str]:
-    """The sorted columns on which samples are compared: those of `columns` that the dataset has; if none, all of them.
+    """The sorted columns on which samples are compared: what the samples are, whatever the model reads by name.
 
-    A dataset with a transform makes the model's columns when it is read; it is compared on its stored columns.
+    They are those of `columns` that the dataset has, where inputs of the model are among them: samples ready for the
+    model. Where a transform or the collator makes the inputs, only a label may be among them; the stored columns
+    that hold an image, sound or text are taken then, with the labels, and all columns where there is none. A
+    sample's number in another dataset, and what a random transform makes of it, change nothing.
+
+    Args:
+        dataset: the samples.
+        columns: what the model reads (`hf_unlearn.data.collator.columns_read`); None for all columns.
     """
-    if isinstance(dataset, datasets.Dataset):
-        names = dataset.column_names
-        columns = None if dataset.format["type"] == "custom" else columns
-    else:
-        names = list(dataset[0])
-    return sorted(set(names) & set(columns or ()) or names)
+    names = column_names(dataset)
+    if columns is None:
+        return sorted(names)
+    if inputs_among(dataset, columns):
+        return sorted(set(names) & set(columns))
+    return sorted(content_columns(dataset) or names)
 
 
 def _contents(dataset: Any, columns: Sequence[str] | None) -> Iterator[bytes]:
     """The content of every sample; equal values give equal bytes in any container and any process."""
     if isinstance(dataset, datasets.Dataset):
         names = sorted(columns or dataset.column_names)
+        files = {name for name in names if isinstance(dataset.features[name], (datasets.Image, datasets.Audio))}
         # As Arrow stores it: no image or sound is decoded.
         for table in dataset.with_format("arrow").select_columns(names).iter(1000):
             for batch in table.combine_chunks().to_batches():
                 for i in range(batch.num_rows):
-                    yield _joined([(name, _arrow_bytes(batch.column(name).slice(i, 1))) for name in names])
+                    cells = {name: batch.column(name).slice(i, 1) for name in names}
+                    yield _joined(
+                        [(n, _file_bytes(cell) if n in files else _arrow_bytes(cell)) for n, cell in cells.items()]
+                    )
         return
     for i in range(len(dataset)):
         sample = dataset[i]
         yield _joined([(name, _bytes(sample[name])) for name in sorted(columns or sample) if name in sample])
+
+
+def _file_bytes(array: pa.Array) -> bytes:
+    """The content of the one stored image or sound of an Arrow array, wherever its file lies."""
+    file = array.to_pylist()[0]
+    if file is None or file["bytes"] is not None or not os.path.isfile(file["path"] or ""):
+        return _bytes(file and (file["bytes"] or file["path"]))
+    return _bytes(Path(file["path"]).read_bytes())
 
 
 def _joined(parts: Sequence[tuple[str, bytes]]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -18,6 +19,8 @@ from typing_extensions import Unpack, override
 from hf_unlearn.auditing.audit import RETAIN_SAMPLES, AuditOptions, audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics, transcribe, word_error_rate
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
+from hf_unlearn.data.collator import columns_read
+from hf_unlearn.data.columns import LABELS, is_transformed
 from hf_unlearn.data.finite import refuse_losses
 from hf_unlearn.data.pairing import PairedDataset
 from hf_unlearn.data.splitting import select, subsample, subsample_numbers
@@ -182,7 +185,7 @@ class EvaluationMixin(Seq2SeqTrainer):
             self._forward_model,
             self._readable(dataset),
             head=self.head,
-            collator=self.data_collator if isinstance(dataset, datasets.Dataset) else self._flat_collator(),
+            collator=self._flat_collator(),
             accelerator=self.accelerator,
             batch_size=self.args.eval_batch_size,
             description=description,
@@ -242,7 +245,32 @@ class EvaluationMixin(Seq2SeqTrainer):
 
     def _flat_collator(self) -> Callable:
         """The collator of single samples, without the columns that the model does not read."""
-        return Seq2SeqTrainer._get_collator_with_removed_columns(self, self.data_collator)
+        return EvaluationMixin._get_collator_with_removed_columns(self, self.data_collator)
+
+    @override
+    def _set_signature_columns_if_needed(self) -> None:
+        """As `Trainer`'s, with the columns that the default collator makes labels of."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *columns_read(self.model)]))
+
+    @cached_property
+    def _collator_makes_inputs(self) -> bool:
+        """Whether the samples hold no input of the model: the collator gets all of them, as an image and a label."""
+        self._set_signature_columns_if_needed()
+        return not set(self.forget_ds[0]) & set(self._signature_columns) - set(LABELS)
+
+    @override
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        if self._collator_makes_inputs:
+            return data_collator
+        return super()._get_collator_with_removed_columns(data_collator, description)
+
+    @override
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """As `Trainer`'s; stored columns that a transform or the collator makes inputs of stay."""
+        if is_transformed(dataset) or self._collator_makes_inputs:
+            return dataset
+        return super()._remove_unused_columns(dataset, description)
 
     def _readable(self, dataset: Any, extra_column: str | None = None) -> Any:
         """A dataset without the columns that the model does not read, but for `extra_column`."""

@@ -22,7 +22,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.training_args import ParallelMode
 from typing_extensions import override
 
-from hf_unlearn.data.collator import default_collator
+from hf_unlearn.data.collator import default_collator, readable_collator
 from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.methods import SurgeryMethod
@@ -74,7 +74,7 @@ class UnlearningTrainer(HubMixin):
         alternative_ds: for `idk_dpo`: sample by sample the forget dataset, with the answer to give instead ("I don't
             know").
         eval_dataset: for evaluation, as in `Trainer`; a dict of datasets, too.
-        data_collator: samples to batch; default: `hf_unlearn.data.collator.default_collator`.
+        data_collator: samples to batch; default: `hf_unlearn.data.collator.readable_collator`.
         processing_class: tokenizer, image processor, feature extractor or processor.
         peft_config: `"auto"` (a LoRA adapter for methods that combine gradients, none otherwise), a `PeftConfig`, or
             None.
@@ -144,9 +144,11 @@ class UnlearningTrainer(HubMixin):
         first_model = adapted(first_model, peft_config, self.method.lora_by_default)
         resolve_defaults(args, self.method, setup.head.kind, first_model)
         self._eval_mode = EvalMode()
+        # A loss of the user's own may read columns that the model does not.
+        make_collator = readable_collator if per_sample_loss is None else default_collator
         super().__init__(
             model=None if model is None else first_model, args=args, setup=setup, added_adapter=adds_adapter,
-            data_collator=data_collator or default_collator(first_model, processing_class),
+            data_collator=data_collator or make_collator(first_model, processing_class),
             # An empty dict rather than None: `eval_strategy="steps"` has the unlearning metrics to show.
             eval_dataset={} if eval_dataset is None else eval_dataset, processing_class=processing_class,
             model_init=model_init, compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers,

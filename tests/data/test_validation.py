@@ -1,7 +1,11 @@
 """Datasets that are refused."""
 
+import io
+
 import datasets
+import numpy as np
 import pytest
+from PIL import Image
 
 from hf_unlearn.data.splitting import split_forget_retain
 from hf_unlearn.data.validation import check_datasets
@@ -40,3 +44,60 @@ def test_check_datasets_refuses_by_name():
     check_datasets(*numbered)
     with pytest.raises(ValueError, match="share 1 samples"):
         check_datasets(*numbered, columns=["x", "label"])
+
+
+# ---- what samples are compared on -----------------------------------------------------------------------------------
+
+
+def pictures(numbers, labels, **columns):
+    """Raw images, as most of the Hub has them: one grey level a number, stored as bytes."""
+    files = []
+    for number in numbers:
+        Image.new("L", (4, 4), number).save(file := io.BytesIO(), "PNG")
+        files.append({"bytes": file.getvalue(), "path": f"{number}.png"})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    data = datasets.Dataset.from_dict({"image": files, "label": labels}, features)
+    for name, values in columns.items():
+        data = data.add_column(name, values)
+    return data
+
+
+READ = ["pixel_values", "labels", "label"]
+
+
+def test_labels_that_repeat_are_no_shared_samples():
+    check_datasets(pictures([1, 2], [0, 1]), pictures([3, 4, 5], [0, 1, 1]), pictures([6], [0]), READ)
+    as_lists = [[{"image": np.full((4, 4), i), "label": 0}] for i in range(3)]
+    check_datasets(*as_lists, READ)
+    texts = [datasets.Dataset.from_dict({"text": [t], "label": [1]}) for t in "ab"]
+    check_datasets(*texts, columns=["input_ids", "labels", "label"])
+    # Columns of no usual name: all of them.
+    check_datasets(*(datasets.Dataset.from_dict({"scan": [t], "label": [1]}) for t in "ab"), columns=READ)
+
+
+def test_a_raw_sample_is_found_under_another_number_and_another_path(tmp_path):
+    forget, retain = pictures([1, 2], [0, 1], id=[0, 1]), pictures([3, 2], [0, 1], id=[7, 8])
+    with pytest.raises(ValueError, match=r"share 1 samples \(sample 1 of forget_ds is sample 1 of retain_ds\)"):
+        check_datasets(forget, retain, columns=READ)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (4, 4), 9).save(tmp_path / folder / f"{folder}.png")
+    stored = [
+        datasets.Dataset.from_dict({"image": [str(tmp_path / name / f"{name}.png")], "label": [0]}).cast_column(
+            "image", datasets.Image()
+        )
+        for name in ("one", "two")
+    ]
+    with pytest.raises(ValueError, match="share 1 samples"):
+        check_datasets(*stored, columns=READ)
+    check_datasets(pictures([1], [0]), pictures([1], [1]), columns=READ)  # another label, another sample
+
+
+def test_a_random_transform_hides_no_sample():
+    generator = np.random.default_rng(0)
+    data = pictures([1, 2, 3], [0, 1, 0]).with_transform(
+        lambda batch: {"pixel_values": generator.normal(size=(len(batch["image"]), 3)), "label": batch["label"]}
+    )
+    check_datasets(data.select([0]), data.select([1, 2]), columns=READ)
+    with pytest.raises(ValueError, match="share 1 samples"):
+        check_datasets(data.select([0]), data, columns=READ)
