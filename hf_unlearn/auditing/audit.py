@@ -213,7 +213,7 @@ def _check(subject: _Subject) -> None:
     check_request(subject.request)
     _check_models(subject.models)
     forget_ds, retain_ds, unseen_ds = subject.datasets_by_name.values()
-    check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(subject.models["audited"]))
+    check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(subject.models["audited"]), subject.kind)
     if subject.measured_original is not None:
         _check_statistics(subject.measured_original, subject.measured)
     if subject.shadows is not None:

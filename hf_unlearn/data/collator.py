@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import find_labels
 
-from hf_unlearn.data.columns import LABELS
+from hf_unlearn.data.columns import LABEL_MASKS, LABELS
 from hf_unlearn.models.types import Model, ProcessingClass
 
 Collator = Callable[[list[Any]], dict[str, Any]]
@@ -26,7 +26,8 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
     `processing_class` or of the model's configuration, anything named `labels` with -100, `attention_mask` and the
     rest with 0. Padded `input_ids` get an attention mask when the samples have none; padded `input_values` get one
     when the model's feature encoder uses layer normalisation (those with group normalisation were trained without).
-    Samples of a causal language model without labels get their tokens as labels, except for padding. `label` and
+    Samples of a causal language model without labels get their tokens as labels, except for padding and for tokens
+    that a `completion_mask` or `assistant_masks` (as TRL and chat templates make them) leaves out. `label` and
     `label_ids` become `labels`.
 
     Args:
@@ -45,7 +46,7 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     candidates = [getattr(source, "pad_token_id", None) for source in (tokenizer, config)]
     pad_id = next((value for value in candidates if value is not None), 0)
-    predicts_input = type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    predicts_input = _predicts_input(base)
     masks_audio = getattr(config, "feat_extract_norm", None) == "layer"
 
     def collate(samples: list) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
         ]
         if predicts_input and "labels" not in samples[0]:
             samples = [{**sample, "labels": _causal_labels(sample)} for sample in samples]
+        samples = [{name: value for name, value in sample.items() if name not in LABEL_MASKS} for sample in samples]
         batch: dict[str, Any] = {}
         for name in samples[0]:
             values = [_tensor(sample[name]) for sample in samples]
@@ -77,7 +79,7 @@ def readable_collator(model: Model, processing_class: ProcessingClass | None = N
     main = inner_model(model).main_input_name
 
     def collate_readable(samples: list) -> dict[str, Any]:
-        if not names & set(samples[0]) - set(LABELS):
+        if main in names and not names & set(samples[0]) - set(LABELS):
             raise ValueError(
                 f"samples: hold {', '.join(samples[0])}, none of which {type(inner_model(model)).__name__} reads; "
                 f"make {main} of them (hf_unlearn.data.preprocessing.prepare), or give a data_collator that does"
@@ -88,9 +90,10 @@ def readable_collator(model: Model, processing_class: ProcessingClass | None = N
 
 
 def columns_read(model: Model) -> list[str]:
-    """The columns of a dataset that the model's forward pass takes, and those that hold its labels."""
+    """The columns of a dataset that the model's forward pass takes, and those that hold or make its labels."""
     base = inner_model(model)
-    return [*inspect.signature(base.forward).parameters, "label", "label_ids", *find_labels(type(base))]
+    masks = LABEL_MASKS if _predicts_input(base) else ()
+    return [*inspect.signature(base.forward).parameters, "label", "label_ids", *masks, *find_labels(type(base))]
 
 
 def inner_model(model: Model) -> PreTrainedModel:
@@ -99,10 +102,17 @@ def inner_model(model: Model) -> PreTrainedModel:
     return base
 
 
+def _predicts_input(base: PreTrainedModel) -> bool:
+    return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
 def _causal_labels(sample: Mapping[str, Any]) -> torch.Tensor:
-    """The sample's tokens, with -100 where its attention mask marks padding."""
-    tokens = _tensor(sample["input_ids"])
-    return tokens.masked_fill(_tensor(sample["attention_mask"]) == 0, -100) if "attention_mask" in sample else tokens
+    """The sample's tokens, with -100 where a mask marks padding, or a token that is no answer."""
+    labels = _tensor(sample["input_ids"])
+    for name in ("attention_mask", *LABEL_MASKS):
+        if name in sample:
+            labels = labels.masked_fill(_tensor(sample[name]) == 0, -100)
+    return labels
 
 
 def _tensor(value: Any) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,48 +16,91 @@ logger = logging.getLogger(__name__)
 
 
 def label_settings(samples: Dataset, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Settings of a model's configuration for the classes that the label column names; empty if it names none.
+    """Settings of a fresh head for the classes of the label column; empty if there is none.
+
+    A `ClassLabel` names them. Of a column of texts they are the values, sorted; of whole numbers, those from 0 to the
+    largest. Floats are the targets of a regression; lists of classes mean several labels a sample.
 
     Args:
         samples: as for `prepare`.
         columns: as for `prepare`.
+
+    Raises:
+        ValueError: a label is empty, or a class is a negative number.
 
     Examples:
         >>> emotions = List(ClassLabel(names=["joy", "fear"]))
         >>> settings = label_settings(Dataset.from_dict({"label": [[0, 1]]}, Features({"label": emotions})))
         >>> settings["label2id"], settings["problem_type"]
         ({'joy': 0, 'fear': 1}, 'multi_label_classification')
+        >>> label_settings(Dataset.from_dict({"label": ["b", "a", "b"]}))["label2id"]
+        {'a': 0, 'b': 1}
     """
-    feature = samples.features.get(Columns(samples, dict(columns or {})).find("label"))
-    problem_type = {"problem_type": "multi_label_classification"} if isinstance(feature, List) else {}
-    feature = feature.feature if isinstance(feature, List) else feature
-    if not isinstance(feature, ClassLabel):
+    raw = Columns(samples, dict(columns or {}))
+    column = raw.find("label")
+    feature = samples.features.get(column)
+    is_list = isinstance(feature, List)
+    problem_type = {"problem_type": "multi_label_classification"} if is_list else {}
+    feature = feature.feature if is_list else feature
+    if isinstance(feature, ClassLabel):
+        return {**_names(feature.names), **problem_type}
+    dtype = getattr(feature, "dtype", "")
+    if column is None or not dtype or ("float" in dtype and is_list):
         return {}
-    id2label = dict(enumerate(feature.names))
-    return {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}, **problem_type}
+    _check_labels(raw, column)
+    if "float" in dtype:
+        return {"num_labels": 1, "problem_type": "regression"}
+    values = samples.with_format(None)[column]
+    distinct = sorted({value for cell in values for value in cell} if is_list else set(values))
+    if "string" in dtype:
+        return {**_names(distinct), **problem_type}
+    return {"num_labels": int(distinct[-1]) + 1 if distinct else 1, **problem_type}
+
+
+def _names(names: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def _check_labels(raw: Columns, column: str) -> None:
+    """Refuse labels that are empty, not finite, or negative class numbers (-1 marks a sample without a label).
+
+    Raises:
+        ValueError: one line that names dataset, sample and column.
+    """
+    for index, cell in enumerate(raw.samples.with_format(None)[column]):
+        for value in cell if isinstance(cell, list) else [cell]:
+            empty = value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
+            if empty or (isinstance(value, int) and value < 0):
+                found = "is empty" if value is None or value == "" else f"is {value}"
+                raise ValueError(
+                    f"{raw.name}: sample {index}, column {column!r}: {found}; give a label, or take the sample out"
+                )
 
 
 def with_labels(raw: Columns, config: Any, kind: str) -> Dataset:
     """The samples with their labels in the column `label`, with the class numbers of the model."""
     column, samples = raw.need("label"), raw.samples
+    _check_labels(raw, column)
     if column != "label":
         if "label" in samples.column_names:
             raise ValueError(f"columns: label is {column!r}, but there is another column 'label'; remove one of them")
         samples = samples.rename_column(column, "label")
     feature, dtype = samples.features["label"], getattr(samples.features["label"], "dtype", "")
+    names = [config.id2label[i] for i in range(config.num_labels)]
     if kind == "multi_label" and isinstance(feature, List):
-        return _with_indicators(samples, config.num_labels)
+        return _with_indicators(samples, names)
     if kind != "single_label":
         return samples
-    names = [config.id2label[i] for i in range(config.num_labels)]
+    if dtype == "bool":
+        samples, dtype = samples.cast_column("label", Value("int64")), "int64"
     has_names = names != [f"LABEL_{i}" for i in range(config.num_labels)]
     if isinstance(feature, ClassLabel):
         return _aligned(samples, names) if has_names else samples
-    if "string" in dtype or ("int" in dtype and has_names):
+    if "string" in dtype or "int" in dtype:
         valid = set(names) if "string" in dtype else set(range(len(names)))
         if unknown := sorted(set(samples.unique("label")) - valid, key=str):
             raise ValueError(f"label: the model has no class {unknown[0]!r}; its classes are {names[:8]}")
-        return samples.cast_column("label", ClassLabel(names=names))
+        return samples.cast_column("label", ClassLabel(names=names)) if "string" in dtype or has_names else samples
     return samples
 
 
@@ -74,13 +118,18 @@ def _aligned(samples: Dataset, names: list[str]) -> Dataset:
     return samples
 
 
-def _with_indicators(samples: Dataset, classes: int) -> Dataset:
-    """Lists of class numbers as zeros and ones [classes]; samples that have such indicators already are unchanged."""
-    if isinstance(samples.features["label"].feature, Value) and "float" in samples.features["label"].feature.dtype:
+def _with_indicators(samples: Dataset, names: list[str]) -> Dataset:
+    """Lists of classes as zeros and ones [classes]; samples that have such indicators already are unchanged."""
+    feature = samples.features["label"].feature
+    if isinstance(feature, Value) and "float" in feature.dtype:
         return samples
+    classes: list = names if getattr(feature, "dtype", "") == "string" else list(range(len(names)))
+    values = {value for cell in samples.with_format(None)["label"] for value in cell}
+    if unknown := sorted(values - set(classes), key=str):
+        raise ValueError(f"label: the model has no class {unknown[0]!r}; its classes are {names[:8]}")
 
     def indicators(batch: dict) -> dict:
-        return {"label": [np.isin(range(classes), numbers).astype(np.float32) for numbers in batch["label"]]}
+        return {"label": [np.isin(classes, cell).astype(np.float32) for cell in batch["label"]]}
 
     features = Features({**samples.features, "label": List(Value("float32"))})
     return samples.map(indicators, batched=True, features=features, desc="Preparing labels")

@@ -27,6 +27,7 @@ def prepare(
     processor: ProcessingClass | None,
     *,
     columns: Mapping[str, str] | None = None,
+    name: str = "samples",
 ) -> Dataset:
     """Preprocess samples for `model`; samples that have its main input already are returned unchanged.
 
@@ -35,7 +36,7 @@ def prepare(
     | image classifier | image, label | `pixel_values`, `label` |
     | audio classifier | audio, label | `input_values` or `input_features`, `label` |
     | text classifier | text (and `text_pair`, if `columns` names it), label | `input_ids`, ..., `label` |
-    | causal language model | prompt and completion, messages, or text | `input_ids`, `labels` |
+    | causal language model | prompt (and input) and completion, messages, or text | `input_ids`, `labels` |
     | text to text | prompt and completion | `input_ids`, ..., `labels` |
     | CTC, Whisper | audio, text | `input_values` or `input_features`, `labels` |
 
@@ -43,24 +44,34 @@ def prepare(
     model: class numbers change if the model orders its classes differently.
 
     The loss of a causal model is on the completion (labels are -100 before it) and on the end token; of plain text, on
-    all tokens. A question with its answer, and messages, are formatted with the tokenizer's chat template; questions
-    without a template as `Question: ...\\nAnswer: ...`; a prompt with its completion is concatenated unchanged. The
-    loss of messages is on the last one. Text is truncated to the limit of tokenizer and model. Audio is resampled, and
-    its first channel is used.
+    all tokens. Questions with answers, instructions (with an `input`) and messages are formatted with the tokenizer's
+    chat template, and the answer ends as the template ends a turn; where a template writes today's date, it is
+    always 26 July 2024. Questions without a template are written as `Question: ...\\nAnswer: ...`, instructions as in
+    Alpaca; a prompt with its completion is concatenated unchanged. The loss of messages is on the last one, which must
+    be an answer. Messages may have `role` and `content` or, as in ShareGPT, `from` and `value`; a content may be a
+    list of parts of text.
+
+    Nothing is cut in silence. Text is cut at the limit of tokenizer and model, sound of a classifier where the model
+    stops listening: a line of the log says how many samples are. Refused are a prompt that leaves no room for the
+    answer, and recordings and transcripts that are longer than a recogniser takes: it would be scored on words that
+    it did not hear. Sound is resampled, its channels averaged; images of 16 bits are scaled to 8. Transcripts that
+    are in capitals throughout are written in small letters for Whisper, and in the case of its vocabulary for CTC.
 
     Args:
         samples: the samples, from `hf_unlearn.data.loading.load_samples` or any `datasets.Dataset`.
         model: the model, for its head, its configuration and its main input.
         processor: tokenizer, image processor, feature extractor, or a processor that combines two of them.
         columns: role (`"image"`, `"audio"`, `"text"`, `"text_pair"`, `"label"`, `"prompt"`, `"completion"`,
-            `"messages"`) to the name of the column in `samples`, where that is not the usual one.
+            `"input"`, `"messages"`) to the name of the column in `samples`, where that is not the usual one.
+        name: of the samples, for errors and the log.
 
     Returns:
         The samples, streamed to the cache of `datasets`: only one batch is in memory, and a second call reads the
         cache.
 
     Raises:
-        ValueError: a column is missing, the model has no class of that name, or its head is not supported.
+        ValueError: a column is missing, the model has no class of that name, its head is not supported, or a cell is
+            empty, broken or too long: the message has the number of its sample and its column.
     """
     base = inner_model(model)
     main = base.main_input_name
@@ -72,7 +83,7 @@ def prepare(
         raise ValueError("samples: the dataset is empty; give at least one sample")
     if unknown := set(columns or ()) - set(ROLES):
         raise ValueError(f"columns: {sorted(unknown)} is no role of a column; use {[*ROLES]}")
-    return _preprocess(Columns(samples.with_format(None), dict(columns or {})), base, processor)
+    return _preprocess(Columns(samples.with_format(None), dict(columns or {}), name), base, processor)
 
 
 def _preprocess(raw: Columns, base: PreTrainedModel, processor: ProcessingClass) -> Dataset:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import datasets
 import numpy as np
+import torch
 
+from hf_unlearn.data.columns import column_names, is_transformed
 from hf_unlearn.data.finite import check_finite
 from hf_unlearn.data.hashing import compared_columns, sample_hashes
 from hf_unlearn.data.splitting import LABEL_COLUMNS, check_map_style, column_of
 from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.losses.labels import TOKEN_LABELLED, unscored_tokens
 
 
 def check_datasets(
@@ -17,8 +22,9 @@ def check_datasets(
     retain_ds: AnyDataset,
     unseen_ds: AnyDataset | None = None,
     columns: Sequence[str] | None = None,
+    kind: str = "custom",
 ) -> None:
-    """Refuse datasets that are empty, hold NaN, have different columns or share samples (compared by content).
+    """Refuse datasets that are empty, hold NaN, differ in their columns, share samples or have some without a label.
 
     Args:
         forget_ds: the forget dataset.
@@ -26,6 +32,7 @@ def check_datasets(
         unseen_ds: data never trained on, or None.
         columns: columns that the model reads; samples are compared on those of them that the datasets have, or on
             all columns (see `compared_columns`).
+        kind: of the model's head: samples need something that it scores.
 
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
@@ -46,6 +53,7 @@ def check_datasets(
             )
     for name, dataset in datasets_by_name.items():
         check_finite(name, dataset, _columns(dataset) if columns is None else columns)
+        _check_scorable(dataset, name, kind)
     compared = compared_columns(forget_ds, columns)
     hashes = {
         name: sample_hashes(dataset, compared, f"Comparing {name}") for name, dataset in datasets_by_name.items()
@@ -120,6 +128,27 @@ def check_alternatives(method: str, needed: bool, forget_ds: AnyDataset, alterna
 
 def _columns(dataset: AnyDataset) -> list[str]:
     return list(dataset.column_names if hasattr(dataset, "column_names") else dataset[0])
+
+
+def _check_scorable(dataset: AnyDataset, name: str, kind: str) -> None:
+    """Refuse samples all labels of which are -100; where a transform or a collator makes them, batches are checked."""
+    if kind not in TOKEN_LABELLED or is_transformed(dataset) or "labels" not in column_names(dataset):
+        return
+    labels = (torch.as_tensor(cell) for cell in _cells(dataset, "labels"))
+    missing = [i for i, cell in enumerate(labels) if cell.ndim == 1 and unscored_tokens(kind, cell[None]).item()]
+    if missing:
+        raise ValueError(
+            f"{name}: {len(missing)} of {len(dataset)} samples have nothing to score (the first is sample "
+            f"{missing[0]}: all of its labels are -100); take them out, or a loss of 0 counts as memory"
+        )
+
+
+def _cells(dataset: Any, column: str) -> Iterator[Any]:
+    if isinstance(dataset, datasets.Dataset):
+        for batch in dataset.with_format("numpy").select_columns([column]).iter(1000):
+            yield from batch[column]
+    else:
+        yield from (dataset[i][column] for i in range(len(dataset)))
 
 
 def _refuse_shared(hashes: dict[str, list[bytes]], one: str, other: str, advice: str) -> None:

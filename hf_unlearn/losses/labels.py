@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from hf_unlearn.losses.functional import IGNORED
-from hf_unlearn.losses.head import Batch, Head
+from hf_unlearn.losses.head import Batch, Head, HeadKind
+
+# Kinds of head whose samples have a label, or -100, for every token.
+TOKEN_LABELLED: tuple[HeadKind, ...] = ("token", "causal_lm", "seq2seq_lm")
 
 
 def label_problem(head: Head, batch: Batch) -> str | None:
@@ -16,7 +20,8 @@ def label_problem(head: Head, batch: Batch) -> str | None:
     Checked are: a missing entry; for class labels, integers in [0, num_labels); for tokens, the same or -100; for
     language models and CTC, integers in [0, vocabulary) or -100; for multi-label, shape [batch, num_labels] and
     values in [0, 1]; for regression, finite values; for question answering, positions that are not negative
-    (positions past the text mean "no answer in it"). Kind `"custom"` is not checked.
+    (positions past the text mean "no answer in it"). Samples with nothing to score are a problem, too (see
+    `unscored_tokens`): their loss of 0 would count as perfectly remembered. Kind `"custom"` is not checked.
     """
     for name in head.label_names:
         if name not in batch:
@@ -31,7 +36,7 @@ def label_problem(head: Head, batch: Batch) -> str | None:
             return _multi_label_problem(batch["labels"], config.num_labels)
         case "question_answering":
             problems = [_range_problem(name, batch[name], math.inf, "token positions") for name in head.label_names]
-            return problems[0] or problems[1]
+            return problems[0] or problems[1] or _unscored_problem(head, batch)
         case "single_label":
             return _range_problem("labels", batch["labels"], config.num_labels, "class labels")
         case "token":
@@ -39,7 +44,32 @@ def label_problem(head: Head, batch: Batch) -> str | None:
         case _:
             limit, what = config.get_text_config(decoder=True).vocab_size, "token ids"
     labels = batch["labels"]
-    return _range_problem("labels", labels[labels != IGNORED], limit, f"-100 or {what}")
+    problem = _range_problem("labels", labels[labels != IGNORED], limit, f"-100 or {what}")
+    return problem or _unscored_problem(head, batch)
+
+
+def unscored_tokens(kind: str, labels: Tensor) -> Tensor:
+    """Which samples [batch] have no label that their loss could score; labels `[batch, positions]`.
+
+    Of a causal model the first label is never scored. None for masked models, whose masks are often drawn again and
+    again, and for CTC, where silence is scored.
+    """
+    if kind not in TOKEN_LABELLED:
+        return labels.new_zeros(len(labels), dtype=torch.bool)
+    return (labels[:, int(kind == "causal_lm") :] == IGNORED).all(dim=1)
+
+
+def _unscored_problem(head: Head, batch: Batch) -> str | None:
+    name = head.label_names[0]
+    if head.kind == "question_answering":
+        length = batch[head.model.main_input_name].shape[1]
+        missing = ((batch["start_positions"] >= length) & (batch["end_positions"] >= length)).flatten()
+        advice = "give positions in the text, or 0 for both where it has no answer"
+    else:
+        missing, advice = unscored_tokens(head.kind, batch[name]), "take it out of the dataset"
+    if not missing.any():
+        return None
+    return f"{name}: sample {int(missing.nonzero()[0])} of a batch has nothing to score; {advice}"
 
 
 def _range_problem(name: str, labels: Tensor, limit: float, what: str) -> str | None:

@@ -251,7 +251,8 @@ class EvaluationMixin(Seq2SeqTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         """As `Trainer`'s, with the columns that the default collator makes labels of."""
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *columns_read(self.model)]))
+        names: Any = self._signature_columns
+        self._signature_columns: Any = list(dict.fromkeys([*names, *columns_read(self.model)]))
 
     @cached_property
     def _collator_makes_inputs(self) -> bool:

@@ -93,7 +93,7 @@ def resolve_setup(
     head, method_class = head_of(model, per_sample_loss), METHODS[args.method]
     method_class.check_head(head.kind)
     method_class.check_model(model)
-    check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(model))
+    check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(model), head.kind)
     check_alternatives(args.method, method_class.needs_alternative_ds, forget_ds, alternative_ds)
     request: RequestKind = resolve_request(args.request, forget_ds, retain_ds, head.kind)
     target_kind = resolve_kind(
