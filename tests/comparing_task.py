@@ -37,6 +37,14 @@ class Broken(Small):
         return super().build(seed)
 
 
+class Overlapping(Small):
+    """Its test samples are some of those that it trains on."""
+
+    def load(self, samples=300):
+        loaded = super().load(samples)
+        return {**loaded, "test": loaded["train"].select(range(100))}
+
+
 class Dying(Small):
     """Its process dies when it is asked for the forgetting target, on one seed."""
 

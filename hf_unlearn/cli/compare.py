@@ -34,7 +34,10 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     quiet()
-    results = compare(config, settings.output_dir, workers=settings.workers)
+    try:
+        results = compare(config, settings.output_dir, workers=settings.workers)
+    except ValueError as error:  # before the first run; those of runs are in the results
+        raise UsageError(str(error)) from error
     print_lines(results)
     print(f"Table, picture and results: {settings.output_dir}")
     return int(any(run["status"] == "failed" for run in results["runs"]))

@@ -44,12 +44,12 @@ def load_datasets(
     raw = any(ds is not None and model.main_input_name not in ds.column_names for ds in (samples, unseen_ds))
     processor = load_processor(settings.model, model, needed=raw)
     columns = settings.columns_by_role()
-    samples = prepare(samples, model, processor, columns=columns)
+    samples = prepare(samples, model, processor, columns=columns, name="dataset")
     forget_ds, retain_ds = split_forget_retain(
         samples, **parse_forget(settings.forget, samples), request=request, seed=seed
     )
     if unseen_ds is not None:
-        unseen_ds = prepare(unseen_ds, model, processor, columns=columns)
+        unseen_ds = prepare(unseen_ds, model, processor, columns=columns, name="unseen_dataset")
         # Columns of one side only (an index, a duration) are no inputs of the model.
         shared = [name for name in samples.column_names if name in unseen_ds.column_names]
         forget_ds, retain_ds, unseen_ds = (ds.select_columns(shared) for ds in (forget_ds, retain_ds, unseen_ds))

@@ -25,10 +25,13 @@ from hf_unlearn.comparing.config import Comparison, fingerprint
 from hf_unlearn.comparing.runs import MeasuredRun, TrainingRun, training_runs_for
 from hf_unlearn.comparing.task import Task
 from hf_unlearn.comparing.unlearning import Refusal, device_name, measure_time, unlearn
+from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.files import replacing
 from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.data.splitting import in_memory, subsample
 from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.data.validation import check_datasets
+from hf_unlearn.losses import head_of
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.types import Model
 from hf_unlearn.report.comparison import ORIGINAL, RETRAINED
@@ -70,6 +73,22 @@ class ComparisonFolder:
             datasets_by_name = {"forget_ds": forget_ds, "retain_ds": retain_ds, "unseen_ds": task.datasets["test"]}
             self._datasets = {(seed, forget): {name: in_memory(ds) for name, ds in datasets_by_name.items()}}
         return self._datasets[seed, forget]
+
+    def check_shared(self) -> None:
+        """Refuse what would fail in every run of a request, as the first seed has it, before any model is trained.
+
+        Raises:
+            ValueError: the data does not load, or a request selects no samples or some that are shared.
+        """
+        seed = self.config.seeds[0]
+        task = self.load_task(seed)
+        model = task.build(seed)
+        for name in self.config.requests:
+            try:
+                datasets_by_name = self.load_datasets(seed, self.config.forget_expression(name, seed))
+                check_datasets(**datasets_by_name, columns=columns_read(model), kind=head_of(model).kind)
+            except ValueError as error:
+                raise ValueError(f"request {name!r}: {error}") from error
 
     # ---- trained models ----
 

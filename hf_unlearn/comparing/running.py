@@ -48,12 +48,16 @@ def compare(config: Comparison, output_dir: str | Path, *, workers: int = 1, pro
         "failed"), `metrics`, `seconds`, `settings`, `device`, `versions`.
 
     Raises:
-        ValueError: the task of the configuration does not exist.
+        ValueError: the task of the configuration does not exist, or what all runs share does not do: the data, the
+            model, or the samples of a request. Nothing is trained then.
     """
     folder = ComparisonFolder(config, output_dir)
     progress_bars = is_progress_bar_enabled()
     disable_progress_bar()  # of every model that is loaded or saved
     try:
+        if not all(folder.is_done(run) for run in measured_runs(config)):
+            # Several workers load the data themselves.
+            (folder if workers == 1 else ComparisonFolder(config, output_dir)).check_shared()
         _run_all([run for run in training_runs(config) if not folder.is_trained(run)], folder,
                  ComparisonFolder.train, workers, "Training" if progress else "")  # fmt: skip
         _run_all([run for run in measured_runs(config) if not folder.is_done(run)], folder,

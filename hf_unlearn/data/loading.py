@@ -147,15 +147,18 @@ def parse_forget(text: str, samples: Dataset) -> dict[str, Any]:
     if column == "indices":
         return {"indices": _read_indices(value)}
     if column == "samples":
-        return {"indices": [_parse_value(column, number, "int64") for number in _parse_list(value)]}
+        return {"indices": [_parse_value(column, number, "int64") for number in _parse_list(value, len(samples))]}
     if column not in samples.column_names:
         raise ValueError(f"forget: there is no column {column!r}, only {samples.column_names}; use {GRAMMAR}")
     feature = samples.features[column]
     if isinstance(feature, ClassLabel):
-        names = [value] if value in feature.names else _parse_list(value)
+        names = [value] if value in feature.names else _parse_list(value, len(samples))
         return {"column": column, "values": [_parse_class(name, feature) for name in names]}
     dtype = getattr(feature, "dtype", "")
-    return {"column": column, "values": [_parse_value(column, part, dtype) for part in _parse_list(value)]}
+    return {
+        "column": column,
+        "values": [_parse_value(column, part, dtype) for part in _parse_list(value, len(samples))],
+    }
 
 
 def _parse_fraction(value: str, text: str, whole: int = 1) -> float:
@@ -177,11 +180,13 @@ def _read_indices(path: str) -> list[int]:
         raise ValueError(f"forget: {path!r} holds something else than sample numbers: {_first_line(error)}") from error
 
 
-def _parse_list(value: str) -> list[str]:
-    """The values of a comma-separated list, with ranges written out."""
+def _parse_list(value: str, size: int) -> list[str]:
+    """The values of a comma-separated list, with ranges written out; `size` samples have no more values than that."""
     values: list[str] = []
     for part in (part.strip() for part in value.split(",")):
         ends = re.fullmatch(r"(-?\d+)\s*\.\.\s*(-?\d+)", part)
+        if ends and (count := int(ends[2]) - int(ends[1]) + 1) > size:
+            raise ValueError(f"forget: the range {part!r} has {count} values for {size} samples; shorten it")
         values += map(str, range(int(ends[1]), int(ends[2]) + 1)) if ends else [part]
     if not values:
         raise ValueError(f"forget: the range {value!r} is empty; give FIRST..LAST with FIRST <= LAST")

@@ -8,6 +8,8 @@ import statistics
 from pathlib import Path
 
 import pytest
+import tiny_data
+from datasets import Dataset
 from forked import IMPORTED
 from PIL import Image
 from transformers.utils.logging import is_progress_bar_enabled
@@ -16,6 +18,9 @@ from hf_unlearn.cli import main
 from hf_unlearn.comparing import Comparison, Task, compare, running
 from hf_unlearn.comparing.folder import ComparisonFolder
 from hf_unlearn.comparing.runs import measured_runs, training_runs
+from hf_unlearn.comparing.task import NamedTask
+from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.losses import head_of
 from hf_unlearn.report.comparison import lines, markdown_table, mean_ranks
 
 HERE = Path(__file__).parents[1]
@@ -294,6 +299,60 @@ def test_recipes_are_configurations(path):
     comparison = Comparison.from_yaml(path)
     assert issubclass(comparison.load_task_class(), Task)
     assert len(comparison.seeds) >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"requests": {"good": {"forget": "10%"}, "bad": {"forget": "label=99"}}},
+            "request 'bad': forget: there is no ",
+        ),
+        ({"task": "comparing_task.py:Overlapping"}, "request 'random': unseen_ds and forget_ds share "),
+        ({"options": {"samples": 0}}, "request 'random': "),
+    ],
+)
+def test_a_fault_that_all_runs_share_is_reported_once_and_before_work(changes, message, tmp_path, capsys):
+    (tmp_path / "comparing_task.py").write_text((HERE / "comparing_task.py").read_text())
+    settings = {"task": "comparing_task.py:Small", "requests": {"random": {"forget": "10%"}}, "methods": METHODS}
+    (tmp_path / "bad.yaml").write_text(json.dumps(settings | changes))
+    for workers in ("1", "2"):
+        command = ["compare", str(tmp_path / "bad.yaml"), "--output_dir", str(tmp_path / "out"), "--workers", workers]
+        assert main(command) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+FRESH = {
+    "texts": (["b", "a", "c", "b"], {0: "a", 1: "b", 2: "c"}, [1, 0, 2, 1]),
+    "numbers": ([3, 0, 1, 3], {i: f"LABEL_{i}" for i in range(4)}, [3, 0, 1, 3]),
+    "truth": ([True, False, True, True], {0: "LABEL_0", 1: "LABEL_1"}, [1, 0, 1, 1]),
+    "floats": ([0.5, 1.5, 2.5, 0.5], {0: "LABEL_0"}, [0.5, 1.5, 2.5, 0.5]),
+    "lists of texts": ([["b"], ["a", "b"], [], ["b"]], {0: "a", 1: "b"}, [[0, 1], [1, 1], [0, 0], [0, 1]]),
+    "lists of numbers": ([[1], [0, 1], [], [1]], {0: "LABEL_0", 1: "LABEL_1"}, [[0, 1], [1, 1], [0, 0], [0, 1]]),
+}
+
+
+@pytest.mark.parametrize("kind", FRESH)
+def test_a_fresh_head_has_the_classes_of_the_labels(kind, tmp_path, cache):
+    labels, names, expected = FRESH[kind]
+    model, tokenizer = tiny_data.text_classification()
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    samples = Dataset.from_dict({"text": ["who", "one", "two", "ann"], "label": labels})
+    for split in ("train", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        samples.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    options = {"base": str(tmp_path / "base"), "dataset": str(tmp_path / "data"), "unseen": "test"}
+    task = NamedTask(0, head="AutoModelForSequenceClassification", **options)
+    built = task.build(0)
+    assert built.config.id2label == names and built.classifier.out_features == len(names)
+    assert task.datasets["train"].with_format(None)["label"][:] == expected
+    samples = [dict(sample) for sample in task.datasets["train"]]
+    batch = readable_collator(built, tokenizer)(samples)
+    head = head_of(built)
+    assert head.losses(built(**head.inputs(batch)), batch).isfinite().all()
 
 
 def test_the_command(tmp_path, capsys):

@@ -413,6 +413,15 @@ def test_forget_a_share_or_samples(tmp_path):
         ("label=4", "^forget: there is no class '4'"),
         ("speaker=ann", "^forget: column 'speaker' holds values of type int64, not 'ann'$"),
         ("speaker=9..1", "^forget: the range '9..1' is empty"),
+        (
+            "speaker=0..99999999999",
+            "^forget: the range '0..99999999999' has 100000000000 values for 4 samples",
+        ),
+        (
+            "samples=0..99999999999",
+            "^forget: the range '0..99999999999' has 100000000000 values for 4 samples",
+        ),
+        ("label=-99999999999..3", "^forget: the range '-99999999999..3' has 100000000003 values for 4 samples"),
         ("given=maybe", "^forget: column 'given' holds values of type bool, not 'maybe'$"),
         ("many=1", "^forget: column 'many' holds no plain values"),
         ("1.2.3%", "^forget: '1.2.3%' names no share"),
