@@ -48,8 +48,8 @@ def causal_samples(raw: Columns, model: Any, processor: Any) -> Dataset:
 
 def _completions(batch: dict, places: list[str], names: list[str], tokenizer: Any, limit: int) -> dict:
     columns: dict[str, list] = {"input_ids": [], "labels": [], "_is_cut": []}
-    for *cells, place in zip(*(batch[name] for name in names), places, strict=True):
-        prompt, completion = _prompt_and_completion(cells, place, names, tokenizer)
+    for *entries, place in zip(*(batch[name] for name in names), places, strict=True):
+        prompt, completion = _prompt_and_completion(entries, place, names, tokenizer)
         if len(prompt) >= limit:
             raise ValueError(
                 f"{place}, column {names[0]!r}: has {len(prompt)} tokens, and the model reads {limit}, so that "
@@ -61,16 +61,16 @@ def _completions(batch: dict, places: list[str], names: list[str], tokenizer: An
     return columns
 
 
-def _prompt_and_completion(cells: list, place: str, names: list[str], tokenizer: Any) -> tuple[list[int], list[int]]:
+def _prompt_and_completion(entries: list, place: str, names: list[str], tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens of a sample without loss, and those with loss."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    if len(names) == 1 and isinstance(cells[0], str | None):
-        tokens = tokenizer(text_of(cells[0], place, names[0])).input_ids
+    if len(names) == 1 and isinstance(entries[0], str | None):
+        tokens = tokenizer(text_of(entries[0], place, names[0])).input_ids
         return [], tokens if tokens[-1:] == end else tokens + end
     if len(names) == 1:
-        return _chat_tokens(_messages(cells[0], place, names[0]), place, names[0], tokenizer)
-    prompt, completion = (_prompt_text(cell, place, name) for cell, name in zip(cells[:2], names[:2], strict=True))
-    context = cells[2] if len(cells) > 2 and cells[2] else ""
+        return _chat_tokens(_messages(entries[0], place, names[0]), place, names[0], tokenizer)
+    prompt, completion = (_prompt_text(cell, place, name) for cell, name in zip(entries[:2], names[:2], strict=True))
+    context = entries[2] if len(entries) > 2 and entries[2] else ""
     is_chat = not isinstance(prompt, str)
     if not is_chat and names[0] in ("question", "instruction") and tokenizer.chat_template:
         prompt, is_chat = [{"role": "user", "content": f"{prompt}\n\n{context}" if context else prompt}], True

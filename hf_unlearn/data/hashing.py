@@ -74,9 +74,9 @@ def _contents(dataset: Any, columns: Sequence[str] | None) -> Iterator[bytes]:
         for table in dataset.with_format("arrow").select_columns(names).iter(1000):
             for batch in table.combine_chunks().to_batches():
                 for i in range(batch.num_rows):
-                    cells = {name: batch.column(name).slice(i, 1) for name in names}
+                    entries = {name: batch.column(name).slice(i, 1) for name in names}
                     yield _joined(
-                        [(n, _file_bytes(cell) if n in files else _arrow_bytes(cell)) for n, cell in cells.items()]
+                        [(n, _file_bytes(cell) if n in files else _arrow_bytes(cell)) for n, cell in entries.items()]
                     )
         return
     for i in range(len(dataset)):
