@@ -101,3 +101,31 @@ def test_a_random_transform_hides_no_sample():
     check_datasets(data.select([0]), data.select([1, 2]), columns=READ)
     with pytest.raises(ValueError, match="share 1 samples"):
         check_datasets(data.select([0]), data, columns=READ)
+
+
+# ---- samples with nothing to score ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("container", [datasets.Dataset.from_list, list], ids=["Dataset", "list"])
+@pytest.mark.parametrize(
+    ("kind", "labels", "message"),
+    [
+        ("causal_lm", [-100, -100, -100], r"1 of 3 samples have nothing to score \(the first is sample 2: all of its"),
+        ("causal_lm", [4], r"1 of 3 samples have nothing to score \(the first is sample 2"),  # never predicted
+        ("seq2seq_lm", [-100], "1 of 3 samples"),
+        ("token", [-100, -100], "1 of 3 samples"),
+        ("token", [4], None),
+        ("masked_lm", [-100, -100], None),
+    ],
+)
+def test_samples_with_nothing_to_score_are_counted(container, kind, labels, message):
+    good = [{"input_ids": [i, 2, 3], "labels": [i, 2, 3]} for i in range(4)]
+    bad = container([*good[2:], {"input_ids": [9, 2, 3][: len(labels)], "labels": labels}])
+    columns, good = ["input_ids", "labels"], container(good[:2])
+    if message is None:
+        check_datasets(bad, good, columns=columns, kind=kind)
+        return
+    for name, data in (("forget_ds", (bad, good)), ("retain_ds", (good, bad))):
+        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+            check_datasets(*data, columns=columns, kind=kind)
+    check_datasets(bad, good, columns=columns)  # a loss of the user's own

@@ -567,6 +567,13 @@ PROBLEMS = [
     ("wav2vec2", {"labels": torch.tensor([[23, 1]])}, "labels: found 23; give -100 or token ids, integers in [0, 23)"),
     ("bert, answers", {"start_positions": torch.tensor([0, 1]), "end_positions": torch.tensor([2, -1])},
      "end_positions: found -1; give token positions, integers in [0, inf)"),
+    ("bert, answers", {"start_positions": torch.tensor([0, 99]), "end_positions": torch.tensor([2, 99])},
+     "start_positions: sample 1 of a batch has nothing to score; give positions in the text, or 0 for both where it "
+     "has no answer"),
+    ("gpt2", {"labels": torch.tensor([[1, 2], [3, -100]])},
+     "labels: sample 1 of a batch has nothing to score; take it out of the dataset"),
+    ("bert, tokens", {"labels": torch.tensor([[-100, -100], [-100, 3]])},
+     "labels: sample 0 of a batch has nothing to score; take it out of the dataset"),
     ("bert, answers", {"end_positions": torch.tensor([1])},
      "start_positions: found only input_ids, attention_mask, end_positions; a question_answering head needs "
      "start_positions"),
