@@ -14,7 +14,7 @@ export HF_DATASETS_OFFLINE := 1
 export HF_EVALUATE_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test docs lint style clean
+.PHONY: help install demo test docs lint style clean wheel-test
 
 help:
 	@echo "make demo     install into $(VENV), then forget digits and print the table"
@@ -22,6 +22,7 @@ help:
 	@echo "make docs     build the documentation into docs/site"
 	@echo "make lint     ruff, mypy and the layers of imports only"
 	@echo "make style    format the code and fix what ruff can fix"
+	@echo "make wheel-test  the wheel alone, in an empty environment, runs the first commands of README.md"
 	@echo "make clean    remove $(VENV) and every cache"
 
 install: $(INSTALLED)
@@ -49,6 +50,11 @@ test: lint
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -q -E -b html docs docs/site
 	@echo "The documentation is in docs/site/index.html"
+
+# Some minutes, and some gigabytes where the index has CUDA builds. CONSTRAINT= installs the newest of everything.
+wheel-test: CONSTRAINT ?= constraints.txt
+wheel-test:
+	$(PYTHON) benchmarks/wheel_test.py --out benchmarks/results/wheel-test.txt $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

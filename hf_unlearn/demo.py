@@ -166,18 +166,26 @@ def _run_request(number: int, original: ViTForImageClassification, output_dir: s
 
 def _report(results: list[RequestResult], folder: Path, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     """Draw the loss curves, print the table, save the metrics, and say where all is; returns the metrics."""
-    pictures = [
-        plot_loss_curves(
-            result.histories, result.metrics_by_model["retrained"]["forget_loss"], result.name,
-            folder / f"curves-{result.name.split()[0]}.png",
-        )
-        for result in results
-    ]  # fmt: skip
+    pictures = _draw(results, folder)
     metrics = {result.name: result.metrics_by_model for result in results}
     print_comparison(metrics, COLUMNS, CAPTION)
     metrics_path = folder / "demo.json"
     metrics_path.write_text(json.dumps({"seed": seed, "requests": metrics}, indent=1) + "\n")
     audits = [result.audit_path for result in results]
     for content, paths in (("Loss curves", pictures), ("Audits", audits), ("Metrics", [metrics_path])):
-        Console().print(f"{content}: {', '.join(map(str, paths))}")
+        Console().print(f"{content}: {', '.join(map(str, paths))}", markup=False)
     return metrics
+
+
+def _draw(results: list[RequestResult], folder: Path) -> list[Path | str]:
+    """The pictures of the loss curves, or what is missing to draw them."""
+    try:
+        return [
+            plot_loss_curves(
+                result.histories, result.metrics_by_model["retrained"]["forget_loss"], result.name,
+                folder / f"curves-{result.name.split()[0]}.png",
+            )
+            for result in results
+        ]  # fmt: skip
+    except ImportError:
+        return ["not drawn, which takes matplotlib: pip install 'hf-unlearn[report]'"]

@@ -21,12 +21,7 @@ class AuditReport(AuditResult):
     """
 
     def to_html(self, path: str | Path) -> Path:
-        """Write the HTML report: one file that needs no network and no other file.
-
-        Raises:
-            ImportError: when jinja2 is not installed (`pip install hf-unlearn[report]`).
-        """
-        # Here, not above: jinja2 is an extra.
+        """Write the HTML report: one file that needs no network and no other file."""
         from hf_unlearn.report.html_report import to_html
 
         return to_html(self, path)

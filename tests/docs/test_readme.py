@@ -57,8 +57,13 @@ def test_every_command_is_one():
 
 
 def test_every_link_leads_somewhere():
-    links = [target.partition("#")[0] for target in re.findall(r"\]\(([^)#]+)\)", README)]
-    for link in links:
+    images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    links = [target.partition("#")[0] for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+)\)", README)]
+    # A package index shows the page without the repository beside it.
+    [repository] = re.findall(r'^Repository = "https://github.com/(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    raw = f"https://raw.githubusercontent.com/{repository}/main/"
+    assert all(image.startswith(raw) for image in images)
+    for link in [*links, *(image.removeprefix(raw) for image in images)]:
         assert (ROOT / link).exists(), link
     for path in (ROOT / "examples").glob("*.py"):
         assert path.stem in ("_tiny", "common") or f"examples/{path.name}" in links
