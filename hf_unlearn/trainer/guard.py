@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 CHECK_STEPS = 5
 CHECK_SAMPLES = 256
 CHECK_SAMPLES_OF_TOKENS = 64  # beside batches that are four times smaller, too
+GUARD_SAMPLES = 64  # of the retain dataset, compared with themselves before the first step
 # A rise of ln 2 halves the probability that the model gives to what it should keep.
 RETAIN_GUARD = math.log(2)
 # Kinds of head whose losses are no nats a decision: what they may rise by follows their size.
@@ -28,7 +29,7 @@ KINDS_WITHOUT_UNIT = ("regression", "ctc", "custom")
 
 
 def check_samples(head_kind: str) -> int:
-    """The number of samples that are measured when a run is checked, for a kind of head."""
+    """The number of forget samples that are measured to see whether the target is reached, for a kind of head."""
     return CHECK_SAMPLES_OF_TOKENS if head_kind in TOKEN_KINDS else CHECK_SAMPLES
 
 
@@ -64,7 +65,7 @@ class DivergenceGuard(TrainerCallback):
 
     def __init__(self, trainer: HubMixin):
         self.trainer = trainer
-        self.retain_ds = subsample(trainer.retain_ds, check_samples(trainer.head.kind))
+        self.retain_ds = subsample(trainer.retain_ds, GUARD_SAMPLES)
         self.reason: str | None = None
         self.good_step = 0
         self._weights: dict[str, Tensor] = {}
