@@ -162,6 +162,18 @@ def test_a_run_that_pushes_does_so_once(bases, hub, tmp_path, capfd):
     assert not any(TOKEN.encode() in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize(("flags", "dtype"), [([], torch.float32), (["--dtype=bfloat16"], torch.bfloat16)])
+def test_a_checkpoint_in_half_precision(flags, dtype, bases, tmp_path, caplog):
+    model = load_model(str(bases / "text")).to(torch.bfloat16)
+    shutil.copytree(bases / "text", tmp_path / "half")
+    model.save_pretrained(tmp_path / "half")
+    argv = run(bases, "text", f"--model={tmp_path / 'half'}", "--output_dir=out", "--method=grad_diff", *flags)
+    assert main(argv) in (0, 3)  # whether it has forgotten is not the question
+    assert load_model("out").dtype == dtype
+    assert ("is in bfloat16, and trains in float32" in caplog.text) == (dtype == torch.float32)
+    assert ("small steps are lost to rounding" in caplog.text) == (dtype == torch.bfloat16)
+
+
 def test_settings_reach_the_hub(bases, hub, out, capsys):
     named = [str(out), "me/settings"]
     assert main(["push", *named, "--revision=forgot-7", "--commit_message=Seven", "--private=false"]) == 0
