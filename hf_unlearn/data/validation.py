@@ -134,7 +134,7 @@ def _check_scorable(dataset: AnyDataset, name: str, kind: str) -> None:
     """Refuse samples all labels of which are -100; where a transform or a collator makes them, batches are checked."""
     if kind not in TOKEN_LABELLED or is_transformed(dataset) or "labels" not in column_names(dataset):
         return
-    labels = (torch.from_numpy(np.array(cell)) for cell in _entries(dataset, "labels"))
+    labels = map(torch.as_tensor, _entries(dataset, "labels"))
     missing = [i for i, cell in enumerate(labels) if cell.ndim == 1 and unscored_tokens(kind, cell[None]).item()]
     if missing:
         raise ValueError(
@@ -146,7 +146,7 @@ def _check_scorable(dataset: AnyDataset, name: str, kind: str) -> None:
 def _entries(dataset: Any, column: str) -> Iterator[Any]:
     if isinstance(dataset, datasets.Dataset):
         for batch in dataset.with_format("numpy").select_columns([column]).iter(1000):
-            yield from batch[column]
+            yield from map(np.array, batch[column])  # copies: Arrow's arrays cannot be written
     else:
         yield from (dataset[i][column] for i in range(len(dataset)))
 

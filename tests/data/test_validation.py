@@ -5,6 +5,7 @@ import io
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hf_unlearn.data.splitting import split_forget_retain
@@ -106,7 +107,11 @@ def test_a_random_transform_hides_no_sample():
 # ---- samples with nothing to score ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("container", [datasets.Dataset.from_list, list], ids=["Dataset", "list"])
+def tensors(samples):
+    return [{name: torch.tensor(value) for name, value in sample.items()} for sample in samples]
+
+
+@pytest.mark.parametrize("container", [datasets.Dataset.from_list, list, tensors])
 @pytest.mark.parametrize(
     ("kind", "labels", "message"),
     [
