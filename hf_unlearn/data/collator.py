@@ -76,12 +76,13 @@ def readable_collator(model: Model, processing_class: ProcessingClass | None = N
     It raises ValueError on samples that hold no input of the model.
     """
     collate, names = default_collator(model, processing_class), set(columns_read(model))
-    main = inner_model(model).main_input_name
+    # Not the model itself: what a cache knows the collator by would change with the weights.
+    main, architecture = inner_model(model).main_input_name, type(inner_model(model)).__name__
 
     def collate_readable(samples: list) -> dict[str, Any]:
         if main in names and not names & set(samples[0]) - set(LABELS):
             raise ValueError(
-                f"samples: hold {', '.join(samples[0])}, none of which {type(inner_model(model)).__name__} reads; "
+                f"samples: hold {', '.join(samples[0])}, none of which {architecture} reads; "
                 f"make {main} of them (hf_unlearn.data.preprocessing.prepare), or give a data_collator that does"
             )
         return collate([{k: v for k, v in sample.items() if k in names} for sample in samples])
