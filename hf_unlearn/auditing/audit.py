@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,12 +22,13 @@ from hf_unlearn.auditing import report_parts
 from hf_unlearn.auditing.attack_scores import AttackScores, DatasetStatistics, attack_scores
 from hf_unlearn.auditing.attacks import Estimate, roc
 from hf_unlearn.auditing.dataset_metrics import matched_datasets
-from hf_unlearn.auditing.estimates import attack_estimates, dataset_estimates, flat
+from hf_unlearn.auditing.estimates import attack_estimates, dataset_estimates, flat, ratio_estimate
+from hf_unlearn.auditing.evidence import Evidence, collect_evidence
 from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.relearning import Curve
 from hf_unlearn.auditing.robustness import robustness
 from hf_unlearn.auditing.shadows import Shadows
-from hf_unlearn.auditing.verdict import verdict_of
+from hf_unlearn.auditing.verdict import judge
 from hf_unlearn.data.collator import Collator, columns_read, readable_collator
 from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.data.splitting import column_of, resolve_request, subsample
@@ -38,7 +39,7 @@ from hf_unlearn.losses.head import LANGUAGE_KINDS
 from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.models.types import Model
 from hf_unlearn.report.audit_report import AuditReport
-from hf_unlearn.report.audit_result import MODELS
+from hf_unlearn.report.audit_result import is_retrained
 
 # Samples of the retain dataset that are measured: enough for half a point of accuracy.
 RETAIN_SAMPLES = 2000
@@ -49,7 +50,7 @@ class AuditOptions(TypedDict, total=False):
     """The optional arguments of `audit`, for those that pass them on."""
 
     original: Model | DatasetStatistics | None
-    retrained: Model | None
+    retrained: Model | Sequence[Model] | None
     shadows: Shadows | None
     request: RequestKind | None
     relearning: bool
@@ -70,7 +71,7 @@ def audit(
     retain_ds: AnyDataset,
     unseen_ds: AnyDataset | None,
     original: Model | DatasetStatistics | None = None,
-    retrained: Model | None = None,
+    retrained: Model | Sequence[Model] | None = None,
     shadows: Shadows | None = None,
     request: RequestKind | None = None,
     relearning: bool = False,
@@ -90,10 +91,12 @@ def audit(
         forget_ds: the samples that it should have forgotten, ready for the model.
         retain_ds: the samples that it should have kept; at most 2,000 are measured.
         unseen_ds: samples of the same distribution that it was never trained on, and that set no target.
-        original: the original model; or its statistics, with scores, of the datasets as they are measured here, for
-            those who have measured it already.
-        retrained: a model retrained without the forget samples. Without it there is no ground truth, and after a class
-            was removed no verdict.
+        original: the original model: what damage is judged by without a retrained model, and whether this audit
+            would have told a model apart that has forgotten nothing. Or its statistics, with scores, of the datasets
+            as they are measured here, for those who have measured it already.
+        retrained: a model retrained without the forget samples, or several, trained with other seeds: how much these
+            differ widens the intervals of the verdict. Without any there is no ground truth, and after a class was
+            removed only what speaks against forgetting.
         shadows: from `train_shadows` on the same datasets, for LiRA and RMIA.
         request: `"samples"`, `"class"` or `"group"`; default: what `split_forget_retain` left on the forget dataset.
         relearning: whether to try to bring the data back, on copies: see `hf_unlearn.auditing.robustness`.
@@ -120,7 +123,7 @@ def audit(
     head_kind = head_of(model).kind
     measured_original = original if isinstance(original, Mapping) else None
     original = None if isinstance(original, Mapping) else original
-    optional_models = {"original": original, "audited": model, "retrained": retrained}
+    optional_models = {"original": original, "audited": model, **_numbered(retrained)}
     subject = _Subject(
         models={name: given for name, given in optional_models.items() if given is not None},
         measured_original=measured_original,
@@ -140,12 +143,18 @@ def audit(
     return _report(subject, collected, scores, estimated, groups, training)
 
 
+def _numbered(retrained: Model | Sequence[Model] | None) -> dict[str, Model]:
+    """The retrained models by name: "retrained", "retrained 2", ..."""
+    models = retrained if isinstance(retrained, Sequence) else [] if retrained is None else [retrained]
+    return {"retrained" if number == 1 else f"retrained {number}": model for number, model in enumerate(models, 1)}
+
+
 @dataclass(frozen=True)
 class _Subject:
     """What is audited, and how.
 
     Attributes:
-        models: "original", "audited" and "retrained", those that were given, in this order.
+        models: "original", "audited", "retrained", "retrained 2", ..., those that were given, in this order.
         measured_original: the statistics of the original model, where they were given instead of the model.
         datasets_by_name: "forget", "retain" and "unseen", all of their samples.
         request: `"samples"`, `"class"` or `"group"`.
@@ -183,6 +192,7 @@ class _Collected:
     Attributes:
         statistics: model to dataset to its statistics.
         shadow_statistics: those of every shadow model, on the forget and the unseen dataset.
+        word_errors: model to dataset to word errors and words [n, 2] of every sample, of recognisers.
         classes: the forgotten classes, when the request is a class.
         compared: [unseen samples], those that attacks compare the forget samples with.
         has_labels: whether a sample has one class label; several labels in a head that leaves it open are no classes.
@@ -190,6 +200,7 @@ class _Collected:
 
     statistics: dict[str, DatasetStatistics]
     shadow_statistics: list[DatasetStatistics]
+    word_errors: dict[str, dict[str, np.ndarray]]
     classes: list[int]
     compared: np.ndarray
     has_labels: bool
@@ -197,9 +208,10 @@ class _Collected:
 
 @dataclass
 class _Estimated:
-    """Flat metrics by model, with intervals; what relearning adds to them; notes for the reader."""
+    """Flat metrics by model, with intervals; what the verdict goes by; what relearning adds; notes for the reader."""
 
     metrics: dict[str, dict[str, float]]
+    evidence: Evidence
     notes: list[str]
     curves: dict[str, Curve] = field(default_factory=dict)
     hidden: list[str] = field(default_factory=list)
@@ -282,7 +294,7 @@ def _collect(subject: _Subject) -> _Collected:
         return {
             name: statistics_of(
                 model, measured[name], description=f"Measuring {name} samples", scores=True,
-                tokenizer=subject.tokenizer, **subject.measuring_options(),
+                log_probs=subject.request == "class", tokenizer=subject.tokenizer, **subject.measuring_options(),
             )
             for name in names
         }  # fmt: skip
@@ -296,9 +308,18 @@ def _collect(subject: _Subject) -> _Collected:
         classes = forget_labels.unique().tolist()
         compared = torch.isin(unseen_labels, forget_labels).numpy()
     shadow_models = () if subject.shadows is None else subject.shadows.models()
+    word_errors = {}
+    if subject.kind == "seq2seq_lm" and subject.tokenizer is not None:
+        word_errors = {
+            name: report_parts.word_errors_by_dataset(
+                model, measured, subject.tokenizer, subject.data_collator, subject.batch_size
+            )
+            for name, model in subject.models.items()
+        }
     return _Collected(
         statistics=statistics,
         shadow_statistics=[collect(model, ("forget", "unseen")) for model in shadow_models],
+        word_errors=word_errors,
         classes=classes,
         compared=compared,
         has_labels=forget_labels is not None,
@@ -313,7 +334,7 @@ def _attack(subject: _Subject, collected: _Collected) -> dict[str, AttackScores]
     retrained = collected.statistics.get("retrained")
     return {
         name: attack_scores(
-            statistics, collected.compared, subject.seed, retrained=None if name == "retrained" else retrained,
+            statistics, collected.compared, subject.seed, retrained=None if is_retrained(name) else retrained,
             shadows=subject.shadows, shadow_statistics=collected.shadow_statistics,
         )
         for name, statistics in collected.statistics.items()
@@ -331,16 +352,20 @@ def _estimate(subject: _Subject, collected: _Collected, scores: Mapping[str, Att
         of_attacks, attack_notes = attack_estimates(scores[name], subject.resamples, subject.seed)
         estimates[name] = dataset_estimates(matched_datasets(statistics, collected.classes)[0]) | of_attacks
         notes += attack_notes if name == "audited" else []
-        if subject.kind == "seq2seq_lm" and subject.tokenizer is not None and name in subject.models:
-            estimates[name] |= report_parts.word_error_rates(
-                subject.models[name], subject.measured, subject.tokenizer, subject.data_collator, subject.batch_size
-            )
+        for dataset, counts in collected.word_errors.get(name, {}).items():
+            estimates[name][f"{dataset}_wer"] = ratio_estimate(counts, subject.resamples, subject.seed)
+    evidence = collect_evidence(
+        collected.statistics, scores, collected.word_errors, request=subject.request,
+        forgotten_classes=collected.classes, seed=subject.seed,
+    )  # fmt: skip
+    for name, estimate in evidence.one_offsets.items():
+        estimates[name]["one_offset"] = estimate
     metrics = {name: flat(of_model) for name, of_model in estimates.items()}
     for name in estimates.keys() - {"retrained"}:
         metrics[name] |= report_parts.distances(name, estimates, subject.request, subject.seed)
     if "retrained" in subject.models and collected.has_labels:
         metrics["audited"] |= report_parts.divergences(subject.models, subject.measured, subject.measuring_options())
-    return _Estimated(metrics, notes)
+    return _Estimated(metrics, evidence, notes)
 
 
 def _add_robustness(subject: _Subject, estimated: _Estimated, has_labels: bool) -> None:
@@ -370,10 +395,12 @@ def _report(
     model = subject.models["audited"]
     groups_by_dataset = groups or report_parts.label_names(statistics, model.config)
     measured, _ = matched_datasets(statistics["audited"], collected.classes)
+    judgement = judge(replace(estimated.evidence, hidden=estimated.hidden))
     return AuditReport(
         metrics=metrics["audited"],
-        verdict=verdict_of(metrics, subject.request, estimated.hidden),
-        metrics_by_model={name: metrics[name] for name in MODELS if name in metrics},
+        verdict={"level": judgement.level, "sentence": judgement.sentence},
+        metrics_by_model=metrics,
+        differences=[difference.to_dict() for difference in judgement.differences],
         roc={
             name: roc(forget[np.isfinite(forget)], unseen[np.isfinite(unseen)])
             for name, (forget, unseen) in scores["audited"].items()
@@ -383,7 +410,7 @@ def _report(
         relearning=estimated.curves,
         breakdown=report_parts.breakdown(statistics, groups_by_dataset),
         training=report_parts.training_curve(training),
-        notes=estimated.notes,
+        notes=[*judgement.notes, *estimated.notes],
         about={
             "model": type(_without_adapters(model)).__name__,
             "head": subject.kind,

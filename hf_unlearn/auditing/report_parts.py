@@ -16,11 +16,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from hf_unlearn.auditing.attack_scores import AttackScores, DatasetStatistics
 from hf_unlearn.auditing.attacks import Estimate
 from hf_unlearn.auditing.dataset_metrics import transcribe, word_errors
-from hf_unlearn.auditing.estimates import flat, ratio_estimate
+from hf_unlearn.auditing.estimates import flat
 from hf_unlearn.auditing.measuring import average_gap, preserve_modes, statistics_of
 from hf_unlearn.auditing.metrics import js_divergence, tug_of_war, unlearning_impact_score
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.types import Model
+from hf_unlearn.report.audit_result import is_retrained
 from hf_unlearn.report.numbers import natural_key
 
 BINS = 30
@@ -31,7 +32,10 @@ Estimates: TypeAlias = Mapping[str, Estimate]
 
 
 def distances(name: str, estimates: Mapping[str, Estimates], request: str, seed: int) -> dict[str, float]:
-    """Gap and tug-of-war to the retrained model, unlearning impact score against the original model.
+    """Gap and tug-of-war to the retrained models, unlearning impact score against the original model.
+
+    Where there are several retrained models, distances are to their mean; those of the second, third, ... to the
+    first, which is how far two retrained models are apart.
 
     Args:
         name: the model whose distances are returned.
@@ -43,9 +47,10 @@ def distances(name: str, estimates: Mapping[str, Estimates], request: str, seed:
     own_values = values[name]
     accuracies = [f"{dataset}_accuracy" for dataset in ("forget", "retain", "unseen")]
     metrics: dict[str, float] = {}
-    if "retrained" in values:
-        retrained = values["retrained"]
-        metrics |= flat({"gap": _gap_estimate(estimates[name], estimates["retrained"], seed)})
+    if "retrained" in estimates:
+        ground_truth = estimates["retrained"] if is_retrained(name) else _mean_of_retrained(estimates)
+        retrained = {key: estimate.value for key, estimate in ground_truth.items()}
+        metrics |= flat({"gap": _gap_estimate(estimates[name], ground_truth, seed)})
         if all(key in own_values and key in retrained for key in accuracies):
             metrics["tug_of_war"] = tug_of_war([own_values[k] for k in accuracies], [retrained[k] for k in accuracies])
     if "original" in values and all(key in own_values for key in accuracies):
@@ -55,6 +60,16 @@ def distances(name: str, estimates: Mapping[str, Estimates], request: str, seed:
                 original_accuracy, own_values["unseen_accuracy"], own_values["forget_accuracy"], request
             )
     return metrics
+
+
+def _mean_of_retrained(estimates: Mapping[str, Estimates]) -> Estimates:
+    """The mean of the retrained models' metrics, and of the ends of their intervals."""
+    retrained = [of_model for name, of_model in estimates.items() if is_retrained(name)]
+    return {
+        key: Estimate(*np.mean([of_model[key] for of_model in retrained], axis=0).tolist())
+        for key in retrained[0]
+        if all(key in of_model for of_model in retrained)
+    }
 
 
 def _gap_estimate(estimates: Estimates, retrained: Estimates, seed: int, draws: int = 1000) -> Estimate:
@@ -103,23 +118,22 @@ def divergences(
     return metrics
 
 
-def word_error_rates(
+def word_errors_by_dataset(
     model: Model,
     datasets_by_name: Mapping[str, AnyDataset],
     tokenizer: PreTrainedTokenizerBase,
     data_collator: Callable,
     batch_size: int,
-) -> dict[str, Estimate]:
-    """`forget_wer`, `retain_wer`, `unseen_wer`, by greedy generation; 0 is perfect, above 1 possible."""
+) -> dict[str, np.ndarray]:
+    """Word errors and labelled words [n, 2] of every sample of every dataset, by greedy generation."""
     device = Accelerator().device
-    estimates = {}
+    errors = {}
     for name, dataset in datasets_by_name.items():
         loader: DataLoader = DataLoader(dataset, batch_size=batch_size, collate_fn=data_collator)  # type: ignore[arg-type]
         batches = (send_to_device(batch, device) for batch in loader)
         with preserve_modes(model.to(device)):
-            pairs = transcribe(model.eval(), batches, tokenizer, {})
-        estimates[f"{name}_wer"] = ratio_estimate(word_errors(pairs))
-    return estimates
+            errors[name] = word_errors(transcribe(model.eval(), batches, tokenizer, {}))
+    return errors
 
 
 def histograms(statistics: Mapping[str, DatasetStatistics], compared: np.ndarray) -> dict[str, Any]:

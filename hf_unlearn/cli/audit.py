@@ -22,7 +22,9 @@ class AuditSettings(DataSettings):
     """The settings of `audit`."""
 
     original: str | None = setting(None, "The original model: before unlearning.")
-    retrained: str | None = setting(None, "A model retrained without the forget dataset.")
+    retrained: list[str] | None = field(
+        default=None, metadata={"help": "Models retrained without the forget dataset, with other seeds."}
+    )
     out: str = setting("audit.html", "The HTML report; the metrics go beside it, as .json.")
     request: RequestKind | None = field(
         default=None, metadata={"help": "Kind of request; default: by the column that --forget names."}
@@ -48,8 +50,9 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--out: {settings.out!r} should end with .html; the metrics go beside it, as .json")
     quiet()
     state = PartialState()
-    names = {"model": settings.model, "original": settings.original, "retrained": settings.retrained}
+    names = {"model": settings.model, "original": settings.original}
     models: dict[str, Any] = {role: load_model(name).to(state.device) for role, name in names.items() if name}
+    models["retrained"] = [load_model(name).to(state.device) for name in settings.retrained or ()]
     with state.main_process_first():
         data = load_datasets(settings, models["model"], settings.request, settings.seed)
     report = audit(

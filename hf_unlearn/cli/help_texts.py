@@ -68,7 +68,7 @@ method (these, and every setting of TrainingArguments, have their names from Pyt
 AUDIT = f"""\
 hf-unlearn audit: has a model forgotten, and how certain is that?
 
-usage: hf-unlearn audit --model M --dataset D --forget WHAT --unseen_split S [--retrained R] [--out audit.html]
+usage: hf-unlearn audit --model M --dataset D --forget WHAT --unseen_split S [--retrained R ...] [--out audit.html]
 
 example:
   hf-unlearn audit --model out --original me/vit --retrained me/vit-retrained --dataset me/images \\
@@ -77,7 +77,7 @@ example:
 models:
   --model M              the model that should have forgotten
   --original O           the original model
-  --retrained R          a model retrained without the forget dataset: the ground truth
+  --retrained R ...      models retrained without the forget dataset: the ground truth
 
 {DATA}
 

@@ -10,9 +10,14 @@ from typing import Any
 
 from typing_extensions import Self
 
-SCHEMA_VERSION = 2
-# The models of an audit, in the order in which they are shown.
+SCHEMA_VERSION = 3
+# The models of an audit, in the order in which they are shown; further retrained models follow.
 MODELS = ("original", "audited", "retrained")
+
+
+def is_retrained(name: str) -> bool:
+    """Whether this is the name of a retrained model: "retrained", "retrained 2", ..."""
+    return name.split()[0] == "retrained"
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,10 @@ class AuditResult:
             estimated one with its 95 % interval in `<name>_low` and `<name>_high`.
         verdict: `level`, one of "consistent", "remembers", "over-forgotten", "hidden", "damaged", "unclear", and
             `sentence`, what it means in words.
-        metrics_by_model: model ("original", "audited", "retrained") to its flat metrics, intervals included.
+        metrics_by_model: model ("original", "audited", "retrained", "retrained 2", ...) to its flat metrics, intervals
+            included.
+        differences: what the verdict goes by, one entry a metric: `metric`, `audited`, `expected`, `value` (the
+            difference; of losses that of the logarithms), `low` and `high` (its 99 % interval), `sampling`.
         roc: of the audited model: attack ("loss", "margin", ...) to `{"fpr": [...], "tpr": [...]}`.
         histograms: of the losses: `edges` [bins + 1], and `counts`: model to dataset ("forget", "retain", "unseen") to
             counts [bins].
@@ -40,6 +48,7 @@ class AuditResult:
     metrics: dict[str, float]
     verdict: dict[str, str]
     metrics_by_model: dict[str, dict[str, float]]
+    differences: list[dict[str, Any]] = field(default_factory=list)
     roc: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     histograms: dict[str, Any] = field(default_factory=dict)
     relearning: dict[str, dict[str, list[float]]] = field(default_factory=dict)

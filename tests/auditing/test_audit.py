@@ -24,8 +24,8 @@ from hf_unlearn.models.adapters import add_adapter
 
 FORGET = 100
 LEVELS = {
-    "original": "remembers", "second": "consistent", "ascended": "over-forgotten", "tired": "damaged",
-    "hidden": "hidden",
+    "original": "remembers", "second": "consistent", "ascended": "damaged", "tired": "damaged",
+    "hidden": "remembers",
 }  # fmt: skip
 
 
@@ -126,10 +126,50 @@ def test_the_verdict(reports, name):
     assert report.verdict["level"] == LEVELS[name]
 
 
-def test_a_class_without_a_retrained_model_is_unclear(digits):
-    models, datasets_by_name = digits
-    report = audit(models["original"], **tiny.named(datasets_by_name), request="class", resamples=10)
-    assert report.verdict["level"] == "unclear" and report.about["request"] == "class"
+@pytest.fixture(scope="module")
+def class_models():
+    """Digits with right labels, of which a class is forgotten; models, and what seems to have forgotten it."""
+    data = digits_data(0)
+    forget, retain = split_forget_retain(data["train"].select(range(500)), column="label", values=[3])
+    original = fit(network(0), [*forget, *retain])
+    retrained = [fit(network(seed), list(retain)) for seed in (1, 2, 3)]
+    biased, masked = copy.deepcopy(original), copy.deepcopy(original)
+    with torch.no_grad():
+        biased.classifier.bias[3] -= 100
+        masked.classifier.bias[3] = -1e30
+    filtered = copy.deepcopy(original)
+    filtered.register_forward_hook(filter_class)
+    models = {"original": original, "third": retrained[2], "biased": biased, "masked": masked, "filtered": filtered}
+    return models, retrained[:2], {"forget": forget, "retain": retain, "unseen": data["test"]}
+
+
+def filter_class(module, inputs, outputs):
+    """A filter behind the model: where it would answer the class, the answer is uniform."""
+    outputs.logits = outputs.logits.masked_fill(outputs.logits.argmax(-1, keepdim=True) == 3, 0.0)
+    return outputs
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_class_behind_its_output_is_not_forgotten(class_models, count):
+    models, retrained, datasets_by_name = class_models
+    levels = {"original": "remembers", "biased": "hidden", "masked": "over-forgotten", "filtered": "hidden"}
+    levels["third"] = "consistent" if count else "unclear"
+    if count:  # a uniform answer costs ln 10, a model that never met the class far more
+        levels["filtered"] = "remembers"
+    for name, level in levels.items():
+        report = audit(
+            models[name], **tiny.named(datasets_by_name), original=models["original"], retrained=retrained[:count],
+            resamples=10,
+        )  # fmt: skip
+        print(name, report.verdict["sentence"])
+        assert report.verdict["level"] == level, name
+    of_models = report.metrics_by_model
+    assert list(of_models) == ["original", "audited", "retrained", "retrained 2"][: 2 + count]
+    assert of_models["original"]["one_offset"] < 0.05
+    assert all(of_models[name]["one_offset"] > 0.15 for name in of_models if name.startswith("retrained"))
+    assert_intervals(report.metrics)
+    if count == 2:  # how far two retrained models are apart stands beside how far the audited one is
+        assert of_models["retrained 2"]["gap"] > 0
 
 
 # ---- the metrics -----------------------------------------------------------------------------------------------
@@ -250,7 +290,7 @@ def test_a_class_is_compared_with_unseen_samples_of_the_class(digits):
     expected = roc_auc_score(truth, -np.concatenate([members, matched]))
     assert report.metrics["mia_loss_auc"] == pytest.approx(expected, abs=1e-3)
     assert report.metrics["unseen_accuracy"] == pytest.approx(outputs(model, others)[1].mean())
-    assert report.about["request"] == "class" and report.verdict["level"] == "unclear"
+    assert report.about["request"] == "class" and report.verdict["level"] == "remembers"
     assert sum(report.histograms["counts"]["audited"]["unseen"]) == len(of_class)
     # The metrics are of the other classes, the attacks of this one, the population attack of one half of it.
     assert report.about["measured"] == {"forget": len(forget), "retain": len(retain), "unseen": len(others)}
@@ -280,9 +320,9 @@ def test_the_report_is_kept_shown_and_read_again(reports, tmp_path, capsys):
     assert AuditReport.from_json(path) == report
     assert json.loads(path.read_text())["metrics"]["gap"] == report.metrics["gap"]
     page = report.to_html(tmp_path / "audit.html").read_text()
-    assert page.startswith("<!doctype html>") and "Hidden, not forgotten" in page
+    assert page.startswith("<!doctype html>") and "Still remembers" in page
     report.print()
-    assert "Hidden, not forgotten" in " ".join(capsys.readouterr().out.split())
+    assert "Still remembers" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_audit_changes_no_model_and_repeats(digits):
@@ -468,7 +508,7 @@ def test_infinite_losses_are_left_out_and_counted(tmp_path):
     assert AuditReport.from_json(report.to_json(tmp_path / "audit.json")) == report
 
 
-def test_a_diverged_model_is_unclear(digits, tmp_path):
+def test_a_diverged_model_is_damaged(digits, tmp_path):
     models, datasets_by_name = digits
     model = copy.deepcopy(models["second"])
     with torch.no_grad():
@@ -476,7 +516,7 @@ def test_a_diverged_model_is_unclear(digits, tmp_path):
     report = audit(
         model, **tiny.named(datasets_by_name), retrained=models["retrained"], original=models["original"], resamples=10
     )
-    assert report.verdict["level"] == "unclear" and "forget_loss" not in report.metrics
+    assert report.verdict["level"] == "damaged" and "forget_loss" not in report.metrics
     report.to_json(tmp_path / "audit.json")
 
 
@@ -587,7 +627,7 @@ def test_the_best_checkpoint_is_the_one_nearest_to_a_retrained_model(digits, unl
     samples = {name: tiny.Samples(dataset[:60]) for name, dataset in datasets_by_name.items()}
     trainer = unlearn(
         model=copy.deepcopy(models["original"]), sets=lambda *_: tuple(samples.values()), method="grad_ascent",
-        learning_rate=2e-3, max_steps=6, stop_at_target=False, per_device_train_batch_size=60,
+        learning_rate=2e-4, max_steps=6, stop_at_target=False, per_device_train_batch_size=60,
         lr_scheduler_type="constant", eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
         metric_for_best_model="gap", load_best_model_at_end=True,
         **({"eval_dataset": tiny.Samples(datasets_by_name["unseen"][60:80])} if eval_dataset else {}),

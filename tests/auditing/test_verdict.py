@@ -1,95 +1,219 @@
-"""The sentence about a model, from metrics made up so that the answer is known."""
+"""The verdict, from per-sample statistics made up so that the answer is known."""
 
+import numpy as np
 import pytest
 
-from hf_unlearn.auditing.verdict import verdict_of
+from hf_unlearn.auditing.attacks import Estimate
+from hf_unlearn.auditing.differences import (
+    auc_statistic,
+    difference,
+    log_loss_statistic,
+    mean_statistic,
+    ratio_statistic,
+)
+from hf_unlearn.auditing.evidence import Evidence
+from hf_unlearn.auditing.verdict import judge
+
+N = 1000
 
 
-def metrics(forget=0.9, attack=0.5, retain=1.0, unseen=0.9, width=0.05, **others):
-    values = {"forget_accuracy": forget, "unseen_accuracy": unseen, "retain_accuracy": retain, "mia_loss_auc": attack}
-    values |= others
-    low, high = ({f"{k}_{end}": v + by for k, v in values.items()} for end, by in (("low", -width), ("high", width)))
-    return values | low | high
+def accuracy(dataset, share):
+    """A model that has this share right, the same samples first: models differ where their shares do."""
+    return mean_statistic(dataset, (np.arange(N) < share * N).astype(float))
+
+
+def losses(dataset, mean):
+    return log_loss_statistic(dataset, mean * np.linspace(0.5, 1.5, N))
+
+
+def attack(auc):
+    """Scores whose area is `auc`: normal, the forget samples' shifted."""
+    from scipy.stats import norm
+
+    quantiles = norm.ppf((np.arange(N) + 0.5) / N)
+    return auc_statistic(quantiles + norm.ppf(auc) * 2**0.5, quantiles)
+
+
+def model(
+    forget=0.9, attacked=0.5, retain=1.0, unseen=0.9, forget_loss=0.5, unseen_loss=0.5, retain_loss=0.1, wer=None
+):
+    statistics = {
+        "forget_accuracy": accuracy("forget", forget), "retain_accuracy": accuracy("retain", retain),
+        "unseen_accuracy": accuracy("unseen", unseen), "forget_loss": losses("forget", forget_loss),
+        "retain_loss": losses("retain", retain_loss), "unseen_loss": losses("unseen", unseen_loss),
+        "mia_loss_auc": attack(attacked),
+    }  # fmt: skip
+    if wer is not None:
+        errors = np.tile([0.0, 10.0], (N, 1))
+        errors[: N // 100, 0] = wer * 1000  # in one utterance of a hundred
+        statistics |= {f"{name}_wer": ratio_statistic(name, errors) for name in ("retain", "unseen")}
+    return statistics
+
+
+def verdict(audited=None, *, original=None, retrained=(), request="samples", **others):
+    original = None if original is None else model(**original)
+    return judge(Evidence(request, model(**audited or {}), original, [model(**r) for r in retrained], **others))
 
 
 # What the audited model has, what the retrained model has, the level.
-AGAINST_REFERENCE = [
+AGAINST_RETRAINED = [
     ({}, {}, "consistent"),
     ({"forget": 1.0}, {"forget": 0.8}, "remembers"),
-    ({"attack": 0.7}, {}, "remembers"),
-    ({"attack": 0.7}, {"attack": 0.65}, "consistent"),  # intervals overlap: retrained models stand out as well
-    ({"mia_lira_auc": 0.8}, {}, "consistent"),  # the retrained model has no such metric
-    ({"mia_lira_auc": 0.8}, {"mia_lira_auc": 0.5}, "remembers"),
-    ({"mia_rmia_auc": 0.8}, {"mia_rmia_auc": 0.5}, "remembers"),
-    ({"attack": 0.3}, {}, "over-forgotten"),
+    ({"attacked": 0.7}, {}, "remembers"),
+    ({"forget_loss": 0.2}, {}, "remembers"),
+    ({"attacked": 0.7}, {"attacked": 0.68}, "consistent"),  # retrained models stand out as well
+    ({"attacked": 0.3}, {}, "over-forgotten"),
     ({"forget": 0.5}, {}, "over-forgotten"),
-    ({"forget": 0.5, "attack": 0.7}, {}, "remembers"),  # remembering is the worse news
-    ({"retain": 0.8}, {}, "damaged"),
-    ({"retain": 0.889, "width": 0.05}, {}, "consistent"),  # the intervals are apart, by less than two points
-    ({"retain": 0.8, "attack": 0.3}, {}, "over-forgotten"),
+    ({"forget_loss": 2.0}, {}, "over-forgotten"),  # the accuracy of the class was 0 already, say
+    ({"forget": 0.5, "attacked": 0.7}, {}, "remembers"),  # remembering is the worse news
+    ({"retain": 0.95}, {}, "damaged"),
+    ({"unseen": 0.8}, {}, "damaged"),
+    ({"unseen_loss": 1.5}, {}, "damaged"),
+    ({"retain": 0.985}, {}, "consistent"),  # less than two points
+    ({"unseen_loss": 0.55}, {}, "consistent"),
+    ({"retain": 0.5, "attacked": 0.3}, {}, "damaged"),
+    ({"retain": 0.5, "forget": 0.1}, {}, "damaged"),
 ]
 
 
-@pytest.mark.parametrize(("audited", "retrained", "level"), AGAINST_REFERENCE)
-def test_against_a_retrained_model(audited, retrained, level):
-    verdict = verdict_of({"audited": metrics(**audited), "retrained": metrics(**retrained)}, "samples")
-    assert verdict["level"] == level
-    assert ("retrained" in verdict["sentence"]) == (level != "damaged")
+@pytest.mark.parametrize(("audited", "retrained", "level"), AGAINST_RETRAINED)
+@pytest.mark.parametrize("count", [1, 3])
+def test_against_retrained_models(audited, retrained, level, count):
+    judgement = verdict(audited, retrained=[retrained] * count)
+    assert judgement.level == level and "retrained" in judgement.sentence
 
 
-def test_what_stands_out_is_named():
-    verdict = verdict_of({"audited": metrics(forget=1.0, attack=0.8), "retrained": metrics(forget=0.5)}, "class")
-    assert verdict["sentence"].startswith("Still remembers: ")
-    assert "forget accuracy 1.000 against 0.500; mia loss auc 0.800 against 0.500" in verdict["sentence"]
+def test_a_damaged_model_is_not_said_to_have_forgotten():
+    judgement = verdict({"retain": 0.35, "unseen": 0.3, "forget": 0.3}, original={"forget": 1.0, "attacked": 0.9})
+    assert judgement.level == "damaged" and judgement.sentence.startswith("Damaged: ")
+    assert "retain accuracy 35.0 % against 100.0 %" in judgement.sentence and "orgotten" not in judgement.sentence
+    judgement = verdict({"retain": 0.35, "attacked": 0.8}, original={"forget": 1.0})
+    assert judgement.level == "damaged" and "it still remembers as well: attack by loss, AUC 0.8" in judgement.sentence
+
+
+@pytest.mark.parametrize("audited", [{"wer": 0.25}, {"unseen_loss": 1.3}, {"unseen": 0.78}])
+def test_damage_beside_the_original(audited):
+    """Whatever the interval: one run-away loop in the word error rate, ten points, a loss that has risen by ln 2."""
+    assert verdict(audited, original={"wer": 0.0, "attacked": 0.9}).level == "damaged"
+    assert verdict({}, original={"wer": 0.0, "attacked": 0.9}).level == "consistent"
+
+
+def test_samples_that_are_lost_to_less_data_are_no_damage():
+    assert verdict({"unseen": 0.87}, original={"attacked": 0.9}).level == "consistent"
+
+
+def test_a_loss_that_is_no_number_is_damage():
+    judgement = verdict({}, retrained=[{}], broken={"forget": (0, 50), "retain": (3, 200), "unseen": (0, 50)})
+    assert judgement.level == "damaged" and "3 of 200 retain samples" in judgement.sentence
 
 
 AGAINST_UNSEEN = [
-    ({}, "consistent"), ({"attack": 0.6}, "remembers"), ({"forget": 1.0, "unseen": 0.85}, "remembers"),
-    ({"attack": 0.4}, "over-forgotten"), ({"forget": 0.7}, "over-forgotten"), ({"attack": 0.54}, "consistent"),
+    ({}, "consistent"), ({"attacked": 0.6}, "remembers"), ({"forget": 1.0, "unseen": 0.85}, "remembers"),
+    ({"attacked": 0.4}, "over-forgotten"), ({"forget": 0.7}, "over-forgotten"), ({"attacked": 0.52}, "consistent"),
+    ({"forget_loss": 2.0}, "over-forgotten"), ({"forget_loss": 0.2}, "remembers"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("audited", "level"), AGAINST_UNSEEN)
 @pytest.mark.parametrize("request_", ["samples", "group"])
-def test_against_unseen_rows_where_there_is_no_retrained_model(audited, level, request_):
-    verdict = verdict_of({"audited": metrics(**audited)}, request_)
-    assert verdict["level"] == level and "samples that it has never seen" in verdict["sentence"]
+def test_against_unseen_samples_where_there_is_no_retrained_model(audited, level, request_):
+    judgement = verdict(audited, request=request_)
+    assert judgement.level == level and "samples that it has never seen" in judgement.sentence
 
 
-def test_damage_without_a_reference_shows_beside_the_original():
-    assert verdict_of({"audited": metrics(retain=0.7)}, "samples")["level"] == "consistent"
-    assert verdict_of({"audited": metrics(retain=0.7), "original": metrics()}, "samples")["level"] == "damaged"
+def test_ground_truth_does_not_make_the_audit_weaker():
+    """An AUC of 0.56 is far from chance, and two unpaired intervals around 0.56 and 0.51 meet."""
+    for retrained in ([], [{"attacked": 0.51}], [{"attacked": 0.51}] * 3):
+        assert verdict({"attacked": 0.56}, retrained=retrained).level == "remembers"
 
 
-def test_where_the_original_cannot_be_told_nothing_can():
-    for models in ({}, {"retrained": metrics()}):
-        assert verdict_of({"audited": metrics(), "original": metrics(), **models}, "samples")["level"] == "unclear"
-        told = {"audited": metrics(), "original": metrics(attack=0.9), **models}
-        assert verdict_of(told, "samples")["level"] == "consistent"
+def test_the_spread_between_retrained_models_widens_the_interval():
+    # The audited model's AUC is that of the higher one of the two.
+    apart = [{"attacked": 0.42}, {"attacked": 0.62}]
+    assert verdict({"attacked": 0.62}, retrained=[apart[0]]).level == "remembers"
+    assert verdict({"attacked": 0.62}, retrained=apart).level == "consistent"
+    one, two = (
+        difference("mia_loss_auc", attack(0.5), [attack(auc) for auc in aucs], spread=True)
+        for aucs in ([0.5], [0.4, 0.6])
+    )
+    assert two.high - two.low > one.high - one.low
 
 
-def test_after_a_class_chance_says_nothing():
-    assert verdict_of({"audited": metrics()}, "class", ["a probe"])["level"] == "unclear"
-    assert verdict_of({"audited": metrics(), "retrained": metrics()}, "class")["level"] == "consistent"
+def test_what_one_retrained_model_leaves_open_is_said():
+    one, two = (verdict({}, retrained=[{}] * count, original={"attacked": 0.9}).notes for count in (1, 2))
+    assert any("how far two of them differ on this data is not known" in note for note in one) and not two
+    assert any("The original model was not given" in note for note in verdict({}, retrained=[{}] * 2).notes)
+
+
+def test_where_the_original_cannot_be_told_the_size_that_could_is_named():
+    for retrained in ([], [{}]):
+        judgement = verdict({}, original={}, retrained=retrained)
+        assert judgement.level == "unclear" and "no number of samples would do" in judgement.sentence
+        judgement = verdict({}, original={"attacked": 0.53}, retrained=retrained)
+        assert judgement.level == "unclear"
+    needed = int(verdict({}, original={"attacked": 0.53}).sentence.split("about ")[1].split()[0].replace(",", ""))
+    deviation = difference("mia_loss_auc", attack(0.53), [attack(0.5)], spread=False).sampling
+    assert needed == pytest.approx(N * ((2.576 + 0.84) * attack(0.53).deviation() / 0.03) ** 2, rel=0.02)
+    assert deviation < attack(0.53).deviation()  # paired
+    assert verdict({}, original={"attacked": 0.7}).level == "consistent"
 
 
 def test_no_attack_no_verdict():
-    without = {name: value for name, value in metrics().items() if not name.startswith("mia")}
-    for models in ({"audited": without}, {"audited": without, "retrained": without}):
-        verdict = verdict_of(models, "samples", ["a probe"])
-        assert verdict == {"level": "unclear", "sentence": "Unclear: too few samples for an attack."}
-    # A model that has diverged has no losses, and no attack that the verdict goes by.
-    diverged = without | {f"mia_population_auc{end}": 0.5 for end in ("", "_low", "_high")}
-    assert verdict_of({"audited": diverged, "retrained": metrics() | diverged}, "samples")["level"] == "unclear"
-    # A head without accuracies is judged by the attack alone.
-    attack = {name: value for name, value in metrics(attack=0.9).items() if name.startswith("mia")}
-    assert verdict_of({"audited": attack}, "samples")["level"] == "remembers"
+    audited = {name: s for name, s in model().items() if not name.startswith("mia")}
+    for retrained in ([], [audited]):
+        judgement = judge(Evidence("samples", audited, None, retrained))
+        assert judgement.level == "unclear" and "too few samples for an attack" in judgement.sentence
 
 
-def test_hidden_comes_after_remembering_and_before_the_rest():
+def test_hidden_comes_after_remembering_and_before_going_too_far():
     evidence = ["a probe names them", "6 steps bring them back"]
-    models = {"retrained": metrics()}
-    for audited, level in (({}, "hidden"), ({"forget": 0.5, "retain": 0.5}, "hidden"), ({"attack": 0.7}, "remembers")):
-        verdict = verdict_of({"audited": metrics(**audited), **models}, "samples", evidence)
-        assert verdict["level"] == level
-        assert ("a probe names them; 6 steps bring them back" in verdict["sentence"]) == (level == "hidden")
+    for audited, level in (({}, "hidden"), ({"forget": 0.5}, "hidden"), ({"attacked": 0.7}, "remembers")):
+        judgement = verdict(audited, retrained=[{}], hidden=evidence)
+        assert judgement.level == level
+        assert ("a probe names them; 6 steps bring them back" in judgement.sentence) == (level == "hidden")
+    assert verdict({"retain": 0.5}, retrained=[{}], hidden=evidence).level == "damaged"
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------
+
+GONE = {"forget": 0.0, "forget_loss": 7.0}
+KNOWN = {"forget": 0.99, "forget_loss": 0.05, "attacked": 0.5}
+
+
+def near(value):
+    return Estimate(value, 0.7 * value, min(1.0, 1.3 * value))
+
+
+def of_class(audited, one_offset, *, retrained=(), lost=(), **others):
+    """The verdict on a class, with the one-offset share of the audited and of the retrained models."""
+    names = ["retrained", "retrained 2", "retrained 3"]
+    one_offsets = {
+        "audited": near(one_offset),
+        "original": near(0.005),
+        **dict(zip(names, map(near, lost), strict=False)),
+    }
+    settings = {"wrong_class_loss": 8.0, "classes": 10, **others}
+    return verdict(
+        {**GONE, **audited}, original=KNOWN, retrained=retrained, request="class", one_offsets=one_offsets, **settings
+    )
+
+
+def test_a_class_without_a_retrained_model():
+    judgement = of_class({}, 0.4)
+    assert judgement.level == "unclear"
+    for said in ("0.0 % of the class are right", "brings 90 % of it back and takes 40.0 % of other classes", "loss 7"):
+        assert said in judgement.sentence
+    assert of_class({"forget": 0.3}, 0.4).level == "remembers"
+    assert of_class({}, 0.02).level == "hidden"  # its output is held down
+    assert of_class({"forget_loss": 99.8}, 0.4).level == "over-forgotten"
+    assert of_class({"retain": 0.9}, 0.4).level == "damaged"
+
+
+def test_a_class_beside_retrained_models():
+    retrained = [GONE, GONE]
+    assert of_class({}, 0.4, retrained=retrained, lost=(0.37, 0.85)).level == "consistent"
+    assert of_class({}, 0.16, retrained=retrained, lost=(0.16, 0.45)).level == "consistent"
+    assert of_class({}, 0.012, retrained=retrained, lost=(0.16, 0.45)).level == "hidden"
+    assert of_class({}, 0.05, retrained=retrained, lost=(0.37, 0.85)).level == "hidden"
+    assert of_class({"forget_loss": 99.8}, 0.4, retrained=retrained, lost=(0.37, 0.85)).level == "over-forgotten"
+    assert of_class({"forget": 0.2}, 0.4, retrained=retrained, lost=(0.37, 0.85)).level == "remembers"

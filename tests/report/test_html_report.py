@@ -182,7 +182,7 @@ def test_a_report_is_the_same_after_json(tmp_path):
 def test_another_schema_is_refused(tmp_path):
     path = example_report().to_json(tmp_path / "audit.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99 is not 2"):
+    with pytest.raises(ValueError, match="schema version 99 is not 3"):
         AuditReport.from_json(path)
 
 
