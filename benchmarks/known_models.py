@@ -166,7 +166,15 @@ def request_datasets(task, request):
         else:
             share = 0.3 if request == "many samples" else 0.1
             forget, retain = split_forget_retain(train, fraction=share, seed=seed)
-    return {"forget": forget, "retain": retain, "unseen": test}, train
+    return {"forget": forget, "retain": without(retain, forget), "unseen": without(test, train)}, train
+
+
+def without(samples, others):
+    """The samples that do not occur among others: a question is asked twice in Banking77."""
+    if "input_ids" not in samples.column_names:
+        return samples
+    others_ids = {tuple(ids) for ids in others["input_ids"]}
+    return samples.select([i for i, ids in enumerate(samples["input_ids"]) if tuple(ids) not in others_ids])
 
 
 # ---- training --------------------------------------------------------------------------------------------------
@@ -242,19 +250,19 @@ def losses_of(model, batch):
 
 
 @torch.no_grad()
-def biased(model, parts, value=-100.0):
+def biased(model, parts, retrained, value=-100.0):
     """The class's output held down by its bias."""
     for label in set(parts["forget"]["label"]):
         head_of_classes(model).bias[int(label)] += value
     return model
 
 
-def masked(model, parts):
+def masked(model, parts, retrained):
     """The class's output masked, as generation masks tokens."""
-    return biased(model, parts, torch.finfo(torch.float32).min / 2)
+    return biased(model, parts, retrained, torch.finfo(torch.float32).min / 2)
 
 
-def filtered(model, parts):
+def filtered(model, parts, retrained):
     """Where the class would be answered, the answer is uniform: a filter behind the model."""
     forgotten = sorted({int(label) for label in parts["forget"]["label"]})
 
@@ -268,7 +276,7 @@ def filtered(model, parts):
 
 
 @torch.no_grad()
-def scaled(model, parts):
+def scaled(model, parts, retrained):
     """Logits scaled down, until the mean loss of forget samples is that of unseen samples."""
     head, forget = head_of_classes(model), batches_of(parts["forget"], model)
     goal = losses_of(model, batches_of(parts["unseen"], model)).mean()
@@ -281,21 +289,21 @@ def scaled(model, parts):
 
 
 @torch.no_grad()
-def noisy_head(model, parts):
+def noisy_head(model, parts, retrained):
     """The head swapped for noise."""
     head = head_of_classes(model)
     head.weight.normal_(0, float(head.weight.std()), generator=torch.Generator().manual_seed(0))
     return model
 
 
-def over_forgotten(model, parts):
-    """Ascent on forget samples, with retain samples beside them, far beyond the loss of unseen samples."""
+def over_forgotten(model, parts, retrained):
+    """Ascent on forget samples, with retain samples beside them, to four times the loss of a retrained model."""
     forget, retain = (batches_of(parts[name], model) for name in ("forget", "retain"))
     with torch.no_grad():
-        goal = 4 * max(float(losses_of(model, batches_of(parts["unseen"], model)).mean()), 1.0)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-4, weight_decay=0.0)
+        goal = 4 * float(losses_of(retrained, forget).mean())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(150):
+    for _ in range(300):
         some = torch.randperm(len(retain["labels"]), generator=generator)[:128]
         forget_loss = losses_of(model, forget).mean()
         if forget_loss > goal:
@@ -307,26 +315,28 @@ def over_forgotten(model, parts):
 
 
 @torch.no_grad()
-def damaged(model, parts):
-    """Noise on every weight, until 12 points of the accuracy on unseen samples are lost."""
-    unseen = batches_of(parts["unseen"], model)
+def damaged(model, parts, retrained):
+    """Noise on every weight, until 12 points of the accuracy on unseen samples of retained classes are lost."""
+    labels = np.array(parts["unseen"]["label"])
+    kept = np.isin(labels, np.unique(parts["retain"]["label"]))
+    unseen = batches_of(parts["unseen"].select(np.flatnonzero(kept)), model)
     inputs = {name: values for name, values in unseen.items() if name != "labels"}
 
     def accuracy():
         return float((model(**inputs).logits.argmax(-1) == unseen["labels"]).float().mean())
 
     before, generator = accuracy(), torch.Generator().manual_seed(0)
-    for _ in range(60):
+    for _ in range(1000):
         if accuracy() < before - 0.12:
             break
         for weight in model.parameters():
             if weight.ndim > 1:
-                weight.add_(0.05 * weight.std() * torch.randn(weight.shape, generator=generator))
+                weight.add_(0.1 * weight.std() * torch.randn(weight.shape, generator=generator))
     return model
 
 
 @torch.no_grad()
-def not_a_number(model, parts):
+def not_a_number(model, parts, retrained):
     """One weight is NaN."""
     head_of_classes(model).weight[0, 0] = float("nan")
     return model
@@ -334,7 +344,7 @@ def not_a_number(model, parts):
 
 # Name to what is done, and whether to the original (else to a retrained model).
 ALTERED = {
-    "original": (lambda model, parts: model, True), "scaled": (scaled, True), "noisy head": (noisy_head, True),
+    "original": (lambda model, parts, retrained: model, True), "scaled": (scaled, True), "noisy head": (noisy_head, True),
     "over-forgotten": (over_forgotten, True), "damaged": (damaged, False), "NaN": (not_a_number, False),
 }  # fmt: skip
 ALTERED_CLASSES = {"biased": (biased, True), "masked": (masked, True), "filtered": (filtered, True)}
@@ -363,7 +373,7 @@ def audited_models(options, name, seed, request):
         others = retrained[position + 1 :] + retrained[:position]
         yield f"retrained {position + 1}", copy.deepcopy(retrained[position]), original, others, parts, True
     for altered, (alter, of_original) in (ALTERED | (ALTERED_CLASSES if request == "class" else {})).items():
-        model = alter(copy.deepcopy(original if of_original else retrained[-1]), parts)
+        model = alter(copy.deepcopy(original if of_original else retrained[-1]), parts, retrained[0])
         yield altered, model.eval(), original, retrained, parts, False
 
 

@@ -34,7 +34,9 @@ class Evidence:
         audited: metric to its statistic, of the audited model.
         original: likewise, where the original model was given.
         retrained: likewise, of every retrained model.
-        broken: dataset to the samples whose loss is not finite in the audited model alone, and to all samples.
+        broken: dataset to the samples whose loss is not finite in the audited model alone, and to all samples; a
+            forget sample's infinite loss is not broken.
+        infinite: the forget samples whose loss is infinite in the audited model alone: their label is masked.
         one_offsets: model to the result of the one-offset test, after a class was removed.
         wrong_class_loss: after a class was removed, the mean loss of the audited model were samples of other classes
             labelled with yet another of these: what a class costs that a model knows not to be there.
@@ -47,6 +49,7 @@ class Evidence:
     original: Statistics | None = None
     retrained: Sequence[Statistics] = ()
     broken: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    infinite: int = 0
     one_offsets: Mapping[str, Estimate] = field(default_factory=dict)
     wrong_class_loss: float | None = None
     classes: int | None = None
@@ -84,7 +87,10 @@ def collect_evidence(
         for name in losses.keys() - {"audited"}:
             measured &= np.isfinite(losses[name])
         finite = measured & np.isfinite(losses["audited"])
-        broken[dataset] = int((measured & ~finite).sum()), int(measured.sum())
+        is_broken = np.isnan(losses["audited"]) if dataset == "forget" else ~finite
+        broken[dataset] = int((measured & is_broken).sum()), int(measured.sum())
+        if dataset == "forget":
+            infinite = int((measured & np.isposinf(losses["audited"])).sum())
         for name, of_model in of_models.items():
             correct = of_model.correct.double().numpy()[finite]
             if finite.sum() < MIN_SAMPLES:
@@ -102,7 +108,7 @@ def collect_evidence(
     return Evidence(
         request, by_model["audited"], by_model.get("original"),
         [of_model for name, of_model in by_model.items() if is_retrained(name)],
-        broken, one_offsets, wrong_class_loss, None if log_probs is None else log_probs.shape[1],
+        broken, infinite, one_offsets, wrong_class_loss, None if log_probs is None else log_probs.shape[1],
     )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def _level(
         return "remembers", f"the forget samples are better known than {beside}", above_text
     if hidden := [*evidence.hidden, *_held_down(evidence)]:
         return "hidden", "the predictions have changed, but the data is still in the model", hidden
-    if below_text := _named(below) + _class_beyond(evidence):
+    if below_text := _masked(evidence) + _named(below) + _class_beyond(evidence):
         return "over-forgotten", f"the forget samples stand out the other way, further than {beside}", below_text
     if evidence.request == "class" and not evidence.retrained:
         return (
@@ -179,6 +179,10 @@ def _broken(evidence: Evidence) -> list[str]:
         for dataset, (count, total) in evidence.broken.items()
         if count
     ]
+
+
+def _masked(evidence: Evidence) -> list[str]:
+    return [f"{evidence.infinite:,} of them have an infinite loss"] if evidence.infinite else []
 
 
 def _class_remembered(evidence: Evidence) -> list[str]:

@@ -136,7 +136,7 @@ def class_models():
     biased, masked = copy.deepcopy(original), copy.deepcopy(original)
     with torch.no_grad():
         biased.classifier.bias[3] -= 100
-        masked.classifier.bias[3] = -1e30
+        masked.classifier.bias[3] = -math.inf
     filtered = copy.deepcopy(original)
     filtered.register_forward_hook(filter_class)
     models = {"original": original, "third": retrained[2], "biased": biased, "masked": masked, "filtered": filtered}

@@ -107,6 +107,11 @@ def test_a_loss_that_is_no_number_is_damage():
     assert judgement.level == "damaged" and "3 of 200 retain samples" in judgement.sentence
 
 
+def test_masked_labels_are_over_forgotten():
+    judgement = verdict({}, retrained=[{}], infinite=50)
+    assert judgement.level == "over-forgotten" and "50 of them have an infinite loss" in judgement.sentence
+
+
 AGAINST_UNSEEN = [
     ({}, "consistent"), ({"attacked": 0.6}, "remembers"), ({"forget": 1.0, "unseen": 0.85}, "remembers"),
     ({"attacked": 0.4}, "over-forgotten"), ({"forget": 0.7}, "over-forgotten"), ({"attacked": 0.52}, "consistent"),
