@@ -344,7 +344,7 @@ def not_a_number(model, parts, retrained):
 
 # Name to what is done, and whether to the original (else to a retrained model).
 ALTERED = {
-    "original": (lambda model, parts, retrained: model, True), "scaled": (scaled, True), "noisy head": (noisy_head, True),
+    "original": (lambda model, *_: model, True), "scaled": (scaled, True), "noisy head": (noisy_head, True),
     "over-forgotten": (over_forgotten, True), "damaged": (damaged, False), "NaN": (not_a_number, False),
 }  # fmt: skip
 ALTERED_CLASSES = {"biased": (biased, True), "masked": (masked, True), "filtered": (filtered, True)}

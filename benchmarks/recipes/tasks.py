@@ -16,8 +16,8 @@ import _tiny
 
 from hf_unlearn import split_forget_retain
 from hf_unlearn.auditing.attacks import logistic_attack
-from hf_unlearn.auditing.dataset_metrics import transcribe, word_error_rate
 from hf_unlearn.auditing.measuring import average_gap, statistics_of
+from hf_unlearn.auditing.transcription import transcribe, word_error_rate
 from hf_unlearn.comparing import Task
 from hf_unlearn.data.collator import readable_collator
 from hf_unlearn.data.splitting import subsample

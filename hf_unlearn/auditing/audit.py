@@ -22,12 +22,13 @@ from hf_unlearn.auditing import report_parts
 from hf_unlearn.auditing.attack_scores import AttackScores, DatasetStatistics, attack_scores
 from hf_unlearn.auditing.attacks import Estimate, roc
 from hf_unlearn.auditing.dataset_metrics import matched_datasets
-from hf_unlearn.auditing.estimates import attack_estimates, dataset_estimates, flat, ratio_estimate
+from hf_unlearn.auditing.estimates import attack_estimates, dataset_estimates, flat
 from hf_unlearn.auditing.evidence import Evidence, collect_evidence
 from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.relearning import Curve
 from hf_unlearn.auditing.robustness import robustness
 from hf_unlearn.auditing.shadows import Shadows
+from hf_unlearn.auditing.transcription import with_word_errors
 from hf_unlearn.auditing.verdict import judge
 from hf_unlearn.data.collator import Collator, columns_read, readable_collator
 from hf_unlearn.data.hashing import sample_hashes
@@ -43,6 +44,8 @@ from hf_unlearn.report.audit_result import is_retrained
 
 # Samples of the retain dataset that are measured: enough for half a point of accuracy.
 RETAIN_SAMPLES = 2000
+# Heads that answer in words.
+TRANSCRIBING = ("seq2seq_lm", "ctc")
 LIKELIHOOD = ("single_label", *LANGUAGE_KINDS)
 
 
@@ -192,7 +195,6 @@ class _Collected:
     Attributes:
         statistics: model to dataset to its statistics.
         shadow_statistics: those of every shadow model, on the forget and the unseen dataset.
-        word_errors: model to dataset to word errors and words [n, 2] of every sample, of recognisers.
         classes: the forgotten classes, when the request is a class.
         compared: [unseen samples], those that attacks compare the forget samples with.
         has_labels: whether a sample has one class label; several labels in a head that leaves it open are no classes.
@@ -200,7 +202,6 @@ class _Collected:
 
     statistics: dict[str, DatasetStatistics]
     shadow_statistics: list[DatasetStatistics]
-    word_errors: dict[str, dict[str, np.ndarray]]
     classes: list[int]
     compared: np.ndarray
     has_labels: bool
@@ -308,18 +309,15 @@ def _collect(subject: _Subject) -> _Collected:
         classes = forget_labels.unique().tolist()
         compared = torch.isin(unseen_labels, forget_labels).numpy()
     shadow_models = () if subject.shadows is None else subject.shadows.models()
-    word_errors = {}
-    if subject.kind == "seq2seq_lm" and subject.tokenizer is not None:
-        word_errors = {
-            name: report_parts.word_errors_by_dataset(
-                model, measured, subject.tokenizer, subject.data_collator, subject.batch_size
-            )
-            for name, model in subject.models.items()
-        }
+    if subject.kind in TRANSCRIBING and subject.tokenizer is not None:
+        for name, model in subject.models.items():
+            statistics[name] = with_word_errors(
+                statistics[name], model, measured, subject.tokenizer, subject.data_collator, subject.batch_size,
+                subject.seed,
+            )  # fmt: skip
     return _Collected(
         statistics=statistics,
         shadow_statistics=[collect(model, ("forget", "unseen")) for model in shadow_models],
-        word_errors=word_errors,
         classes=classes,
         compared=compared,
         has_labels=forget_labels is not None,
@@ -352,10 +350,8 @@ def _estimate(subject: _Subject, collected: _Collected, scores: Mapping[str, Att
         of_attacks, attack_notes = attack_estimates(scores[name], subject.resamples, subject.seed)
         estimates[name] = dataset_estimates(matched_datasets(statistics, collected.classes)[0]) | of_attacks
         notes += attack_notes if name == "audited" else []
-        for dataset, counts in collected.word_errors.get(name, {}).items():
-            estimates[name][f"{dataset}_wer"] = ratio_estimate(counts, subject.resamples, subject.seed)
     evidence = collect_evidence(
-        collected.statistics, scores, collected.word_errors, request=subject.request,
+        collected.statistics, scores, request=subject.request,
         forgotten_classes=collected.classes, seed=subject.seed,
     )  # fmt: skip
     for name, estimate in evidence.one_offsets.items():

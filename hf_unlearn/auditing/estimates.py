@@ -67,6 +67,9 @@ def dataset_estimates(statistics: Mapping[str, SampleStatistics]) -> dict[str, E
             correct = of_dataset.correct.double().numpy()
             if not np.isnan(correct).all():
                 estimates[f"{name}_accuracy"] = mean_estimate(correct[~np.isnan(correct)])
+            if of_dataset.word_errors is not None:
+                counts = of_dataset.word_errors.double().numpy()
+                estimates[f"{name}_wer"] = ratio_estimate(counts[np.isfinite(counts).all(1)])
     return estimates
 
 

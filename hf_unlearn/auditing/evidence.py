@@ -59,7 +59,6 @@ class Evidence:
 def collect_evidence(
     statistics: Mapping[str, DatasetStatistics],
     scores: Mapping[str, AttackScores],
-    word_errors: Mapping[str, Mapping[str, np.ndarray]],
     *,
     request: str,
     forgotten_classes: Sequence[int],
@@ -70,7 +69,6 @@ def collect_evidence(
     Args:
         statistics: model to dataset to per-sample statistics, with log probabilities after a class was removed.
         scores: model to the scores of its attacks.
-        word_errors: model to dataset to word errors and words [n, 2], of recognisers.
         request: `"samples"`, `"class"` or `"group"`.
         forgotten_classes: when the request is a class.
         seed: of the bootstrap of the one-offset test.
@@ -98,8 +96,9 @@ def collect_evidence(
             by_model[name][f"{dataset}_loss"] = log_loss_statistic(dataset, losses[name][finite])
             if np.isfinite(correct).all():
                 by_model[name][f"{dataset}_accuracy"] = mean_statistic(dataset, correct)
-            if name in word_errors:
-                by_model[name][f"{dataset}_wer"] = ratio_statistic(dataset, word_errors[name][dataset])
+            if of_model.word_errors is not None:
+                counts = of_model.word_errors.double().numpy()
+                by_model[name][f"{dataset}_wer"] = ratio_statistic(dataset, counts[np.isfinite(counts).all(1)])
     for attack in ATTACKS:
         for name, statistic in _attack_statistics(attack, scores).items():
             by_model[name][f"mia_{attack}_auc"] = statistic

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import send_to_device
-from torch.utils.data import DataLoader
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
 from hf_unlearn.auditing.attack_scores import AttackScores, DatasetStatistics
 from hf_unlearn.auditing.attacks import Estimate
-from hf_unlearn.auditing.dataset_metrics import transcribe, word_errors
 from hf_unlearn.auditing.estimates import flat
-from hf_unlearn.auditing.measuring import average_gap, preserve_modes, statistics_of
+from hf_unlearn.auditing.measuring import average_gap, statistics_of
 from hf_unlearn.auditing.metrics import js_divergence, tug_of_war, unlearning_impact_score
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.types import Model
@@ -116,24 +112,6 @@ def divergences(
             continue  # a model that has diverged predicts nothing
         metrics[f"{name}_js_divergence"] = js_divergence(audited.double().numpy(), retrained.double().numpy())
     return metrics
-
-
-def word_errors_by_dataset(
-    model: Model,
-    datasets_by_name: Mapping[str, AnyDataset],
-    tokenizer: PreTrainedTokenizerBase,
-    data_collator: Callable,
-    batch_size: int,
-) -> dict[str, np.ndarray]:
-    """Word errors and labelled words [n, 2] of every sample of every dataset, by greedy generation."""
-    device = Accelerator().device
-    errors = {}
-    for name, dataset in datasets_by_name.items():
-        loader: DataLoader = DataLoader(dataset, batch_size=batch_size, collate_fn=data_collator)  # type: ignore[arg-type]
-        batches = (send_to_device(batch, device) for batch in loader)
-        with preserve_modes(model.to(device)):
-            errors[name] = word_errors(transcribe(model.eval(), batches, tokenizer, {}))
-    return errors
 
 
 def histograms(statistics: Mapping[str, DatasetStatistics], compared: np.ndarray) -> dict[str, Any]:

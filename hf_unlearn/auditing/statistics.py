@@ -37,6 +37,8 @@ class SampleStatistics:
         log_probs: [n, classes], when requested, single-label heads only.
         token_loss_profiles: [n, 8], heads that score a sample on several tokens only; see
             `hf_unlearn.losses.Head.token_loss_profiles`.
+        word_errors: [n, 2], word errors and labelled words, of recognisers that were asked to transcribe; NaN for
+            samples that were not.
     """
 
     losses: Tensor
@@ -45,6 +47,7 @@ class SampleStatistics:
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     log_probs: Tensor | None = None
     token_loss_profiles: Tensor | None = None
+    word_errors: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -59,6 +62,7 @@ class SampleStatistics:
             {name: values[mask] for name, values in self.scores.items()},
             None if self.log_probs is None else self.log_probs[mask],
             None if self.token_loss_profiles is None else self.token_loss_profiles[mask],
+            None if self.word_errors is None else self.word_errors[mask],
         )
 
 

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from scipy.stats import hmean, ks_2samp
 
-from hf_unlearn.auditing.dataset_metrics import word_error_rate
 from hf_unlearn.auditing.metrics import check_losses, check_numbers, check_pairs
+from hf_unlearn.auditing.transcription import word_error_rate
 
 
 def wer(predictions: Sequence[str], references: Sequence[str]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import datasets
@@ -16,9 +17,10 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import Unpack, override
 
-from hf_unlearn.auditing.audit import RETAIN_SAMPLES, AuditOptions, audit
-from hf_unlearn.auditing.dataset_metrics import dataset_metrics, transcribe, word_error_rate
+from hf_unlearn.auditing.audit import RETAIN_SAMPLES, TRANSCRIBING, AuditOptions, audit
+from hf_unlearn.auditing.dataset_metrics import dataset_metrics
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
+from hf_unlearn.auditing.transcription import transcribe, with_word_errors, word_error_rate
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.columns import LABELS, is_transformed
 from hf_unlearn.data.finite import refuse_losses
@@ -129,7 +131,7 @@ class EvaluationMixin(Seq2SeqTrainer):
             "request": self.request, "data_collator": self.data_collator, "seed": self.args.seed,
             "batch_size": self.args.eval_batch_size, "training": self.state.log_history,
         }  # fmt: skip
-        if self.args.predict_with_generate:
+        if self.args.predict_with_generate or self._recognises_speech:
             settings["processing_class"] = self.processing_class  # type: ignore[typeddict-item]
         group_column = options.get("group_column")
         if group_column is not None:
@@ -163,6 +165,26 @@ class EvaluationMixin(Seq2SeqTrainer):
         loader = self.get_test_dataloader(dataset)
         pairs = transcribe(self.model.eval(), loader, tokenizer, {k: v for k, v in limits.items() if v is not None})
         return self.accelerator.gather_for_metrics(pairs, use_gather_object=True)
+
+    @property
+    def _recognises_speech(self) -> bool:
+        """Whether what the model says can be judged in words: its tokens may be right, and the sentence a loop."""
+        hears = self.model.main_input_name in ("input_features", "input_values") and self.head.kind in TRANSCRIBING
+        can_tell = getattr(self.processing_class, "tokenizer", None) is not None and find_spec("jiwer") is not None
+        return hears and can_tell and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _original_statistics(self) -> dict[str, SampleStatistics]:
+        """What an audit compares with: with scores, and for recognisers the word errors of some samples."""
+        statistics = self._dataset_statistics(scores=True)
+        if not self._recognises_speech:
+            return statistics
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", None)
+        return dict(
+            with_word_errors(
+                statistics, self.model, {k: self._readable(v) for k, v in self._measured_datasets().items()},
+                tokenizer, self._flat_collator(), self.args.eval_batch_size, self.args.seed,
+            )
+        )  # fmt: skip
 
     # ---- statistics of samples ----
 

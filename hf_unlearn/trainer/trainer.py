@@ -360,7 +360,7 @@ class UnlearningTrainer(HubMixin):
     def _measure_original(self) -> UnlearningState:
         """What is known before the first step; a second run of the same model still compares with its original."""
         original_hash = self._hash_original_weights()
-        statistics = self._dataset_statistics(scores=True)
+        statistics = self._original_statistics()
         self._refuse_unmeasurable(statistics)
         first = self._unlearning_state if self.model_init is None else None
         state = UnlearningState(

@@ -457,6 +457,41 @@ def test_word_error_rates_of_sequence_models(name, tmp_path):
     assert b"secret" not in report.to_json(tmp_path / "audit.json").read_bytes()
 
 
+def test_word_error_rates_of_ctc(tmp_path):
+    import jiwer
+
+    tf.set_seed(0)
+    model, batch = tiny.make("wav2vec2_ctc")
+    vocabulary = {"<pad>": 0, "|": 1, "<unk>": 2, **{chr(94 + i): i for i in range(3, tiny.VOCAB)}}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    tokenizer = tf.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), pad_token="<pad>", unk_token="<unk>")
+    datasets_by_name = split(tiny.samples(batch(36)))
+    report = audit(model, **tiny.named(datasets_by_name), processing_class=tokenizer, resamples=10)
+    inputs = default_collator(model)(datasets_by_name["retain"])
+    labels = inputs.pop("labels")
+    with torch.no_grad():
+        recognised = tokenizer.batch_decode(model.eval()(**inputs).logits.argmax(-1), skip_special_tokens=True)
+    spelled = [tokenizer.decode(s[s != -100], skip_special_tokens=True, group_tokens=False) for s in labels]
+    # A letter that stands twice in a label was said twice.
+    assert any((sample[1:] == sample[:-1]).any() for sample in labels)
+    assert report.metrics["retain_wer"] == pytest.approx(jiwer.wer(spelled, recognised), abs=1e-6)
+
+
+def test_a_recogniser_that_runs_away_is_damaged(unlearn):
+    """Its tokens and losses are what they were: only what it says tells."""
+    processor = type("Processor", (), {"tokenizer": words()})()
+    trainer = unlearn("whisper", method="grad_diff", max_steps=1, learning_rate=1e-9)
+    trainer.processing_class = processor
+    trainer.train()
+    report = trainer.audit(resamples=10)
+    assert {"retain_wer", "unseen_wer"} <= {difference["metric"] for difference in report.differences}
+    assert report.metrics["retain_wer"] == report.metrics_by_model["original"]["retain_wer"]
+    # The same tokens given the tokens before them; said by itself, one word over and over.
+    trainer.model.generation_config.suppress_tokens = [t for t in range(tiny.VOCAB) if t != 5]
+    report = trainer.audit(resamples=10)
+    assert report.verdict["level"] == "damaged" and "word error rate" in report.verdict["sentence"]
+
+
 def classifier(problem_type, labels):
     tf.set_seed(0)
     settings = tiny.DECODER | {"num_hidden_layers": 1, "num_labels": labels, "problem_type": problem_type}

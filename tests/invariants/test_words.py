@@ -29,7 +29,7 @@ ELSEWHERE = {
     "row": (*PER_SAMPLE, *REPORT, "hf_unlearn/report/svg.py", "hf_unlearn/hub/templates/card.md"),  # matrices, tables
     "rows": (*PER_SAMPLE, *REPORT, "docs/_ext/docstrings.py"),
     "reference": (  # the reference-model attack, reference texts of metrics, the API reference
-        "hf_unlearn/auditing/attack_scores.py", "hf_unlearn/auditing/dataset_metrics.py",
+        "hf_unlearn/auditing/attack_scores.py", "hf_unlearn/auditing/transcription.py",
         "hf_unlearn/auditing/metrics.py", "hf_unlearn/auditing/text_metrics.py", "hf_unlearn/report/meanings.py",
         "README.md", "docs/_ext/docstrings.py", "docs/_ext/modules.py", "docs/concepts/audit.md", "docs/index.md",
         "docs/reference/index.md",

@@ -1,0 +1,109 @@
+"""What a recogniser of speech says, in words: transcripts, and the errors in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from hf_unlearn.auditing.attack_scores import DatasetStatistics
+from hf_unlearn.auditing.measuring import preserve_modes
+from hf_unlearn.data.splitting import select, subsample_numbers
+from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.models.types import Model
+
+# Samples of a dataset that are transcribed, which takes as long as many forward passes.
+TRANSCRIBED_SAMPLES = 200
+
+
+def with_word_errors(
+    statistics: DatasetStatistics,
+    model: Model,
+    datasets_by_name: Mapping[str, AnyDataset],
+    tokenizer: PreTrainedTokenizerBase,
+    data_collator: Callable,
+    batch_size: int,
+    seed: int = 0,
+) -> DatasetStatistics:
+    """The statistics with the word errors of at most 200 samples of every dataset, by greedy decoding.
+
+    Args:
+        statistics: by dataset.
+        model: a recogniser.
+        datasets_by_name: the datasets that the statistics are of.
+        tokenizer: decodes labels and predictions.
+        data_collator: samples to batch.
+        batch_size: samples in a batch.
+        seed: of the samples that are drawn.
+    """
+    device = Accelerator().device
+    measured = {}
+    for name, dataset in datasets_by_name.items():
+        numbers = subsample_numbers(len(dataset), TRANSCRIBED_SAMPLES, seed)
+        loader: DataLoader = DataLoader(select(dataset, numbers), batch_size, collate_fn=data_collator)  # type: ignore[arg-type]
+        batches = (send_to_device(batch, device) for batch in loader)
+        with preserve_modes(model.to(device)):
+            counts = word_errors(transcribe(model.eval(), batches, tokenizer, {}))
+        errors = torch.full((len(dataset), 2), torch.nan)
+        errors[torch.as_tensor(numbers)] = torch.from_numpy(counts).float()
+        measured[name] = replace(statistics[name], word_errors=errors)
+    return measured
+
+
+def word_errors(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Word errors and labelled words [n, 2] of pairs of labelled and recognised text (`jiwer`)."""
+    import jiwer
+
+    outputs = [jiwer.process_words(reference, transcript) for reference, transcript in pairs]
+    return np.array([
+        (o.substitutions + o.deletions + o.insertions, o.hits + o.substitutions + o.deletions) for o in outputs
+    ])  # fmt: skip
+
+
+def word_error_rate(references: Sequence[str], predictions: Sequence[str]) -> float:
+    """Word errors over labelled words, 0 is perfect, above 1 possible (`jiwer.wer`).
+
+    Raises:
+        ImportError: when jiwer is not installed (`pip install hf-unlearn[speech]`).
+    """
+    import jiwer
+
+    return float(jiwer.wer(list(references), list(predictions)))
+
+
+@torch.no_grad()
+def transcribe(
+    model: Model,
+    batches: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    generate_kwargs: Mapping[str, Any],
+) -> list[tuple[str, str]]:
+    """Labelled and recognised text of every sample: generated, or of a CTC head its most likely tokens.
+
+    Args:
+        model: a sequence-to-sequence model or one with a CTC head.
+        batches: collated batches on the model's device, with `labels`.
+        tokenizer: decodes labels and predictions.
+        generate_kwargs: passed to `generate`.
+    """
+    pairs: list[tuple[str, str]] = []
+    for batch in batches:
+        inputs = {k: v for k, v in batch.items() if k not in ("labels", "decoder_input_ids", "decoder_attention_mask")}
+        labels = [sample[sample != -100].tolist() for sample in batch["labels"]]  # padding tokens are optional
+        if model.can_generate():
+            recognised = model.generate(**inputs, **generate_kwargs)  # type: ignore[operator]
+            decoded = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (labels, recognised)]
+        else:
+            recognised = model(**inputs).logits.argmax(-1)
+            # A label that is there twice was said twice.
+            said = tokenizer.batch_decode(labels, skip_special_tokens=True, group_tokens=False)
+            decoded = [said, tokenizer.batch_decode(recognised, skip_special_tokens=True)]
+        pairs += list(zip(*decoded, strict=True))
+    return pairs
