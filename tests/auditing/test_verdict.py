@@ -132,6 +132,13 @@ def test_ground_truth_does_not_make_the_audit_weaker():
         assert verdict({"attacked": 0.56}, retrained=retrained).level == "remembers"
 
 
+def test_chance_is_expected_of_random_samples_only():
+    """Two points from the retrained model, which is sure of nothing, and four from chance."""
+    attacked, retrained = {"attacked": 0.455}, [{"attacked": 0.475}]
+    for request, level in (("samples", "over-forgotten"), ("group", "consistent")):
+        assert verdict(attacked, retrained=retrained, request=request).level == level
+
+
 def test_the_spread_between_retrained_models_widens_the_interval():
     # The audited model's AUC is that of the higher one of the two.
     apart = [{"attacked": 0.42}, {"attacked": 0.62}]
