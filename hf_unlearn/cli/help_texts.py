@@ -62,7 +62,7 @@ method (these, and every setting of TrainingArguments, have their names from Pyt
   --max_steps N, --learning_rate X, --per_device_train_batch_size N, --seed N, --push_to_hub, ...
 
   --config FILE          the same settings from a YAML file; flags override it
-  --resume               continue from the last checkpoint in --output_dir, which Ctrl-C saves
+  --resume               continue from the newest complete checkpoint in --output_dir, such as Ctrl-C saves
   --help-all             all settings"""
 
 AUDIT = f"""\

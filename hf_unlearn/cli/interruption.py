@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from typing_extensions import override
 
 # Launchers forward a Ctrl-C to processes that the terminal has sent it to: signals within a second count as one.
@@ -54,7 +55,7 @@ class Interruption(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._requested_at is not None:
             self.restore()
-            folder = get_last_checkpoint(args.output_dir)
+            folder = os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
             raise KeyboardInterrupt(f"interrupted after step {state.global_step}; --resume continues from {folder}")
 
     def restore(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,6 @@ from typing import Literal
 import torch
 from peft import PeftConfig
 from transformers import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_unlearn.cli import NOT_FORGOTTEN, UsageError
 from hf_unlearn.cli.datasets import cache_folders, load_datasets
@@ -23,7 +21,9 @@ from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.precision import DType, train_in_float32
 from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.manifest import checkpoints
 from hf_unlearn.trainer.outcome import Outcome
+from hf_unlearn.trainer.output_folder import latest_folder, refuse_original_folder, used_by_another_run
 from hf_unlearn.trainer.trainer import UnlearningTrainer
 from hf_unlearn.training import quiet
 
@@ -40,19 +40,20 @@ class RunSettings(DataSettings):
     dtype: DType = setting(  # noqa: RUF009
         "auto", "dtype of the weights; auto: float32 where all train, else as they were saved."
     )
-    resume: bool = setting(False, "Continue from the last checkpoint in output_dir.")
+    resume: bool = setting(False, "Continue from the newest complete checkpoint in output_dir.")
 
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     # Pinned memory is for accelerators; without one, torch warns of it.
-    defaults = {"output_dir": "unlearned", "dataloader_pin_memory": torch.accelerator.is_available()}
-    parsed = parse("run", [RunSettings, UnlearningArguments], argv, **defaults)
+    parsed = parse(
+        "run", [RunSettings, UnlearningArguments], argv, dataloader_pin_memory=torch.accelerator.is_available()
+    )
     if parsed is None:
         return 0
     settings, args = parsed
     settings.require("model", "dataset", "forget")
-    checkpoint = _last_checkpoint(args.output_dir) if settings.resume else args.resume_from_checkpoint
+    _check_output_dir(settings, args)
     quiet()
     model = load_model(settings.model, settings.dtype)
     check_not_quantized(model, "model", "cannot be trained, nor take a merged adapter")
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
         callbacks=[interruption],
     )
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=settings.resume or args.resume_from_checkpoint)
     finally:
         interruption.restore()
     trainer.save_release()
@@ -98,11 +99,18 @@ def exit_code(outcome: Outcome, level: str | None) -> int:
     return NOT_FORGOTTEN if failed else 0
 
 
-def _last_checkpoint(output_dir: str) -> str:
-    checkpoint = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
-    if checkpoint is None:
-        raise UsageError(f"--resume: there is no checkpoint in {output_dir!r}")
-    return checkpoint
+def _check_output_dir(settings: RunSettings, args: UnlearningArguments) -> None:
+    """Refuse, before anything is loaded, a folder with nothing to resume from, another run's or the original's."""
+    folder = Path(str(args.output_dir))
+    try:
+        refuse_original_folder(folder, str(settings.model))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if settings.resume and not checkpoints(latest_folder(folder) if args.has_default_output_dir else folder):
+        raise UsageError(f"--resume: there is no checkpoint in {args.output_dir!r}")
+    is_new = not (settings.resume or args.resume_from_checkpoint or args.has_default_output_dir)
+    if is_new and (used := used_by_another_run(folder)) is not None:
+        raise UsageError(str(used))
 
 
 def location(outcome: Outcome, level: str | None, folder: Path) -> str:
@@ -125,8 +133,8 @@ def location(outcome: Outcome, level: str | None, folder: Path) -> str:
 def _report_and_push(trainer: UnlearningTrainer, outcome: Outcome, level: str | None, is_pushed: bool) -> None:
     """Print how the run ended, the verdict, where the model is and what still holds the data; push if asked to."""
     args, folder = trainer.args, Path(str(trainer.args.output_dir))
-    if checkpoints := sorted(path.name for path in folder.glob("checkpoint-*")):
-        print(f"These in {folder} still hold the data, and are never pushed; delete them: {', '.join(checkpoints)}")
+    if left := [path.name for path in reversed(checkpoints(folder))]:
+        print(f"These in {folder} still hold the data, and are never pushed; delete them: {', '.join(left)}")
     if args.push_to_hub and not is_pushed:
         print(f"Not pushed, as this is no model that has forgotten; hf-unlearn push {folder} sends it all the same")
     if is_pushed:

@@ -22,7 +22,7 @@ from hf_unlearn.data.loading import load_samples, parse_forget
 from hf_unlearn.data.preprocessing import prepare
 from hf_unlearn.data.splitting import split_forget_retain
 from hf_unlearn.data.types import AnyDataset
-from hf_unlearn.models.loading import load_model
+from hf_unlearn.models.loading import load_model, load_whole
 from hf_unlearn.models.types import Model, ProcessingClass
 from hf_unlearn.training import train_from_scratch
 
@@ -182,4 +182,4 @@ class NamedTask(Task):
         cls = getattr(transformers, self.head or config.architectures[0])
         if self.from_scratch:
             return cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
-        return cls.from_pretrained(self.base, config=config, ignore_mismatched_sizes=True)
+        return load_whole(cls, self.base, fresh_head=True, config=config)

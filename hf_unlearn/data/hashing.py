@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from hf_unlearn.data.columns import column_names, content_columns, inputs_among
+from hf_unlearn.data.randomness import unchanged_randomness
 from hf_unlearn.data.types import AnyDataset
 
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -43,6 +44,26 @@ def sample_hashes(
         leave=False,
     )
     return [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
+
+
+def dataset_hash(
+    dataset: AnyDataset, columns: Sequence[str] | None, description: str = "Hashing samples"
+) -> str | None:
+    """A hash of all samples of a dataset and of their order; None where a sample is another each time it is read.
+
+    Random numbers that reading takes (augmentation) are given back: whoever draws next gets what was next before.
+
+    Args:
+        dataset: as for `sample_hashes`.
+        columns: the columns that samples are compared on, where the dataset has them; see `compared_columns`.
+        description: text of the progress bar.
+    """
+    with unchanged_randomness():
+        compared = compared_columns(dataset, columns)
+        first = None if isinstance(dataset, datasets.Dataset) else {name: dataset[0][name] for name in compared}
+        if first is not None and _bytes(first) != _bytes({name: dataset[0][name] for name in compared}):
+            return None
+        return hashlib.blake2b(b"".join(sample_hashes(dataset, compared, description)), digest_size=16).hexdigest()
 
 
 def compared_columns(dataset: AnyDataset, columns: Sequence[str] | None) -> list[str]:

@@ -22,6 +22,7 @@ from hf_unlearn.methods import METHODS
 from hf_unlearn.targets import FORGET_TARGETS, Hinge
 
 BATCH_SIZE = 64
+OUTPUT_DIR = "unlearned"
 
 
 def _hyperparameters_help() -> str:
@@ -83,9 +84,12 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     `per_device_train_batch_size` and `retain_batch_size` (64, with heads that score a sample on many tokens 16; no
     more samples a step than their dataset has; with a DeepSpeed config among the arguments always 64),
     `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
+    `output_dir` ("unlearned"; where it has the files of another run "unlearned-2", and so on),
     `logging_steps` (10), `save_strategy` ("no", "steps" where `save_steps` is given), `logging_nan_inf_filter` (False:
     divergence must show),
     `ddp_find_unused_parameters` (by a forward pass of one sample: whether the model has parameters without use),
+    `metric_for_best_model` with `load_best_model_at_end` ("target_distance": the distance of the mean forget loss to
+    the target plus the rise of the retain loss; `Trainer`'s, the loss, is best where least is forgotten),
     `hub_strategy` ("end", the only one: with `push_to_hub=True` the model is pushed when `save_model()` is called,
     private unless `hub_private_repo=False`, and no checkpoint ever is).
 
@@ -144,6 +148,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     def _resolve_unset(self) -> None:
         """Defaults that `TrainingArguments` needs at once; the trainer fits them to method, model and data."""
+        self.has_default_output_dir = self.output_dir is None
+        if self.output_dir is None:
+            self.output_dir = OUTPUT_DIR
         self.has_default_steps = self.max_steps <= 0 and self.num_train_epochs is None
         # Forget and retain samples of a batch that nobody has asked for.
         self.default_batch_sizes: tuple[int, int] | None = None
@@ -158,7 +165,10 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             self.save_strategy = "no" if self.save_steps is None else "steps"
         if self.save_steps is None:
             self.save_steps = 500  # `Trainer`'s
-        if (self.metric_for_best_model or "").removeprefix("eval_") == "gap" and self.greater_is_better is None:
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "target_distance"  # `Trainer`'s, the loss, is best where least is forgotten
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if metric in ("gap", "target_distance") and self.greater_is_better is None:
             self.greater_is_better = False  # Trainer takes everything that is not called a loss for a score
 
     def _check_method(self) -> None:

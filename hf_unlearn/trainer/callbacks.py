@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 from typing_extensions import Unpack, override
 
 from hf_unlearn.auditing.audit import AuditOptions
@@ -84,7 +85,8 @@ class TargetStoppingCallback(TrainerCallback):
             self.guard.stop(state.global_step, control)
             return
         logger.info(f"Forgetting target reached at step {state.global_step}")
-        control.should_training_stop = True
+        self.trainer.unlearning_state.ended = control.should_training_stop = True
+        control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
 
 
 class AuditCallback(TrainerCallback):

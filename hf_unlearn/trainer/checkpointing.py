@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from hf_unlearn.auditing.statistics import SampleStatistics
 from hf_unlearn.models.adapters import merged
+from hf_unlearn.models.loading import load_whole
 from hf_unlearn.models.types import Model
 from hf_unlearn.targets import ForgetTarget, restore_target
 
@@ -37,6 +38,8 @@ class UnlearningState:
         retain_loss_before: loss of the original model on the retain samples that the guard watches.
         hyperparameters: the method's, by name, as the run has them.
         method: `Method.state_dict`, which is fixed before the first step.
+        identity: settings and samples, see `hf_unlearn.trainer.identity`; empty before the first checkpoint.
+        ended: whether the run has ended before its last step, as at its target.
     """
 
     target: ForgetTarget
@@ -47,6 +50,8 @@ class UnlearningState:
     original_hash: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     method: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    ended: bool = False
 
     def save(self, folder: str) -> None:
         """Write it to a checkpoint folder."""
@@ -186,6 +191,8 @@ def load_weights(model: PreTrainedModel, checkpoint: str) -> None:
 
     Not by `Trainer`'s own `load_state_dict(..., strict=False)`: some architectures are saved under other names than
     their modules have, and would keep their initial weights (transformers #43701).
+
+    Raises:
+        ValueError: the checkpoint lacks weights of the model.
     """
-    state = type(model).from_pretrained(checkpoint, dtype=model.dtype).state_dict()
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(load_whole(type(model), checkpoint, dtype=model.dtype).state_dict(), strict=True)

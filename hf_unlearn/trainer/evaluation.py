@@ -25,6 +25,7 @@ from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.columns import LABELS, is_transformed
 from hf_unlearn.data.finite import refuse_losses
 from hf_unlearn.data.pairing import PairedDataset
+from hf_unlearn.data.randomness import unchanged_randomness
 from hf_unlearn.data.splitting import select, subsample, subsample_numbers
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.methods import CalibrationPass
@@ -63,6 +64,7 @@ class EvaluationMixin(Seq2SeqTrainer):
         return self._metrics_of(self._dataset_statistics())
 
     @override
+    @unchanged_randomness()
     def evaluate(  # type: ignore[override]
         self,
         eval_dataset: AnyDataset | dict[str, AnyDataset] | str | None = None,
@@ -199,6 +201,7 @@ class EvaluationMixin(Seq2SeqTrainer):
             for name, dataset in self._measured_datasets().items()
         }
 
+    @unchanged_randomness()
     def _collect_statistics(
         self, dataset: AnyDataset, description: str = "Measuring", scores: bool = False
     ) -> SampleStatistics:

@@ -17,6 +17,7 @@ from hf_unlearn.methods import METHODS, Method, RunInfo
 from hf_unlearn.models.types import Model
 from hf_unlearn.targets import TargetKind, resolve_kind
 from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.output_folder import refuse_original_folder
 
 PerSampleLoss = Callable[[Any, Mapping[str, Any]], Tensor]
 
@@ -90,6 +91,7 @@ def resolve_setup(
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
     """
+    refuse_original_folder(str(args.output_dir), model)
     head, method_class = head_of(model, per_sample_loss), METHODS[args.method]
     method_class.check_head(head.kind)
     method_class.check_model(model)

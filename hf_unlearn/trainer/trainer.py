@@ -42,14 +42,14 @@ from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback, t
 from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
-from hf_unlearn.trainer.hub import HubMixin
 from hf_unlearn.trainer.loss_step import LossStep
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
+from hf_unlearn.trainer.resuming import ResumingMixin
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
 from hf_unlearn.trainer.surgery_step import SurgeryStep
 
 
-class UnlearningTrainer(HubMixin):
+class UnlearningTrainer(ResumingMixin):
     """Makes a trained model forget `forget_ds` and keep `retain_ds`.
 
     Everything `transformers.Trainer` accepts still works: callbacks, optimizers, compute_metrics, resume, hub
@@ -117,7 +117,7 @@ class UnlearningTrainer(HubMixin):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
-        args = UnlearningArguments(output_dir="unlearned") if args is None else copy.copy(args)
+        args = UnlearningArguments() if args is None else copy.copy(args)
         check_arguments(
             args, model, model_init, forget_ds, retain_ds, compute_loss_func, optimizers, optimizer_cls_and_kwargs
         )
@@ -302,12 +302,13 @@ class UnlearningTrainer(HubMixin):
         if resume_from_checkpoint and not self.method.is_iterative:
             raise ValueError(f"resume_from_checkpoint: {self.args.method} takes no steps, there is nothing to resume")
         self._read_hyperparameters()
+        checkpoint = self._resolve_checkpoint(resume_from_checkpoint)
         if self.model_init is None:
             # The weights of a checkpoint come later, and are not those of the original.
             self._init_method(self.model)
         self._configure_ddp()
         try:
-            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._eval_mode.restore()
             self.method.on_train_end()

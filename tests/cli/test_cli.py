@@ -166,9 +166,9 @@ def test_prepared_samples_need_no_processor(bases, tmp_path, capsys):
 def test_peft_config(bases, capsys):
     LoraConfig(r=2, target_modules=["q_proj"]).save_pretrained("mine")
     for name, moved in (("mine", {"q_proj"}), ("none", None)):
-        argv = ["run", *data(bases), "--forget=label=cat", f"--peft_config={name}", "--output_dir=out", *QUICK]
+        argv = ["run", *data(bases), "--forget=label=cat", f"--peft_config={name}", f"--output_dir=out-{name}", *QUICK]
         assert main([*argv, "--method=orthograd"]) == 0
-        before, after = weights(bases / "vit"), weights("out")
+        before, after = weights(bases / "vit"), weights(f"out-{name}")
         changed = {key.split(".")[-2] for key in before if not torch.equal(before[key], after[key])}
         assert changed == moved if moved else len(changed) > 8
 

@@ -274,15 +274,15 @@ def test_sharded_weights_are_refused_by_name():
 
 def test_a_resumed_run_wants_the_original_model(unlearn, tmp_path):
     common = {"method": "kl", "stop_at_target": False, "learning_rate": 3e-2, "save_strategy": "steps"}
-    first = unlearn("vit", max_steps=6, save_steps=6, **common)
+    first = unlearn("vit", max_steps=8, save_steps=6, **common)
     first.train()
-    moved = copy.deepcopy(first.model)
+    moved, checkpoint = copy.deepcopy(first.model), str(tmp_path / "out" / "checkpoint-6")
     again = unlearn("vit", model=moved, max_steps=8, save_steps=20, **common)
     with pytest.raises(
         ValueError, match=r"^model: is not the one that the run in the checkpoint began with, which kl"
     ):
-        again.train(resume_from_checkpoint=True)
-    unlearn("vit", max_steps=8, save_steps=20, **common).train(resume_from_checkpoint=True)
+        again.train(resume_from_checkpoint=checkpoint)
+    unlearn("vit", max_steps=8, save_steps=20, **common).train(resume_from_checkpoint=checkpoint)
 
 
 def test_in_mixed_precision_the_original_model_rounds_as_the_model_does(unlearn):
