@@ -3,7 +3,7 @@
     python benchmarks/kills.py
     python benchmarks/kills.py --kills 2 --cases nabla_tau-1
 
-Every run is in fresh processes (two: gloo), checkpoints every second step, keeps two, and ends with a release. It is
+Every run is in new processes (two: gloo), checkpoints every second step, keeps two, and ends with a release. It is
 killed with SIGKILL while a checkpoint is being written, while the release is being written, or at any moment, and
 started again until it ends; of two processes both are killed, or one and the other a second later. Then all weights,
 optimizer, scheduler, generator states and the release are compared bitwise with those of a run that was left alone.
@@ -12,12 +12,11 @@ What is in the results already is not run again.
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import random
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +36,10 @@ METHODS = {
     "scrub": ("scrub", False, None),
 }
 CASES = [f"{name}-{processes}" for name in METHODS for processes in (1, 2)]
+IMPORTED = [
+    "hf_unlearn.trainer.trainer", "hf_unlearn.auditing.audit", "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.vit.modeling_vit",
+]  # fmt: skip
 MOMENTS = ["checkpoint", "checkpoint", "release", "any", "any"]
 
 
@@ -105,22 +108,52 @@ def run(name: str, folder: str) -> None:
 # ---- starting and killing it ----
 
 
-def start(case: str, folder: Path) -> list[subprocess.Popen]:
+class Process:
+    """A new process, forked from a server that has imported the modules and done nothing else."""
+
+    def __init__(self, name: str, folder: Path, rank: int, environment: dict[str, str]):
+        arguments = (name, str(folder), rank, environment)
+        self._process = multiprocessing.get_context("forkserver").Process(target=run_logged, args=arguments)
+        self._process.start()
+
+    def is_running(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+
+    def wait(self) -> int | None:
+        """The exit code, minus the signal for a process that was killed; None after ten minutes."""
+        self._process.join(600)
+        return self._process.exitcode
+
+
+def run_logged(name: str, folder: str, rank: int, environment: dict[str, str]) -> None:
+    import torch
+
+    os.environ |= environment
+    torch.set_num_threads(1)
+    log = os.open(f"{folder}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    run(name, folder)
+
+
+def start(case: str, folder: Path) -> list[Process]:
+    multiprocessing.set_forkserver_preload(IMPORTED)
     name, processes = case.rsplit("-", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = []
     for rank in range(int(processes)):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        if processes != "1":
-            environment |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-            }  # fmt: skip
-        command = [sys.executable, __file__, "--run", name, "--folder", str(folder)]
-        log = open(folder.parent / f"{folder.name}-{rank}.log", "w")  # noqa: SIM115  # read while it is written
-        started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+        Path(f"{folder}-{rank}.log").write_text("")
+        environment = {} if processes == "1" else {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        }  # fmt: skip
+        started.append(Process(name, folder, rank, environment))
     return started
 
 
@@ -132,15 +165,15 @@ def said(folder: Path) -> str:
 def finish(case: str, folder: Path) -> int:
     """Start a run and wait for its end; returns the step that it began at."""
     processes = start(case, folder)
-    codes = [process.wait(timeout=600) for process in processes]
+    codes = [process.wait() for process in processes]
     if any(codes):
         raise RuntimeError(f"{case}: exit codes {codes}\n{said(folder)[-3000:]}")
     return int(said(folder).partition("begins at step ")[2].split()[0])
 
 
-def wait_until(processes: list[subprocess.Popen], condition: Any) -> bool:
+def wait_until(processes: list[Process], condition: Any) -> bool:
     """Wait for a condition; False if a process has ended before it held."""
-    while all(process.poll() is None for process in processes):
+    while all(process.is_running() for process in processes):
         if condition():
             return True
         time.sleep(0.0005)
@@ -166,9 +199,9 @@ def kill(
         wait *= seconds["run"]
     time.sleep(wait)
     killed = processes if not alive or draw.random() < 0.5 else [draw.choice(processes)]
-    is_running = alive and all(process.poll() is None for process in processes)
+    is_running = alive and all(process.is_running() for process in processes)
     for process in killed:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     if len(killed) < len(processes):
         time.sleep(1)
     for process in processes:
@@ -233,7 +266,7 @@ def left_alone(case: str, folder: Path) -> dict[str, float]:
     for mark, words in (("begin", "begins at"), ("release", "release\n"), ("released", "released\n")):
         wait_until(processes, lambda words=words: words in said(folder))
         times[mark] = time.monotonic()
-    if codes := [code for process in processes if (code := process.wait(timeout=600))]:
+    if codes := [code for process in processes if (code := process.wait()) != 0]:
         raise RuntimeError(f"{case}: exit codes {codes}\n{said(folder)[-3000:]}")
     return {"run": time.monotonic() - times["begin"], "release": times["released"] - times["release"]}
 
@@ -280,12 +313,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--kills", type=int, default=5, help="of every case")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--run", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.run:
-        run(arguments.run, arguments.folder)
-        return
     results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {"kills": []}
     command = " ".join(["python", "benchmarks/kills.py", *sys.argv[1:]])
     results = {"command": command, **environment(), "kills": results["kills"]}
