@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from urllib.parse import unquote, urlsplit
@@ -258,6 +259,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if re.search("^```py", text, re.MULTILINE)])
 def test_the_code_of_a_page_runs(name, folder, hub, cache, monkeypatch):
     monkeypatch.chdir(folder)
+    shutil.rmtree("out", ignore_errors=True)  # another page's run
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("hf_unlearn.trainer.defaults.default_steps", lambda *sizes: 2)
     monkeypatch.setitem(hf_unlearn.demo.TRAINING, "num_train_epochs", 1)
