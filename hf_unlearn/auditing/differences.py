@@ -19,8 +19,8 @@ from scipy import stats
 CONFIDENCE = 0.99
 Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
 # How much retrained models differ (one deviation) beyond the chance of their samples: accuracies, areas and word error
-# rates as shares, losses in logarithms. Wider than what 12 models of digits differ by (benchmarks/known_models.py, seed
-# 0: 0.012, 0, none measured, 0.05), because fine-tuned models differ by more.
+# rates as shares, losses in logarithms. Wider than what 12 models of digits differ by (benchmarks/known_models.py,
+# seed 0: 0.012, 0, none measured, 0.05), because fine-tuned models differ by more.
 SPREADS = {"accuracy": 0.01, "auc": 0.015, "wer": 0.03, "loss": 0.12}
 # What was measured counts as much as so many retrained models of this very request.
 SPREAD_MODELS = 4

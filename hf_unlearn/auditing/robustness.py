@@ -17,6 +17,7 @@ from hf_unlearn.auditing.relearning import MEASURED_SAMPLES, Curve, finetune, re
 from hf_unlearn.data.collator import Collator
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.types import Model
+from hf_unlearn.report.audit_result import is_retrained
 
 # Forget samples that relearning trains on, at most a quarter of the dataset.
 RELEARN_SAMPLES = 16
@@ -67,7 +68,7 @@ def robustness(
     """Try to bring the forget samples back, on copies of the models.
 
     Args:
-        models: "audited", and where given "original" and "retrained".
+        models: "audited", and where given "original", "retrained", "retrained 2", ...
         datasets_by_name: `"forget"`, `"retain"`, `"unseen"`.
         request: `"samples"`, `"class"` or `"group"`.
         metrics: model to its metrics so far: the original's forget accuracy says when the data is back.
@@ -117,7 +118,9 @@ def _relearn(
         )
         for name, model in models.items()
     }
-    result.hidden += _relearned_fast(curves, metrics)
+    evidence, note = relearned_fast(curves, metrics)
+    result.hidden += evidence
+    result.notes += note
     if "retrained" in curves:
         result.metrics["audited"] |= relearn_advantage(curves["audited"], curves["retrained"])
     for name, curve in curves.items():
@@ -127,17 +130,24 @@ def _relearn(
             result.notes.append(f"Relearning ({name}): the loss is not finite, so there is no curve.")
 
 
-def _relearned_fast(curves: Mapping[str, Curve], metrics: MetricsByModel) -> list[str]:
-    """What the relearning curves show, where there is an original and a retrained model to compare with."""
+def relearned_fast(curves: Mapping[str, Curve], metrics: MetricsByModel) -> tuple[list[str], list[str]]:
+    """What relearning shows, where there are an original and a retrained model to compare with; and a note."""
     original_accuracy = metrics.get("original", {}).get("forget_accuracy")
     if original_accuracy is None or "retrained" not in curves:
-        return []
-    times = {name: relearn_time(curve, max(original_accuracy - TOLERANCE, 0.0)) for name, curve in curves.items()}
-    audited, retrained = times["audited"], times["retrained"]
-    if audited is None or audited == 0 or audited > FAST_STEPS or (retrained is not None and retrained <= FAST_STEPS):
-        return []
-    later = "never" if retrained is None else f"after {retrained}"
-    return [f"{audited} steps on a few forget samples bring the rest back, on a retrained model {later}"]
+        return [], []
+    threshold = max(original_accuracy - TOLERANCE, 0.0)
+    times = {name: relearn_time(curve, threshold) for name, curve in curves.items()}
+    audited, retrained = times["audited"], [time for name, time in times.items() if is_retrained(name)]
+    reached = [time for time in retrained if time is not None]
+    if 0 in reached:
+        return [], [
+            f"Relearning: a retrained model has {100 * threshold:.0f} % of the forget samples right before any step: "
+            "how fast they are relearned says nothing."
+        ]
+    if audited is None or audited == 0 or audited > FAST_STEPS or any(time <= FAST_STEPS for time in reached):
+        return [], []
+    later = f"after {min(reached)}" if reached else "never"
+    return [f"{audited} steps on a few forget samples bring the rest back, on a retrained model {later}"], []
 
 
 def _probe_metrics(
@@ -184,19 +194,21 @@ def _copy_metrics(model: Model, forget_ds: AnyDataset, data_collator: Collator |
 
 
 def _recovered(recovery_metrics: MetricsByModel, metrics: MetricsByModel) -> list[str]:
-    """The recoveries that bring the forget samples back to the original's accuracy, and do not on a retrained model.
+    """The recoveries that bring the forget samples back to the original's accuracy, and do not on any retrained model.
 
     Two retrained models differ by more than the interval of their samples (45 and 73 % by a probe, one class of
     digits): it takes an accuracy that cannot be told from the original's.
     """
     if "original" not in metrics or "retrained" not in recovery_metrics:
         return []
-    audited, retrained = recovery_metrics["audited"], recovery_metrics["retrained"]
+    audited = recovery_metrics["audited"]
+    of_retrained = [of_model for name, of_model in recovery_metrics.items() if is_retrained(name)]
     original = {**metrics["original"], **recovery_metrics["original"]}
     evidence = []
     for key, recovery in RECOVERIES.items():
-        if f"{key}_low" not in audited or f"{key}_low" not in retrained:
+        if f"{key}_low" not in audited or not all(f"{key}_low" in of_model for of_model in of_retrained):
             continue
+        retrained = max(of_retrained, key=lambda of_model: of_model[f"{key}_high"])
         original_low = original.get(f"{key}_low", original["forget_accuracy_low"])
         if audited[f"{key}_high"] >= original_low and audited[f"{key}_low"] > retrained[f"{key}_high"]:
             evidence.append(

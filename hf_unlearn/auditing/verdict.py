@@ -9,6 +9,8 @@ import numpy as np
 
 from hf_unlearn.auditing.differences import Difference, Z, constant, difference
 from hf_unlearn.auditing.evidence import ATTACKS, Evidence, Statistics
+from hf_unlearn.report.meanings import metric_label
+from hf_unlearn.report.numbers import show, significant
 
 # A loss of accuracy on samples that should have stayed up to this is no damage, whatever the interval says: beside a
 # retrained model, and beside the original, which was trained on more data.
@@ -221,7 +223,7 @@ def _class_beyond(evidence: Evidence) -> list[str]:
         return []
     if np.exp(loss.value) <= WRONG_CLASS_FACTOR * evidence.wrong_class_loss:
         return []
-    return [f"loss {np.exp(loss.value):.3g}, of other classes that a sample is not in {evidence.wrong_class_loss:.3g}"]
+    return [_losses_of_classes(loss.value, evidence.wrong_class_loss)]
 
 
 def _missing_power(evidence: Evidence) -> str:
@@ -298,25 +300,23 @@ def _of_class(evidence: Evidence) -> list[str]:
             f"{_percent(evidence.one_offsets['audited'].value)} of other classes"
         )
     if evidence.wrong_class_loss is not None and "forget_loss" in audited:
-        loss = np.exp(audited["forget_loss"].value)
-        said.append(f"loss {loss:.3g}, of other classes that a sample is not in {evidence.wrong_class_loss:.3g}")
+        said.append(_losses_of_classes(audited["forget_loss"].value, evidence.wrong_class_loss))
     return said
 
 
+def _losses_of_classes(log_loss: float, wrong_class_loss: float) -> str:
+    loss, other = significant(float(np.exp(log_loss))), significant(wrong_class_loss)
+    return f"loss {loss}, of other classes that a sample is not in {other}"
+
+
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return show(share, "share")
 
 
 def _named(differences: Sequence[Difference]) -> list[str]:
-    texts = []
-    for d in differences:
-        name = (
-            d.metric.replace("_", " ")
-            .replace("mia", "attack by")
-            .replace(" auc", ", AUC")
-            .replace("wer", "word error rate")
-        )
-        is_share = d.metric.endswith(("accuracy", "wer"))
-        audited, expected = (_percent(v) if is_share else f"{v:.3g}" for v in (d.audited, d.expected))
-        texts.append(f"{name} {audited} against {expected}")
+    """Each metric with that of the audited model and what was expected; one that was compared twice is named once."""
+    texts = [
+        f"{metric_label(d.metric)} {show(d.audited, d.metric)} against {show(d.expected, d.metric)}"
+        for d in differences
+    ]
     return list(dict.fromkeys(texts))

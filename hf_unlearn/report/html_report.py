@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hf_unlearn.report import charts, svg
 from hf_unlearn.report.audit_result import MODELS, AuditResult
 from hf_unlearn.report.meanings import DATASETS, attack_label, meaning, metric_label
-from hf_unlearn.report.numbers import natural_key, show
+from hf_unlearn.report.numbers import natural_key, show, show_difference
 from hf_unlearn.report.tables import metric_names, metrics_by_model
 
 # Level of the verdict to sign and colour of its badge: what is bad has one colour, what is not known has none.
@@ -70,6 +70,7 @@ def to_html(report: AuditResult, path: str | Path) -> Path:
         most_columns=MOST_COLUMNS,
         blocks=_blocks(models, charts.loss_unit(report)),
         glance=charts.at_a_glance(models),
+        differences=_differences(report),
         sections=[section for section in sections if section],
         breakdown=_breakdown(report),
         samples=_samples(report),
@@ -98,6 +99,17 @@ def _limits(report: AuditResult, models: Mapping[str, Mapping[str, float]]) -> l
     if not report.relearning and not any(name.startswith(ATTEMPTS) for name in models["audited"]):
         limits.append("Nothing was tried to bring the data back: it is not known whether it is gone, or only hidden.")
     return limits
+
+
+def _differences(report: AuditResult) -> list[list[str]]:
+    """Rows of the table of what the verdict goes by."""
+    return [
+        [
+            metric_label(d["metric"]), show(d["audited"], d["metric"]), show(d["expected"], d["metric"]),
+            show_difference(d["low"], d["high"], d["metric"]), "" if d["low"] <= 0 <= d["high"] else "yes",
+        ]
+        for d in report.differences
+    ]  # fmt: skip
 
 
 def _blocks(models: Mapping[str, Mapping[str, float]], unit: str) -> dict[str, list[dict[str, Any]]]:

@@ -41,6 +41,27 @@ def show(value: float | None, name: str) -> str:
     return f"{value:,.{0 if name.endswith(COUNTS) else 3}f}"
 
 
+def show_difference(low: float, high: float, name: str) -> str:
+    """The interval of a difference of metrics: in points, for areas in their own unit, for losses as factors.
+
+    Args:
+        low: the lower end; of losses that of the difference of their logarithms.
+        high: the upper end.
+        name: of the metric.
+
+    Examples:
+        >>> show_difference(-0.031, 0.012, "forget_accuracy"), show_difference(-0.02, 0.1, "mia_loss_auc")
+        ('-3.1 to +1.2 points', '-0.020 to +0.100')
+        >>> show_difference(-0.7, 0.1, "forget_loss")
+        '0.497 to 1.11 times'
+    """
+    if name.endswith(SIGNIFICANT):
+        return f"{significant(math.exp(min(low, 700)))} to {significant(math.exp(min(high, 700)))} times"
+    if name.endswith(PERCENT):
+        return f"{100 * low:+.1f} to {100 * high:+.1f} points"
+    return f"{low:+.3f} to {high:+.3f}"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """A number with so many significant digits; a power of ten only where it would be mostly zeros.
 

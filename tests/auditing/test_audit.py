@@ -489,7 +489,7 @@ def test_a_recogniser_that_runs_away_is_damaged(unlearn):
     # The same tokens given the tokens before them; said by itself, one word over and over.
     trainer.model.generation_config.suppress_tokens = [t for t in range(tiny.VOCAB) if t != 5]
     report = trainer.audit(resamples=10)
-    assert report.verdict["level"] == "damaged" and "word error rate" in report.verdict["sentence"]
+    assert report.verdict["level"] == "damaged" and "retain WER" in report.verdict["sentence"]
 
 
 def classifier(problem_type, labels):

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_unlearn.auditing.probing import linear_probe, output_layer
 from hf_unlearn.auditing.recovery import quantised, without_adapter
 from hf_unlearn.auditing.relearning import finetune, relearn, relearn_advantage, relearn_time
+from hf_unlearn.auditing.robustness import relearned_fast
 from hf_unlearn.data.collator import default_collator
 from hf_unlearn.demo import digits_data
 from hf_unlearn.models.adapters import add_adapter
@@ -282,3 +283,19 @@ def test_refusals(poisoned_digits):
     assert relearn_time({"steps": [0, 5], "forget_loss": [1.0, 0.5]}, 0.5) == 5
     with pytest.raises(ValueError, match=r"^retrained: its steps"):
         relearn_advantage(curve, {**curve, "steps": [0, 4]})
+
+
+def test_a_threshold_that_a_retrained_model_meets_at_once_says_nothing():
+    steps, metrics = [0, 2, 4], {"original": {"forget_accuracy": 0.9}}
+    curves = {
+        "audited": {"steps": steps, "forget_accuracy": [0.5, 0.9, 0.9]},
+        "retrained": {"steps": steps, "forget_accuracy": [0.4, 0.5, 0.6]},
+        "retrained 2": {"steps": steps, "forget_accuracy": [0.82, 0.9, 0.9]},
+    }
+    evidence, notes = relearned_fast(curves, metrics)
+    assert not evidence and "a retrained model has 80 % of the forget samples right before any step" in notes[0]
+    del curves["retrained 2"]
+    evidence, notes = relearned_fast(curves, metrics)
+    assert (
+        evidence == ["2 steps on a few forget samples bring the rest back, on a retrained model never"] and not notes
+    )

@@ -88,7 +88,7 @@ def test_a_damaged_model_is_not_said_to_have_forgotten():
     assert judgement.level == "damaged" and judgement.sentence.startswith("Damaged: ")
     assert "retain accuracy 35.0 % against 100.0 %" in judgement.sentence and "orgotten" not in judgement.sentence
     judgement = verdict({"retain": 0.35, "attacked": 0.8}, original={"forget": 1.0})
-    assert judgement.level == "damaged" and "it still remembers as well: attack by loss, AUC 0.8" in judgement.sentence
+    assert judgement.level == "damaged" and "it still remembers as well: loss AUC 0.8" in judgement.sentence
 
 
 @pytest.mark.parametrize("audited", [{"wer": 0.25}, {"unseen_loss": 1.3}, {"unseen": 0.78}])

@@ -91,6 +91,12 @@ def example_report():
             "sentence": "The attacks tell forgotten samples from unseen ones no better than on the retrained model.",
         },
         metrics_by_model=metrics,
+        differences=[
+            {"metric": "forget_accuracy", "audited": 0.86, "expected": 0.87, "value": -0.01, "low": -0.04,
+             "high": 0.02, "sampling": 0.01},
+            {"metric": "forget_loss", "audited": 0.9, "expected": 0.45, "value": 0.69, "low": 0.3, "high": 1.1,
+             "sampling": 0.1},
+        ],
         roc=roc,
         histograms={"edges": edges.tolist(), "counts": counts},
         relearning=relearning,
@@ -107,6 +113,13 @@ def example_report():
 @pytest.fixture(scope="module")
 def report_html(tmp_path_factory):
     return example_report().to_html(tmp_path_factory.mktemp("report") / "audit.html").read_text()
+
+
+def test_what_the_verdict_goes_by_is_shown(report_html):
+    table = re.search(r"<caption>Differences of the audited model</caption>.*?</table>", report_html, re.S)[0]
+    for cells in (("forget accuracy", "86.0 %", "87.0 %", "-4.0 to +2.0 points", ""),
+                  ("forget loss", "0.900", "0.450", "1.35 to 3.00 times", "yes")):  # fmt: skip
+        assert "".join(f"<td>{cell}</td>" for cell in cells[1:]) in table and f">{cells[0]}<" in table
 
 
 def test_the_html_report_fetches_nothing_and_runs_nothing(report_html):
