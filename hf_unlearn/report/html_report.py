@@ -106,7 +106,7 @@ def _differences(report: AuditResult) -> list[list[str]]:
     return [
         [
             metric_label(d["metric"]), show(d["audited"], d["metric"]), show(d["expected"], d["metric"]),
-            show_difference(d["low"], d["high"], d["metric"]), "" if d["low"] <= 0 <= d["high"] else "yes",
+            show_difference(d["low"], d["high"], d["metric"]), "no" if d["low"] <= 0 <= d["high"] else "yes",
         ]
         for d in report.differences
     ]  # fmt: skip

@@ -117,9 +117,13 @@ def report_html(tmp_path_factory):
 
 def test_what_the_verdict_goes_by_is_shown(report_html):
     table = re.search(r"<caption>Differences of the audited model</caption>.*?</table>", report_html, re.S)[0]
-    for cells in (("forget accuracy", "86.0 %", "87.0 %", "-4.0 to +2.0 points", ""),
+    for cells in (("forget accuracy", "86.0 %", "87.0 %", "-4.0 to +2.0 points", "no"),
                   ("forget loss", "0.900", "0.450", "1.35 to 3.00 times", "yes")):  # fmt: skip
-        assert "".join(f"<td>{cell}</td>" for cell in cells[1:]) in table and f">{cells[0]}<" in table
+        columns = ("audited", "expected", "difference", "apart")
+        expected = (
+            f'<td role="cell" data-model="{name}">{cell}</td>' for name, cell in zip(columns, cells[1:], strict=True)
+        )
+        assert "".join(expected) in table and f">{cells[0]}<" in table
 
 
 def test_the_html_report_fetches_nothing_and_runs_nothing(report_html):
@@ -153,7 +157,7 @@ def test_every_section_is_there_and_charts_are_named(report_html):
     named = re.findall(r'<svg [^>]*role="img" aria-labelledby="(\S+) (\S+)"', report_html)
     assert len(named) == CHARTS and all(part in ids for pair in named for part in pair)
     assert [int(level) for level in re.findall(r"<h(\d)", report_html)] == [1] + [2] * (report_html.count("<h2"))
-    assert report_html.count("<details>") == 5 and report_html.count("<table") == report_html.count("<caption>") == 8
+    assert report_html.count("<details>") == 5 and report_html.count("<table") == report_html.count("<caption>") == 9
     assert "nan" not in report_html and "None" not in report_html
 
 
