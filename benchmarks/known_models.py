@@ -402,7 +402,7 @@ def audit_all(options):
                             cache_dir=None if label == "filtered" else Path(options.folder) / "cache",
                             request=request if request in ("class", "group") else "samples",
                         )  # fmt: skip
-                        levels[str(count)] = report.verdict | {"differences": report.differences}
+                        levels[str(count)] = report.verdict
                         kept = {
                             k: v
                             for k, v in report.metrics.items()
