@@ -279,7 +279,7 @@ def _check_shadows(shadows: Shadows, datasets_by_name: Mapping[str, AnyDataset],
 def _groups(subject: _Subject, column: str) -> dict[str, list[str]]:
     """The group of every forget and unseen sample."""
     return {
-        name: [str(group) for group in column_of(subject.datasets_by_name[name], column)]
+        name: [str(group) for group in column_of(subject.datasets_by_name[name], column, "group_column")]
         for name in ("forget", "unseen")
     }
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from dataclasses import fields
 from importlib import import_module
 
 from hf_unlearn import __version__
 from hf_unlearn.cli.help_texts import HELP, OVERVIEW
+from hf_unlearn.cli.messages import in_flags
+from hf_unlearn.names import did_you_mean
 
-# A command is the function `main(argv) -> exit code` of a module.
+# A command is the function `main(argv) -> exit code` of a module, whose `SETTINGS` are dataclasses of its flags.
 COMMANDS = {
     "run": "hf_unlearn.cli.run",
     "audit": "hf_unlearn.cli.audit",
@@ -25,6 +29,17 @@ FAILED, BAD_USAGE, NOT_FORGOTTEN, INTERRUPTED = 1, 2, 3, 130
 
 class UsageError(ValueError):
     """A command line or a settings file that is not valid."""
+
+
+@contextmanager
+def before_work() -> Iterator[None]:
+    """What is refused here is bad usage: nothing has been trained, measured or written."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if not _is_expected(error):
+            raise
+        raise UsageError(str(error)) from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,29 +63,38 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         if command not in COMMANDS:
-            raise UsageError(f"there is no command {command!r}; use one of {', '.join(COMMANDS)}")
+            raise UsageError(
+                f"COMMAND: there is no {command!r}; use one of {', '.join(COMMANDS)}{did_you_mean(command, COMMANDS)}"
+            )
         if command in HELP and {"-h", "--help"} & set(rest):
             print(HELP[command])
             return 0
         return import_module(COMMANDS[command]).main(rest)
     except UsageError as error:
         prefix = f"hf-unlearn {command}" if command in COMMANDS else "hf-unlearn"
-        return _report_error(f"{prefix}: {_message(error, rest)} (see {prefix} --help)", BAD_USAGE, debug)
+        return _report_error(f"{prefix}: {_message(error, command)} (see {prefix} --help)", BAD_USAGE, debug)
     except KeyboardInterrupt as interrupt:
         return _report_error(f"hf-unlearn {command}: {str(interrupt) or 'interrupted'}", INTERRUPTED, debug)
     except Exception as error:
-        return _report_error(f"hf-unlearn {command}: {_message(error, rest)}", FAILED, debug)
+        return _report_error(f"hf-unlearn {command}: {_message(error, command)}", FAILED, debug)
 
 
-def _message(error: Exception, argv: list[str]) -> str:
-    """The first line of an error's message, `name: ...` with the flag that gave the value; unexpected ones by type."""
+def _is_expected(error: Exception) -> bool:
+    return type(error) in (ValueError, TypeError) or type(error).__module__.startswith("hf_unlearn.")
+
+
+def _message(error: Exception, command: str) -> str:
+    """The first line of an error's message, in flags; unexpected errors by type."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    expected = type(error) is ValueError or type(error).__module__.startswith("hf_unlearn.")
-    if not expected or not text:
+    if not _is_expected(error) or not text:
         return f"{type(error).__name__}: {text} (--debug shows where)"
-    name = re.match(r"(\w+): ", text)
-    flags = {word.partition("=")[0] for word in argv}
-    return f"--{text}" if name and f"--{name[1]}" in flags else text
+    return in_flags(text, _settings(command))
+
+
+def _settings(command: str) -> Set[str]:
+    """The names of a command's settings; its module has been imported by the time that there is an error."""
+    module = sys.modules.get(COMMANDS.get(command, ""))
+    return {field.name for cls in getattr(module, "SETTINGS", ()) for field in fields(cls) if field.init}
 
 
 def _report_error(message: str, code: int, debug: bool) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 from accelerate import PartialState
 
 from hf_unlearn.auditing.audit import audit
-from hf_unlearn.cli import UsageError
+from hf_unlearn.cli import UsageError, before_work
 from hf_unlearn.cli.datasets import load_datasets
-from hf_unlearn.cli.settings import DataSettings, parse, setting
+from hf_unlearn.cli.settings import DataSettings, check_at_least, parse, setting
 from hf_unlearn.data.types import RequestKind
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.training import quiet
@@ -36,38 +36,53 @@ class AuditSettings(DataSettings):
     seed: int = setting(42, "Seed of a random --forget, as in run, and of everything else.")
 
 
+SETTINGS = (AuditSettings,)
+
+
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parsed = parse("audit", [AuditSettings], argv)
+    parsed = parse("audit", SETTINGS, argv)
     if parsed is None:
         return 0
     [settings] = parsed
-    settings.require("model", "dataset", "forget")
+    with before_work():
+        settings.require("model", "dataset", "forget")
+        check_at_least(0, settings, "seed")
+        check_at_least(1, settings, "batch_size")
     if settings.unseen_split is None and settings.unseen_dataset is None:
-        raise UsageError("--unseen_split is missing: forgotten samples are compared with samples never trained on")
+        raise UsageError(
+            "unseen_split: is missing, and forgotten samples are compared with samples never trained on; give it, or "
+            "unseen_dataset"
+        )
     html_path = Path(settings.out)
     if html_path.suffix != ".html":
-        raise UsageError(f"--out: {settings.out!r} should end with .html; the metrics go beside it, as .json")
+        raise UsageError(f"out: {settings.out!r} must end with .html; the metrics go beside it, as .json")
     quiet()
     state = PartialState()
     names = {"model": settings.model, "original": settings.original}
-    models: dict[str, Any] = {role: load_model(name).to(state.device) for role, name in names.items() if name}
-    models["retrained"] = [load_model(name).to(state.device) for name in settings.retrained or ()]
-    with state.main_process_first():
-        data = load_datasets(settings, models["model"], settings.request, settings.seed)
-    report = audit(
-        **models,
-        forget_ds=data.forget_ds,
-        retain_ds=data.retain_ds,
-        unseen_ds=data.unseen_ds,
-        request=settings.request,
-        relearning=settings.relearning,
-        group_column=settings.group_column,
-        processing_class=data.processor,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        cache_dir=settings.cache_dir,
-    )
+    with before_work():
+        models: dict[str, Any] = {
+            role: load_model(name, argument=role).to(state.device) for role, name in names.items() if name
+        }
+        models["retrained"] = [
+            load_model(name, argument="retrained").to(state.device) for name in settings.retrained or ()
+        ]
+        with state.main_process_first():
+            data = load_datasets(settings, models["model"], settings.request, settings.seed)
+    with before_work():  # nothing is written before its end
+        report = audit(
+            **models,
+            forget_ds=data.forget_ds,
+            retain_ds=data.retain_ds,
+            unseen_ds=data.unseen_ds,
+            request=settings.request,
+            relearning=settings.relearning,
+            group_column=settings.group_column,
+            processing_class=data.processor,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            cache_dir=settings.cache_dir,
+        )
     if state.is_main_process:
         report.print()
         html_path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_unlearn.cli import UsageError
-from hf_unlearn.cli.settings import parse, setting
+from hf_unlearn.cli import UsageError, before_work
+from hf_unlearn.cli.settings import check_at_least, parse, setting
 from hf_unlearn.comparing import Comparison, compare
 from hf_unlearn.report.comparison import print_lines
 from hf_unlearn.training import quiet
@@ -19,25 +19,25 @@ class CompareSettings:
     workers: int = setting(1, "Number of processes that share the work.")
 
 
+SETTINGS = (CompareSettings,)
+
+
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code: 1 if a run has failed."""
     file, flags = (None, argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
-    parsed = parse("compare CONFIG.yaml", [CompareSettings], flags)
+    parsed = parse("compare CONFIG.yaml", SETTINGS, flags)
     if parsed is None:
         return 0
     [settings] = parsed
     if file is None:
-        raise UsageError("CONFIG.yaml: expected the file of the comparison first, got None")
-    try:
+        raise UsageError("CONFIG.yaml: is missing; give the file of the comparison first")
+    check_at_least(1, settings, "workers")
+    with before_work():
         config = Comparison.from_yaml(file)
         config.load_task_class()  # a task that does not exist is bad usage, too
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     quiet()
-    try:
+    with before_work():  # errors of runs are in the results
         results = compare(config, settings.output_dir, workers=settings.workers)
-    except ValueError as error:  # before the first run; those of runs are in the results
-        raise UsageError(str(error)) from error
     print_lines(results)
     print(f"Table, picture and results: {settings.output_dir}")
     return int(any(run["status"] == "failed" for run in results["runs"]))

@@ -40,7 +40,10 @@ def load_datasets(
     assert settings.model is not None and settings.dataset is not None and settings.forget is not None
     samples, unseen_ds = load_samples(settings.dataset, settings.split), None
     if settings.unseen_dataset is not None or settings.unseen_split is not None:
-        unseen_ds = load_samples(settings.unseen_dataset or settings.dataset, settings.unseen_split)
+        try:
+            unseen_ds = load_samples(settings.unseen_dataset or settings.dataset, settings.unseen_split)
+        except ValueError as error:  # dataset: or split:
+            raise ValueError(f"unseen_{error}") from error
     raw = any(ds is not None and model.main_input_name not in ds.column_names for ds in (samples, unseen_ds))
     processor = load_processor(settings.model, model, needed=raw)
     columns = settings.columns_by_role()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_unlearn.cli.settings import parse, setting
+from hf_unlearn.cli.settings import check_at_least, parse, setting
 from hf_unlearn.demo import run_demo
 from hf_unlearn.training import quiet
 
@@ -17,12 +17,16 @@ class DemoSettings:
     seed: int = setting(0, "Seed of everything.")
 
 
+SETTINGS = (DemoSettings,)
+
+
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parsed = parse("demo", [DemoSettings], argv)
+    parsed = parse("demo", SETTINGS, argv)
     if parsed is None:
         return 0
     [settings] = parsed
+    check_at_least(0, settings, "seed")
     quiet()
     run_demo(settings.output_dir, settings.seed)
     return 0

@@ -10,7 +10,7 @@ import torch
 from peft import PeftConfig
 from transformers import PreTrainedModel
 
-from hf_unlearn.cli import NOT_FORGOTTEN, UsageError
+from hf_unlearn.cli import NOT_FORGOTTEN, before_work
 from hf_unlearn.cli.datasets import cache_folders, load_datasets
 from hf_unlearn.cli.interruption import Interruption
 from hf_unlearn.cli.settings import DataSettings, parse, setting
@@ -43,36 +43,38 @@ class RunSettings(DataSettings):
     resume: bool = setting(False, "Continue from the newest complete checkpoint in output_dir.")
 
 
+SETTINGS = (RunSettings, UnlearningArguments)
+
+
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     # Pinned memory is for accelerators; without one, torch warns of it.
-    parsed = parse(
-        "run", [RunSettings, UnlearningArguments], argv, dataloader_pin_memory=torch.accelerator.is_available()
-    )
+    parsed = parse("run", SETTINGS, argv, dataloader_pin_memory=torch.accelerator.is_available())
     if parsed is None:
         return 0
     settings, args = parsed
-    settings.require("model", "dataset", "forget")
-    _check_output_dir(settings, args)
-    quiet()
-    model = load_model(settings.model, settings.dtype)
-    check_not_quantized(model, "model", "cannot be trained, nor take a merged adapter")
-    peft_config = _peft_config(settings.peft_config, model)
-    if settings.dtype == "auto" and not wants_adapter(model, peft_config, METHODS[args.method].lora_by_default):
-        train_in_float32(model, settings.model)
-    with args.main_process_first(desc="preparing the samples"):
-        data = load_datasets(settings, model, args.request, args.seed)
-    interruption = Interruption()
-    trainer = UnlearningTrainer(
-        model,
-        data.forget_ds,
-        data.retain_ds,
-        args,
-        unseen_ds=data.unseen_ds,
-        processing_class=data.processor,
-        peft_config=peft_config,
-        callbacks=[interruption],
-    )
+    with before_work():
+        settings.require("model", "dataset", "forget")
+        _check_output_dir(settings, args)
+        quiet()
+        model = load_model(settings.model, settings.dtype)
+        check_not_quantized(model, "model", "cannot be trained, nor take a merged adapter")
+        peft_config = _peft_config(settings.peft_config, model)
+        if settings.dtype == "auto" and not wants_adapter(model, peft_config, METHODS[args.method].lora_by_default):
+            train_in_float32(model, settings.model)
+        with args.main_process_first(desc="preparing the samples"):
+            data = load_datasets(settings, model, args.request, args.seed)
+        interruption = Interruption()
+        trainer = UnlearningTrainer(
+            model,
+            data.forget_ds,
+            data.retain_ds,
+            args,
+            unseen_ds=data.unseen_ds,
+            processing_class=data.processor,
+            peft_config=peft_config,
+            callbacks=[interruption],
+        )
     try:
         trainer.train(resume_from_checkpoint=settings.resume or args.resume_from_checkpoint)
     finally:
@@ -102,15 +104,12 @@ def exit_code(outcome: Outcome, level: str | None) -> int:
 def _check_output_dir(settings: RunSettings, args: UnlearningArguments) -> None:
     """Refuse, before anything is loaded, a folder with nothing to resume from, another run's or the original's."""
     folder = Path(str(args.output_dir))
-    try:
-        refuse_original_folder(folder, str(settings.model))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    refuse_original_folder(folder, str(settings.model))
     if settings.resume and not checkpoints(latest_folder(folder) if args.has_default_output_dir else folder):
-        raise UsageError(f"--resume: there is no checkpoint in {args.output_dir!r}")
+        raise ValueError(f"resume: there is no checkpoint in {args.output_dir!r}; give the run's folder")
     is_new = not (settings.resume or args.resume_from_checkpoint or args.has_default_output_dir)
     if is_new and (used := used_by_another_run(folder)) is not None:
-        raise UsageError(str(used))
+        raise used
 
 
 def location(outcome: Outcome, level: str | None, folder: Path) -> str:
@@ -154,4 +153,12 @@ def _peft_config(name: str, model: PreTrainedModel) -> PeftConfig | Literal["aut
         return "auto"
     if name == "none":
         return None
-    return lora_config(model) if name == "lora" else PeftConfig.from_pretrained(name)
+    if name == "lora":
+        return lora_config(model)
+    try:
+        return PeftConfig.from_pretrained(name)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"peft_config: {name!r} does not load ({str(error).splitlines()[0]}); use auto, none, lora, or a folder "
+            "with an adapter_config.json"
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_unlearn.cli import UsageError
+from hf_unlearn.data.loading import split_forget
+from hf_unlearn.names import did_you_mean
 
 
 def setting(default: Any, text: str) -> Any:
@@ -34,10 +37,18 @@ class DataSettings:
     )
 
     def require(self, *names: str) -> None:
-        """Raise `UsageError` if one of these settings is None."""
+        """Refuse settings without one of these, and malformed ones, before anything is loaded.
+
+        Raises:
+            UsageError: one line.
+        """
         for name in names:
             if getattr(self, name) is None:
-                raise UsageError(f"--{name} is missing")
+                help_text = next(f.metadata["help"] for f in dataclasses.fields(DataSettings) if f.name == name)
+                raise UsageError(f"{name}: is missing; give {help_text[0].lower()}{help_text[1:].rstrip('.')}")
+        self.columns_by_role()
+        if self.forget is not None:
+            split_forget(str(self.forget))
 
     def columns_by_role(self) -> dict[str, str]:
         """`columns` as a mapping; a YAML file may give it as one."""
@@ -46,17 +57,44 @@ class DataSettings:
         pairs = [text.partition("=") for text in self.columns or ()]
         for role, sign, name in pairs:
             if not (role and sign and name):
-                raise UsageError(f"--columns: {role!r} is not of the form ROLE=NAME, such as image=img")
+                raise UsageError(f"columns: {role!r} is not of the form ROLE=NAME; write such as image=img")
         return {role: name for role, _, name in pairs}
+
+
+def check_at_least(lowest: int, settings: Any, *names: str) -> None:
+    """Refuse settings below the least that makes sense.
+
+    Raises:
+        UsageError: one line.
+    """
+    for name in names:
+        if getattr(settings, name) < lowest:
+            raise UsageError(f"{name}: must be at least {lowest}, got {getattr(settings, name)}")
 
 
 # Others may read a command line, and a file of settings is soon shared.
 TOKENS = ("token", "hub_token", "push_to_hub_token")
 
 
+# What argparse calls the type of a value.
+VALUES = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false"}
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+        """argparse's message, `argument --name/--na-me: problem`, in our form."""
+        parts = re.match(r"argument (--\w+)\S*: (.*)", message)
+        if parts is None:
+            raise UsageError(message)
+        flag, problem = parts.groups()
+        if value := re.match(r"invalid (\w+) value: (.*)", problem):
+            problem = f"expected {VALUES.get(value[1], value[1])}, got {value[2]}; write {flag}=VALUE"
+        elif choice := re.match(r"invalid choice: '(.*)' \(choose from (.*)\)", problem):
+            choices = choice[2].replace("'", "").split(", ")
+            problem = f"unknown value {choice[1]!r}, use one of {choices}{did_you_mean(choice[1], choices)}"
+        elif problem.startswith("expected"):
+            problem = f"{problem}, got none; write {flag}=VALUE"
+        raise UsageError(f"{flag}: {problem}")
 
 
 def parse(command: str, types: Sequence[Any], argv: Sequence[str], **defaults: Any) -> tuple[Any, ...] | None:
@@ -97,8 +135,11 @@ def parse(command: str, types: Sequence[Any], argv: Sequence[str], **defaults: A
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     if unknown:
-        # Without its value, which may be a token.
-        raise UsageError(f"there is no setting {unknown[0].partition('=')[0]!r}")
+        name = unknown[0].partition("=")[0]  # without its value, which may be a token
+        if not name.startswith("--"):
+            raise UsageError(f"{name!r}: is no flag; write --name=value")
+        flags = [f"--{known}" for known in names]
+        raise UsageError(f"{name}: there is no such setting; use one of --help-all{did_you_mean(name, flags)}")
     return tuple(settings)
 
 
@@ -112,15 +153,20 @@ def _read(path: str, names: set[str]) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"--config: {path!r} does not open ({error.strerror})") from error
+        raise UsageError(f"--config: {path!r} does not open ({error.strerror}); give a file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
-        raise UsageError(f"--config: {path!r} is not valid YAML{line}") from error
+        raise UsageError(
+            f"--config: {path!r} is not valid YAML{line}; write one setting a line, as `name: value`"
+        ) from error
     if not isinstance(settings, dict):
         raise UsageError(f"--config: {path!r} holds no settings; write one a line, as `name: value`")
     for name in settings:
         _refuse_token(str(name))
         if name not in names:
-            raise UsageError(f"--config: {path!r} has {str(name)!r}, and there is no such setting")
+            raise UsageError(
+                f"--config: {path!r} has {str(name)!r}, and there is no such setting; use one of --help-all"
+                f"{did_you_mean(name, names)}"
+            )
     return settings

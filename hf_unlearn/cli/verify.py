@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from hf_unlearn.cli import UsageError
+from hf_unlearn.cli import UsageError, before_work
 from hf_unlearn.cli.datasets import load_datasets
-from hf_unlearn.cli.settings import DataSettings, parse, setting
+from hf_unlearn.cli.settings import DataSettings, check_at_least, parse, setting
 from hf_unlearn.data.types import RequestKind
 from hf_unlearn.hub.record import verify
+from hf_unlearn.hub.record_schema import read_record
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.training import quiet
 
@@ -24,23 +25,28 @@ class VerifySettings(DataSettings):
     seed: int = setting(42, "Seed of a random --forget, as in run.")
 
 
+SETTINGS = (VerifySettings,)
+
+
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code: 1 if something does not match."""
     record, flags = (None, argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
-    parsed = parse("verify RECORD", [VerifySettings], flags)
+    parsed = parse("verify RECORD", SETTINGS, flags)
     if parsed is None:
         return 0
     [settings] = parsed
     if record is None:
-        raise UsageError("RECORD: expected the file unlearning.json first, got None")
+        raise UsageError("RECORD: is missing; give the file unlearning.json first")
     if not os.path.isfile(record):
         raise UsageError(f"RECORD: there is no file {record!r}; `run` and push_to_hub save it with the model")
-    settings.require("model")
-    quiet()
     samples = None
-    if settings.dataset is not None:
-        settings.require("forget")
-        samples = load_datasets(settings, load_model(settings.model), settings.request, settings.seed).forget_ds
-    verification = verify(record, settings.model, samples)
+    with before_work():
+        settings.require("model", *(["forget"] if settings.dataset is not None else []))
+        check_at_least(0, settings, "seed")
+        content = read_record(record)
+        quiet()
+        if settings.dataset is not None:
+            samples = load_datasets(settings, load_model(settings.model), settings.request, settings.seed).forget_ds
+        verification = verify(content, settings.model, samples)
     print(verification)
     return 0 if verification.matches else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,10 @@ from typing import Any
 import yaml
 
 from hf_unlearn.comparing.task import NamedTask, Task
+from hf_unlearn.data.loading import split_forget
 from hf_unlearn.methods import METHODS
+from hf_unlearn.names import did_you_mean
+from hf_unlearn.trainer.arguments import UnlearningArguments
 
 BUDGETS = ("max_steps", "seconds")
 
@@ -78,11 +81,13 @@ class Comparison:
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"config: there is no file {path}")
+            raise ValueError(f"config: there is no file {path}; give the YAML file of a comparison")
         try:
-            values = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"config: {path} is not valid YAML ({' '.join(str(error).split())}); mend it there"
+            ) from error
         return cls.from_dict({"name": path.stem, **_mapping("config", values)}, path.parent)
 
     @classmethod
@@ -93,17 +98,34 @@ class Comparison:
             ValueError: as `from_yaml`.
         """
         keys = {field.name for field in fields(cls)} - {"folder"}
-        if unknown := sorted(values.keys() - keys):
-            raise ValueError(f"config: unknown key {', '.join(unknown)}; use {', '.join(sorted(keys))}")
+        if unknown := sorted(map(str, values.keys() - keys)):
+            suggestion = did_you_mean(unknown[0], keys)
+            raise ValueError(f"config: unknown key {', '.join(unknown)}; use {', '.join(sorted(keys))}{suggestion}")
         for key in ("name", "requests", "methods"):
             if not values.get(key):
-                raise ValueError(f"config: {key} is missing")
-        seeds = tuple(values.get("seeds", cls.seeds))
-        if not seeds or len(set(seeds)) != len(seeds) or not all(type(seed) is int for seed in seeds):
-            raise ValueError(f"config: seeds must be different whole numbers, got {list(seeds)}")
+                raise ValueError(f"config: {key} is missing; write it, or give another file")
+        seeds = values.get("seeds", cls.seeds)
+        if (
+            not isinstance(seeds, Sequence)
+            or not seeds
+            or not all(map(_is_count, seeds))
+            or len(set(seeds)) < len(seeds)
+        ):
+            raise ValueError(f"config: seeds must be different whole numbers from 0, got {seeds!r}; write [0, 1, 2]")
         budget = _mapping("budget", values.get("budget", {}))
         if budget.keys() - set(BUDGETS) or len(budget) > 1:
-            raise ValueError(f"config: budget is one of {' or '.join(BUDGETS)}, got {dict(budget)}")
+            raise ValueError(f"config: budget must be one of {' or '.join(BUDGETS)}, got {dict(budget)}")
+        for key, limit in budget.items():
+            if type(limit) not in ((int,) if key == "max_steps" else (int, float)) or not limit > 0:
+                raise ValueError(f"config: budget: {key} must be a number above 0, got {limit!r}")
+        retrained, relearning = values.get("retrained", cls.retrained), values.get("relearning", cls.relearning)
+        if not _is_count(retrained):
+            raise ValueError(f"config: retrained must be a number of models, got {retrained!r}")
+        if type(relearning) is not bool:
+            raise ValueError(f"config: relearning must be true or false, got {relearning!r}")
+        task = values.get("task")
+        if task is not None and not isinstance(task, str):
+            raise ValueError(f"config: task must be FILE.py:Class, got {task!r}")
         requests = {
             str(name): _request(name, request, len(seeds))
             for name, request in _mapping("requests", values["requests"]).items()
@@ -113,13 +135,13 @@ class Comparison:
             name=str(values["name"]),
             requests=requests,
             methods=_methods(values["methods"]),
-            task=values.get("task"),
+            task=task,
             options=_mapping("options", values.get("options", {})),
-            seeds=seeds,
+            seeds=tuple(seeds),
             budget=budget,
             original=_checkpoints("original", values.get("original"), len(seeds)),
-            retrained=values.get("retrained", cls.retrained),
-            relearning=values.get("relearning", cls.relearning),
+            retrained=retrained,
+            relearning=relearning,
             folder=Path(folder),
         )
 
@@ -134,7 +156,7 @@ class Comparison:
         file, _, name = self.task.partition(":")
         module = _load_module((self.folder / file).resolve())
         if not hasattr(module, name):
-            raise ValueError(f"config: task names {name!r}, which {file} does not define")
+            raise ValueError(f"config: task names {name!r}, which {file} does not define; write FILE.py:Class")
         return getattr(module, name)
 
     def forget_expression(self, request: str, seed: int) -> str:
@@ -171,8 +193,13 @@ def fingerprint(*parts: Any) -> str:
 
 def _mapping(key: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"config: {key} must be a mapping, got {type(value).__name__}")
+        what = "the file" if key == "config" else key
+        raise ValueError(f"config: {what} must be a mapping, got {type(value).__name__}; write `name: value` lines")
     return value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _request(name: str, value: Any, seeds: int) -> Request:
@@ -182,8 +209,16 @@ def _request(name: str, value: Any, seeds: int) -> Request:
             f"config: request {name!r} needs forget, and may have retain_samples and retrained; got {sorted(request)}"
         )
     forget = _one_a_seed(f"request {name!r}", "forget expressions", request["forget"], seeds)
+    for expression in forget:
+        try:
+            split_forget(expression)
+        except ValueError as error:
+            raise ValueError(f"config: request {name!r}: {error}") from error
+    samples = request.get("retain_samples")
+    if samples is not None and (not _is_count(samples) or samples == 0):
+        raise ValueError(f"config: request {name!r}: retain_samples must be a number of samples, got {samples!r}")
     retrained = _checkpoints(f"request {name!r}: retrained", request.get("retrained"), seeds)
-    return Request(forget, request.get("retain_samples"), retrained)
+    return Request(forget, samples, retrained)
 
 
 def _checkpoints(key: str, value: Any, seeds: int) -> tuple[str, ...]:
@@ -223,10 +258,20 @@ def _methods(value: Any) -> Mapping[str, Mapping[str, Any]]:
     entries = dict(_mapping("methods", value))
     if "all" in entries:
         entries = {**dict.fromkeys(METHODS), **{name: entry for name, entry in entries.items() if name != "all"}}
-    methods = {name: {"method": name, **(settings or {})} for name, settings in entries.items()}
+    methods = {
+        name: {"method": name, **_mapping(f"methods: {name}", settings or {})} for name, settings in entries.items()
+    }
     for name, settings in methods.items():
-        if settings["method"] not in METHODS:
+        method = settings["method"]
+        if method not in METHODS:
             raise ValueError(
-                f"config: method {name!r} is none of {', '.join(sorted(METHODS))}; or write `method: NAME` below it"
+                f"config: method {method!r} is none of {', '.join(sorted(METHODS))}; or write `method: NAME` below it"
+                f"{did_you_mean(method, METHODS)}"
+            )
+        known = {field.name for field in fields(UnlearningArguments) if field.init}
+        if unknown := sorted(map(str, settings.keys() - known)):
+            raise ValueError(
+                f"config: method {name!r} has {unknown[0]!r}, which is no setting; use those of UnlearningArguments"
+                f"{did_you_mean(unknown[0], known)}"
             )
     return methods

@@ -35,6 +35,7 @@ from hf_unlearn.losses import head_of
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.types import Model
 from hf_unlearn.report.comparison import ORIGINAL, RETRAINED
+from hf_unlearn.trainer.arguments import UnlearningArguments
 
 logger = logging.getLogger(__name__)
 VERSIONS = {m.__name__: m.__version__ for m in (hf_unlearn, torch, transformers, peft, accelerate, datasets)}
@@ -80,6 +81,11 @@ class ComparisonFolder:
         Raises:
             ValueError: the data does not load, or a request selects no samples or some that are shared.
         """
+        for name, settings in self.config.methods.items():
+            try:
+                UnlearningArguments(**{"report_to": "none", **settings})
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"config: method {name!r}: {error}") from error
         seed = self.config.seeds[0]
         task = self.load_task(seed)
         model = task.build(seed)
@@ -88,7 +94,7 @@ class ComparisonFolder:
                 datasets_by_name = self.load_datasets(seed, self.config.forget_expression(name, seed))
                 check_datasets(**datasets_by_name, columns=columns_read(model), kind=head_of(model).kind)
             except ValueError as error:
-                raise ValueError(f"request {name!r}: {error}") from error
+                raise ValueError(f"config: request {name!r}: {error}") from error
 
     # ---- trained models ----
 

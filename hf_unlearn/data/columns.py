@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Array2D, Array3D, Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 from hf_unlearn._version import __version__
+from hf_unlearn.names import did_you_mean
 
 logger = logging.getLogger(__name__)
 # The usual names of a column, by its role; the first one present is taken.
@@ -44,7 +45,10 @@ class Columns:
         self.samples, self.given, self.name = samples, given, name
         for role, column in given.items():
             if column not in samples.column_names:
-                raise ValueError(f"columns: there is no column {column!r} for {role}, only {samples.column_names}")
+                names = samples.column_names
+                raise ValueError(
+                    f"columns: there is no column {column!r} for {role}, only {names}{did_you_mean(column, names)}"
+                )
 
     def find(self, role: str) -> str | None:
         """The name of the column with this role: as given, of a usual name, or the only one of the role's type."""

@@ -10,6 +10,8 @@ import datasets
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 
+from hf_unlearn.names import did_you_mean
+
 FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 GRAMMAR = "COLUMN=VALUE,..., COLUMN=FIRST..LAST, 10%, fraction=0.1, samples=FIRST..LAST or indices=FILE"
 
@@ -84,7 +86,8 @@ def _load_builder(dataset: str, config: str | None, split: str) -> Dataset:
         splits = datasets.get_dataset_split_names(name, config, revision=revision or None)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise ValueError(
-            f"dataset: {dataset!r} is no file or folder here, and not found on the Hub ({_first_line(error)})"
+            f"dataset: {dataset!r} is no file or folder here, and not found on the Hub ({_first_line(error)}); "
+            "give a file, a folder, or a name on the Hub"
         ) from error
     except ValueError as error:
         raise ValueError(f"dataset: {dataset!r} does not load: {_first_line(error)}") from error
@@ -98,7 +101,7 @@ def _resolve_split(dataset: str, split: str, available: list[str]) -> str:
         return "train" if "train" in available else available[0]
     if not split or re.sub(r"\[.*", "", split) not in available:
         problem = f"{split!r} is not in {dataset!r}" if split else f"say which one of {dataset!r}"
-        raise ValueError(f"split: {problem}, which has {available}")
+        raise ValueError(f"split: {problem}, which has {available}{did_you_mean(split, available)}")
     return split
 
 
@@ -136,20 +139,16 @@ def parse_forget(text: str, samples: Dataset) -> dict[str, Any]:
         >>> parse_forget("label=Sandal", samples), parse_forget("10%", samples)
         ({'column': 'label', 'values': [1]}, {'fraction': 0.1})
     """
-    text = text.strip()
-    if re.fullmatch(r"[\d.]+\s*%", text):
-        return {"fraction": _parse_fraction(text.rstrip("% "), text, 100)}
-    column, sign, value = (part.strip() for part in text.partition("="))
-    if not (column and sign and value):
-        raise ValueError(f"forget: {text!r} is no forget request; use {GRAMMAR}")
-    if column == "fraction":
-        return {"fraction": _parse_fraction(value, text)}
-    if column == "indices":
-        return {"indices": _read_indices(value)}
+    column, value = split_forget(text)
+    if column in ("fraction", "indices"):
+        return {column: value}
     if column == "samples":
         return {"indices": [_parse_value(column, number, "int64") for number in _parse_list(value, len(samples))]}
     if column not in samples.column_names:
-        raise ValueError(f"forget: there is no column {column!r}, only {samples.column_names}; use {GRAMMAR}")
+        names = samples.column_names
+        raise ValueError(
+            f"forget: there is no column {column!r}, only {names}; use {GRAMMAR}{did_you_mean(column, names)}"
+        )
     feature = samples.features[column]
     if isinstance(feature, ClassLabel):
         names = [value] if value in feature.names else _parse_list(value, len(samples))
@@ -161,11 +160,40 @@ def parse_forget(text: str, samples: Dataset) -> dict[str, Any]:
     }
 
 
+def split_forget(text: str) -> tuple[str, Any]:
+    """What a forget request says by itself: `("fraction", share)`, `("indices", numbers)`, or a column and its values.
+
+    Args:
+        text: the request, see `parse_forget`.
+
+    Raises:
+        ValueError: it is no request whatever the samples are.
+
+    Examples:
+        >>> split_forget("10%"), split_forget("speaker=1272,1284")
+        (('fraction', 0.1), ('speaker', '1272,1284'))
+    """
+    text = text.strip()
+    if re.fullmatch(r"[\d.]+\s*%", text):
+        return "fraction", _parse_fraction(text.rstrip("% "), text, 100)
+    column, sign, value = (part.strip() for part in text.partition("="))
+    if not (column and sign and value):
+        raise ValueError(f"forget: {text!r} is no forget request; use {GRAMMAR}")
+    if column == "fraction":
+        return column, _parse_fraction(value, text)
+    if column == "indices":
+        return column, _read_indices(value)
+    return column, value
+
+
 def _parse_fraction(value: str, text: str, whole: int = 1) -> float:
     try:
-        return float(value) / whole
+        share = float(value) / whole
     except ValueError as error:
         raise ValueError(f"forget: {text!r} names no share; use 10% or fraction=0.1") from error
+    if not 0 < share < 1:
+        raise ValueError(f"forget: {text!r} is not between nothing and everything; use 10% or fraction=0.1")
+    return share
 
 
 def _read_indices(path: str) -> list[int]:
@@ -177,7 +205,9 @@ def _read_indices(path: str) -> list[int]:
             f"forget: {path!r} does not open ({error.strerror}); give a file of sample numbers"
         ) from error
     except ValueError as error:
-        raise ValueError(f"forget: {path!r} holds something else than sample numbers: {_first_line(error)}") from error
+        raise ValueError(
+            f"forget: {path!r} holds something else than sample numbers; give whole numbers from 0"
+        ) from error
 
 
 def _parse_list(value: str, size: int) -> list[str]:
@@ -199,7 +229,9 @@ def _parse_class(value: str, feature: ClassLabel) -> int:
     if value.isdigit() and int(value) < len(feature.names):
         return int(value)
     names = ", ".join(feature.names[:8]) + (f", ... ({len(feature.names)} classes)" if len(feature.names) > 8 else "")
-    raise ValueError(f"forget: there is no class {value!r}; the classes are {names}")
+    raise ValueError(
+        f"forget: there is no class {value!r}; the classes are {names}{did_you_mean(value, feature.names)}"
+    )
 
 
 def _parse_value(column: str, value: str, dtype: str) -> Any:

@@ -16,6 +16,7 @@ from hf_unlearn.data.labels import with_labels
 from hf_unlearn.data.text import text_samples, text_to_text_samples
 from hf_unlearn.losses import head_of
 from hf_unlearn.models.types import Model, ProcessingClass
+from hf_unlearn.names import did_you_mean
 
 CLASSIFIERS = ("single_label", "multi_label", "regression")
 INPUTS = {"pixel_values": "image", "input_ids": "text", "input_values": "audio", "input_features": "audio"}
@@ -82,7 +83,8 @@ def prepare(
     if len(samples) == 0:
         raise ValueError("samples: the dataset is empty; give at least one sample")
     if unknown := set(columns or ()) - set(ROLES):
-        raise ValueError(f"columns: {sorted(unknown)} is no role of a column; use {[*ROLES]}")
+        role = min(map(str, unknown))
+        raise ValueError(f"columns: {role!r} is no role of a column; use one of {[*ROLES]}{did_you_mean(role, ROLES)}")
     return _preprocess(Columns(samples.with_format(None), dict(columns or {}), name), base, processor)
 
 

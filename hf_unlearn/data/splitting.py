@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hf_unlearn.data.types import AnyDataset, RequestKind, check_request
+from hf_unlearn.names import did_you_mean
 
 LABEL_COLUMNS = ("label", "labels", "label_ids")
 CLASSIFIERS = ("single_label", "multi_label", "custom")  # a custom loss may be one of a classifier
@@ -229,19 +230,23 @@ def resolve_request(
     return resolved or "samples"
 
 
-def column_of(dataset: AnyDataset, column: str) -> list:
+def column_of(dataset: AnyDataset, column: str, argument: str = "column") -> list:
     """The values of a column, as plain Python.
+
+    Args:
+        dataset: the samples.
+        column: its name.
+        argument: what gave the name, for the message.
 
     Raises:
         ValueError: the dataset has no such column.
     """
-    if isinstance(dataset, datasets.Dataset):
-        if column not in dataset.column_names:
-            raise ValueError(f"column: {column!r} is not in the dataset; it has {dataset.column_names}")
+    is_table = isinstance(dataset, datasets.Dataset)
+    names = dataset.column_names if is_table else list(dataset[0])
+    if column not in names:
+        raise ValueError(f"{argument}: {column!r} is not in the dataset; it has {names}{did_you_mean(column, names)}")
+    if is_table:
         return dataset.with_format(None)[column][:]
-    first = dataset[0]
-    if column not in first:
-        raise ValueError(f"column: {column!r} is not in the dataset; it has {list(first)}")
     return [_plain(dataset[i][column]) for i in range(len(dataset))]
 
 
@@ -263,14 +268,16 @@ def _request_of_column(dataset: Any, column: str | None) -> RequestKind:
 
 def _indices_of_values(dataset: Any, column: str, values: Sequence[Any] | None) -> list[int]:
     if values is None or (isinstance(values, Sized) and not len(values)):
-        raise ValueError(f"values: say which values of column {column!r} to forget")
+        raise ValueError(f"values: say which values of column {column!r} to forget; give a list")
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise ValueError(f"values: expected a list, got {values!r}; write values=[{values!r}]")
     column_values = column_of(dataset, column)
     distinct = set(column_values)
     if missing := [value for value in values if value not in distinct]:
         present = _abbreviated(sorted(distinct, key=str))
-        raise ValueError(f"values: column {column!r} has no {missing}; it has {present}")
+        raise ValueError(
+            f"values: column {column!r} has no {missing}; it has {present}{did_you_mean(missing[0], distinct)}"
+        )
     forget_values = set(values)
     return [i for i, value in enumerate(column_values) if value in forget_values]
 
@@ -297,7 +304,9 @@ def _draw(dataset: Any, fraction: float, stratify_by: str | None, seed: int) -> 
         raise ValueError(f"fraction: must lie strictly between 0 and 1, got {fraction}")
     rng = np.random.default_rng(seed)
     strata: dict[Any, list[int]] = {}
-    for i, value in enumerate(column_of(dataset, stratify_by) if stratify_by else [None] * len(dataset)):
+    for i, value in enumerate(
+        column_of(dataset, stratify_by, "stratify_by") if stratify_by else [None] * len(dataset)
+    ):
         strata.setdefault(value, []).append(i)
     counts = {value: max(1, round(fraction * len(samples))) for value, samples in strata.items()}
     return sorted(i for value, samples in strata.items() for i in rng.permutation(samples)[: counts[value]].tolist())

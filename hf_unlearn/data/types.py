@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
+from hf_unlearn.names import did_you_mean
+
 
 class SizedDataset(Protocol):
     """A map-style dataset with a length.
@@ -29,4 +31,6 @@ def check_request(request: str) -> None:
         ValueError: `request` is none of `"samples"`, `"class"` and `"group"`.
     """
     if request not in REQUESTS:
-        raise ValueError(f"request: must be one of {', '.join(REQUESTS)}, got {request!r}")
+        raise ValueError(
+            f"request: must be one of {', '.join(REQUESTS)}, got {request!r}{did_you_mean(request, REQUESTS)}"
+        )

@@ -105,10 +105,7 @@ def check_release(folder: Path) -> list[str]:
                 f"folder: {str(folder)!r} has only checkpoints, which still hold the data; let the run end, "
                 "hf-unlearn run --resume continues it"
             )
-        raise ValueError(
-            f"folder: {str(folder)!r} has no {RECORD_FILE}; give one that hf-unlearn run, or trainer.save_release(), "
-            "has saved"
-        )
+        raise ValueError(f"folder: {str(folder)!r} has no {RECORD_FILE}; give the folder of a run that has ended")
     check_plain_file(folder, RECORD_FILE)
     record = read_record(folder / RECORD_FILE)
     files = record["files"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, TypeVar, get_type_hints
+
+from hf_unlearn.names import did_you_mean
 
 T = TypeVar("T")
 
@@ -67,10 +68,10 @@ def make_hyperparameters(cls: type[T], method: str, method_kwargs: Mapping[str, 
     types, values = get_type_hints(cls), {}
     for name, value in method_kwargs.items():
         if name not in fields_by_name:
-            close = get_close_matches(str(name), fields_by_name, n=1)
             names = ", ".join(fields_by_name) or "no hyper-parameters"
-            suggestion = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"method_kwargs: {method} has no {name!r}; it has {names}{suggestion}")
+            raise ValueError(
+                f"method_kwargs: {method} has no {name!r}; it has {names}{did_you_mean(name, fields_by_name)}"
+            )
         if types[name] in (int, float):
             value = _number_in_text(value)
             value = _checked_number(f"method_kwargs: {name} of {method}", value, types[name], fields_by_name[name])

@@ -123,8 +123,8 @@ def _apply(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     except Exception as error:  # PEFT raises all kinds for what it does not support
         text = " ".join(str(error).split())
         raise ValueError(
-            f"peft_config: PEFT cannot apply target_modules={targets!r} to {type(model).__name__}, "
-            f"whose layers are named {', '.join(_layer_names(model))}: {text}"
+            f"peft_config: PEFT cannot apply target_modules={targets!r} to {type(model).__name__} ({text}); give some "
+            f"of its layers, which are named {', '.join(_layer_names(model))}"
         ) from error
 
 

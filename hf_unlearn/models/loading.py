@@ -21,29 +21,49 @@ from hf_unlearn.models.precision import DType
 from hf_unlearn.models.types import Model, ProcessingClass
 
 
-def load_model(name: str, dtype: DType = "auto") -> PreTrainedModel:
+def load_model(name: str, dtype: DType = "auto", argument: str = "model") -> PreTrainedModel:
     """The model of a checkpoint, of the class that its configuration names.
 
     Args:
         name: name on the Hub or folder.
         dtype: of its weights; `"auto"`: as they were saved.
+        argument: what gave the name, for the messages.
 
     Raises:
-        ValueError: the configuration names no class, or the checkpoint lacks weights of that class.
+        ValueError: there is no such checkpoint, its configuration names no class of transformers, or it lacks weights
+            of that class; one line.
     """
-    architectures = AutoConfig.from_pretrained(name).architectures
-    if not architectures:
-        raise ValueError(f"model: the configuration of {name!r} names no class; load the model and pass it instead")
-    return load_whole(getattr(transformers, architectures[0]), name, dtype=dtype)
+    try:
+        architectures = AutoConfig.from_pretrained(name).architectures
+        if not architectures:
+            raise ValueError("its configuration names no class")
+        if not hasattr(transformers, architectures[0]):
+            raise ValueError(f"transformers has no class {architectures[0]!r}")
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, argument, error) from error
+    try:
+        return load_whole(getattr(transformers, architectures[0]), name, argument=argument, dtype=dtype)
+    except OSError as error:
+        raise _not_loaded(name, argument, error) from error
 
 
-def load_whole(model_class: Any, name: str, *, fresh_head: bool = False, **settings: Any) -> PreTrainedModel:
+def _not_loaded(name: str, argument: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{argument}: {name!r} does not load ({str(error).splitlines()[0]}); give the folder of a saved model, or its "
+        "name on the Hub"
+    )
+
+
+def load_whole(
+    model_class: Any, name: str, *, fresh_head: bool = False, argument: str = "model", **settings: Any
+) -> PreTrainedModel:
     """A model all of whose weights are those of the checkpoint, where `from_pretrained` fills gaps with random ones.
 
     Args:
         model_class: the class of the model, or an auto class.
         name: name on the Hub or folder.
         fresh_head: whether weights outside of the base model (and its pooler) may be new.
+        argument: what gave the name, for the messages.
         **settings: of `from_pretrained`.
 
     Raises:
@@ -55,13 +75,13 @@ def load_whole(model_class: Any, name: str, *, fresh_head: bool = False, **setti
     shapes = {key: f"{key} ({list(saved)} for {list(expected)})" for key, saved, expected in found["mismatched_keys"]}
     may_be_new = _head_weights(model) if fresh_head else set()
     if other := sorted(shapes.keys() - may_be_new):
-        raise _not_whole(name, model, [shapes[key] for key in other], "has other shapes of")
+        raise _not_whole(name, argument, model, [shapes[key] for key in other], "has other shapes of")
     if missing := sorted(set(found["missing_keys"]) - may_be_new - _unread(found["missing_keys"])):
-        raise _not_whole(name, model, missing, "lacks")
+        raise _not_whole(name, argument, model, missing, "lacks")
     patterns = {re.sub(r"\d+", "0", key) for key in model.state_dict()}
     unexpected = sorted(found["unexpected_keys"])
     if layers := [key for key in unexpected if re.search(r"\.\d+\.", key) and re.sub(r"\d+", "0", key) in patterns]:
-        raise _not_whole(name, model, layers, "has more layers than its configuration says:")
+        raise _not_whole(name, argument, model, layers, "has more layers than its configuration says:")
     return model
 
 
@@ -76,11 +96,11 @@ def _unread(keys: Iterable[str]) -> set[str]:
     return {key for key in keys if key.rpartition(".")[2] in ("masked_spec_embed", "mask_token")}
 
 
-def _not_whole(name: str, model: PreTrainedModel, keys: Sequence[str], what: str) -> ValueError:
+def _not_whole(name: str, argument: str, model: PreTrainedModel, keys: Sequence[str], what: str) -> ValueError:
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
     return ValueError(
-        f"model: {name!r} {what} {keys[0]}{more}, as a {type(model).__name__}; give a checkpoint that is complete, "
-        "or load the model and pass it instead"
+        f"{argument}: {name!r} {what} {keys[0]}{more}, as a {type(model).__name__}; give a checkpoint that is "
+        "complete, or load the model and pass it instead"
     )
 
 
@@ -106,5 +126,7 @@ def load_processor(name: str, model: Model, *, needed: bool = True) -> Processin
     except (OSError, ValueError) as error:
         if not needed:
             return None
-        raise ValueError(f"model: {name!r} has no processor ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"model: {name!r} has no processor ({str(error).splitlines()[0]}); save the one of its training beside it"
+        ) from error
     return processor

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -19,6 +20,7 @@ from typing_extensions import override
 from hf_unlearn.data.types import RequestKind
 from hf_unlearn.losses.head import PROFILE_SIZE
 from hf_unlearn.methods import METHODS
+from hf_unlearn.names import did_you_mean
 from hf_unlearn.targets import FORGET_TARGETS, Hinge
 
 BATCH_SIZE = 64
@@ -139,6 +141,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     @override
     def __post_init__(self):
+        self._check_types()
         self._resolve_unset()
         self._check_method()
         super().__post_init__()
@@ -171,9 +174,24 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         if metric in ("gap", "target_distance") and self.greater_is_better is None:
             self.greater_is_better = False  # Trainer takes everything that is not called a loss for a score
 
+    def _check_types(self) -> None:
+        for name, (number_type, low) in NUMBERS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            is_number = isinstance(value, Integral if number_type is int else Real) and not isinstance(value, bool)
+            if not is_number:
+                what = "a whole number" if number_type is int else "a number"
+                raise TypeError(f"{name}: must be {what}, got {value!r}; give it without quotes (1.0e-4 in YAML)")
+            if low is not None and value < low:  # nan is refused below, as not finite
+                raise ValueError(f"{name}: must be at least {low}, got {value}")
+        if self.stop_at_target is not None and not isinstance(self.stop_at_target, bool):
+            raise TypeError(f"stop_at_target: must be True, False or None, got {self.stop_at_target!r}")
+
     def _check_method(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"method: unknown value {self.method!r}, use one of {sorted(METHODS)}")
+            suggestion = did_you_mean(self.method, METHODS)
+            raise ValueError(f"method: unknown value {self.method!r}, use one of {sorted(METHODS)}{suggestion}")
         if self.deepspeed and METHODS[self.method].is_gradient_surgery:
             raise ValueError(
                 f"deepspeed: {self.method} writes the gradients itself, which ZeRO does not allow; use DDP or FSDP2, "
@@ -193,15 +211,14 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             value = getattr(self, name)
             if value not in choices:
                 names = sorted(choice for choice in choices if choice is not None)
-                raise ValueError(f"{name}: unknown value {value!r}, use one of {names}")
+                raise ValueError(f"{name}: unknown value {value!r}, use one of {names}{did_you_mean(value, names)}")
         if isinstance(self.forget_target, str) and self.forget_target not in FORGET_TARGETS:
             raise ValueError(
                 f"forget_target: unknown value {self.forget_target!r}, use one of {sorted(FORGET_TARGETS)}"
+                f"{did_you_mean(self.forget_target, FORGET_TARGETS)}"
             )
         if self.retain_weight is not None and not 0 <= self.retain_weight <= 1:
             raise ValueError(f"retain_weight: must lie in [0, 1], got {self.retain_weight}")
-        if self.retain_batch_size is not None and self.retain_batch_size < 1:
-            raise ValueError(f"retain_batch_size: must be at least 1, got {self.retain_batch_size}")
 
     def _check_combinations(self) -> None:
         if self.label_smoothing_factor:
@@ -255,6 +272,19 @@ def _choices() -> dict[str, tuple[str | None, ...]]:
 
 
 CHOICES = _choices()
+# Settings that are numbers: their type, and the least that makes sense; below it, a default or an error far away.
+NUMBERS: dict[str, tuple[type, int | None]] = {
+    "retain_weight": (float, None),
+    "retain_batch_size": (int, 1),
+    "learning_rate": (float, 0),
+    "weight_decay": (float, 0),
+    "max_steps": (int, -1),
+    "num_train_epochs": (float, 0),
+    "per_device_train_batch_size": (int, 1),
+    "per_device_eval_batch_size": (int, 1),
+    "gradient_accumulation_steps": (int, 1),
+    "seed": (int, 0),
+}
 
 
 def _parse_method_kwargs(value: Any) -> dict[str, Any] | None:

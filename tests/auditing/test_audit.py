@@ -698,5 +698,5 @@ def test_a_trainer_audits_by_a_column_that_the_model_does_not_read(unlearn):
     trainer = unlearn(sets=named, max_steps=1)
     report = trainer.audit(group_column="person", resamples=2)
     assert {entry["group"] for entry in report.breakdown} == {"p0", "p1"}
-    with pytest.raises(ValueError, match=r"^column: 'speaker' is not in the dataset"):
+    with pytest.raises(ValueError, match=r"^group_column: 'speaker' is not in the dataset"):
         trainer.audit(group_column="speaker", resamples=2)

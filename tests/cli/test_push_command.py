@@ -182,8 +182,8 @@ def test_settings_reach_the_hub(bases, hub, out, capsys):
     assert "model.safetensors" in repo.files("forgot-7") and "model.safetensors" not in repo.files()
     assert main(["push", *named, "--create_pr"]) == 0
     assert "/me/settings/discussions/1" in capsys.readouterr().out and "model.safetensors" in repo.files("refs/pr/1")
-    line = refused(capsys, ["push", *named, "--create_pr", "--revision=forgot-7"])
-    assert line.startswith("hf-unlearn push: --create_pr: a pull request goes to main, got revision='forgot-7'")
+    line = refused(capsys, ["push", *named, "--create_pr", "--revision=forgot-7"], 2)
+    assert line.startswith("hf-unlearn push: --create_pr: a pull request goes to main, got --revision=forgot-7")
 
 
 def move_weights(out):
@@ -217,42 +217,42 @@ def audit_where_there_was_none(out):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (shutil.rmtree, "hf-unlearn push: folder: 'out' has no unlearning.json; give one that hf-unlearn run, or"),
-        (lambda out: (out / "unlearning.json").unlink(), "hf-unlearn push: folder: 'out' has no unlearning.json; "),
-        (only_checkpoints, "hf-unlearn push: folder: 'out' has only checkpoints, which still hold the data; let"),
-        (lambda out: (out / "model.safetensors").unlink(), "hf-unlearn push: folder: 'out' lacks the weights of its"),
+        (shutil.rmtree, "hf-unlearn push: FOLDER: 'out' has no unlearning.json; give the folder of a run"),
+        (lambda out: (out / "unlearning.json").unlink(), "hf-unlearn push: FOLDER: 'out' has no unlearning.json; "),
+        (only_checkpoints, "hf-unlearn push: FOLDER: 'out' has only checkpoints, which still hold the data; let"),
+        (lambda out: (out / "model.safetensors").unlink(), "hf-unlearn push: FOLDER: 'out' lacks the weights of its"),
         (
             move_weights,
-            "hf-unlearn push: folder: 'out' does not match its unlearning.json (weights: neither those from before "
+            "hf-unlearn push: FOLDER: 'out' does not match its unlearning.json (weights: neither those from before "
             "nor those from after unlearning); it has changed, run again",
         ),
-        (another_audit, "hf-unlearn push: folder: audit.json in 'out' does not match unlearning.json"),
-        (audit_where_there_was_none, "hf-unlearn push: folder: audit.html in 'out' does not match"),
-        (lambda out: (out / "audit.html").unlink(), "hf-unlearn push: folder: 'out' lacks audit.html of its"),
+        (another_audit, "hf-unlearn push: FOLDER: audit.json in 'out' does not match unlearning.json"),
+        (audit_where_there_was_none, "hf-unlearn push: FOLDER: audit.html in 'out' does not match"),
+        (lambda out: (out / "audit.html").unlink(), "hf-unlearn push: FOLDER: 'out' lacks audit.html of its"),
         (
             another_card,
-            "hf-unlearn push: folder: README.md in 'out' does not match unlearning.json; restore it",
+            "hf-unlearn push: FOLDER: README.md in 'out' does not match unlearning.json; restore it",
         ),
-        (another_config, "hf-unlearn push: folder: config.json in 'out' does not match unlearning.json; restore the"),
+        (another_config, "hf-unlearn push: FOLDER: config.json in 'out' does not match unlearning.json; restore the"),
     ],
 )
 def test_a_folder_that_is_not_what_its_record_says(change, message, out, hub, capsys):
     change(out)
     asked = len(hub.requests)
-    assert refused(capsys, ["push", "out", "me/refused"]).startswith(message)
+    assert refused(capsys, ["push", "out", "me/refused"], 2).startswith(message)
     assert len(hub.requests) == asked and "me/refused" not in hub.repos
 
 
 def test_original_weights_are_refused(bases, out, capsys):
     shutil.copy(bases / "vit" / "model.safetensors", out)
-    assert "(weights: those from BEFORE unlearning)" in refused(capsys, ["push", "out", "me/refused"])
+    assert "(weights: those from BEFORE unlearning)" in refused(capsys, ["push", "out", "me/refused"], 2)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["push"], "hf-unlearn push: FOLDER REPO: expected a folder and owner/name first, got nothing ("),
-        (["push", "out"], "hf-unlearn push: FOLDER REPO: expected a folder and owner/name first, got out ("),
+        (["push"], "hf-unlearn push: FOLDER REPO: expected two words first, got nothing; give the folder"),
+        (["push", "out"], "hf-unlearn push: FOLDER REPO: expected two words first, got out; give the folder"),
         (
             ["push", "out", "me/x", f"--token={TOKEN}"],
             "hf-unlearn push: --token: others may read it; set HF_TOKEN, or",
@@ -265,7 +265,7 @@ def test_original_weights_are_refused(bases, out, capsys):
         ),
         (["run", "--hub_token", TOKEN], "hf-unlearn run: --hub_token: others may read it; set HF_TOKEN"),
         (["audit", "--token", TOKEN], "hf-unlearn audit: --token: others may read it; set HF_TOKEN"),
-        (["run", "--config=token.yaml"], "hf-unlearn run: hub_token: others may read it; set HF_TOKEN"),
+        (["run", "--config=token.yaml"], "hf-unlearn run: --hub_token: others may read it; set HF_TOKEN"),
     ],
 )
 def test_bad_usage(argv, message, capsys):

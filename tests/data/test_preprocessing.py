@@ -344,7 +344,7 @@ def test_refuses_what_it_cannot_preprocess():
         with pytest.raises(ValueError, match=message):
             prepare(*settings)
     for columns, message in (
-        ({"picture": "image"}, r"^columns: \['picture'\] is no role of a column; use"),
+        ({"picture": "image"}, r"^columns: 'picture' is no role of a column; use"),
         ({"image": "picture"}, "^columns: there is no column 'picture' for image, only"),
         ({"label": "shape"}, "^columns: label is 'shape', but there is another column 'label'"),
     ):
