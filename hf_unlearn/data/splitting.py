@@ -241,11 +241,10 @@ def column_of(dataset: AnyDataset, column: str, argument: str = "column") -> lis
     Raises:
         ValueError: the dataset has no such column.
     """
-    is_table = isinstance(dataset, datasets.Dataset)
-    names = dataset.column_names if is_table else list(dataset[0])
+    names = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(dataset[0])
     if column not in names:
         raise ValueError(f"{argument}: {column!r} is not in the dataset; it has {names}{did_you_mean(column, names)}")
-    if is_table:
+    if isinstance(dataset, datasets.Dataset):
         return dataset.with_format(None)[column][:]
     return [_plain(dataset[i][column]) for i in range(len(dataset))]
 

@@ -274,7 +274,7 @@ def test_the_table_is_worked_out_by_hand():
         ),
         ({"requests": {"one": "label=1"}}, "must be a mapping"),
         ({"requests": {"one": {"samples": 1}}}, "needs forget"),
-        ({"budget": {"epochs": 1}}, "budget is one of"),
+        ({"budget": {"epochs": 1}}, "budget must be one of"),
         ({"seeds": [0, 0]}, "seeds must be different"),
         ({"task": "nowhere.py:Small"}, "does not exist"),
         ({"task": "comparing_task.py:Large"}, "does not define"),
@@ -308,7 +308,10 @@ def test_recipes_are_configurations(path):
             {"requests": {"good": {"forget": "10%"}, "bad": {"forget": "label=99"}}},
             "request 'bad': forget: there is no ",
         ),
-        ({"task": "comparing_task.py:Overlapping"}, "request 'random': unseen_ds and forget_ds share "),
+        (
+            {"task": "comparing_task.py:Overlapping"},
+            "request 'random': the unseen dataset and the forget dataset share ",
+        ),
         ({"options": {"samples": 0}}, "request 'random': "),
     ],
 )
@@ -371,4 +374,4 @@ def test_the_command(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "none.yaml")]) == 2
     assert main(["compare"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert "there is no file" in errors[0] and "expected the file" in errors[1] and len(errors) == 2
+    assert "there is no file" in errors[0] and "is missing; give the file" in errors[1] and len(errors) == 2
