@@ -14,7 +14,7 @@ export HF_DATASETS_OFFLINE := 1
 export HF_EVALUATE_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test docs lint style clean wheel-test
+.PHONY: help install demo test docs lint style clean wheel-test audit-deps
 
 help:
 	@echo "make demo     install into $(VENV), then forget digits and print the table"
@@ -23,6 +23,7 @@ help:
 	@echo "make lint     ruff, mypy and the layers of imports only"
 	@echo "make style    format the code and fix what ruff can fix"
 	@echo "make wheel-test  the wheel alone, in an empty environment, runs the first commands of README.md"
+	@echo "make audit-deps  known vulnerabilities and licences of what is installed in $(VENV); asks an advisory service"
 	@echo "make clean    remove $(VENV) and every cache"
 
 install: $(INSTALLED)
@@ -56,9 +57,16 @@ wheel-test: CONSTRAINT ?= constraints.txt
 wheel-test:
 	$(PYTHON) benchmarks/wheel_test.py --out benchmarks/results/wheel-test.txt $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
+# The tools have an environment of their own, and are no dependencies of anything.
+audit-deps: $(INSTALLED)
+	test -x $(VENV)-audit/bin/pip-audit || ($(PYTHON) -m venv $(VENV)-audit && \
+		$(VENV)-audit/bin/python -m pip install --disable-pip-version-check pip-audit pip-licenses)
+	$(VENV)-audit/bin/pip-licenses --python $(BIN)/python --order=license
+	$(VENV)-audit/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis docs/site
+	rm -rf $(VENV) $(VENV)-audit .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis docs/site
