@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,7 +117,7 @@ class Comparison:
         if budget.keys() - set(BUDGETS) or len(budget) > 1:
             raise ValueError(f"config: budget must be one of {' or '.join(BUDGETS)}, got {dict(budget)}")
         for key, limit in budget.items():
-            if type(limit) not in ((int,) if key == "max_steps" else (int, float)) or not limit > 0:
+            if type(limit) not in ((int,) if key == "max_steps" else (int, float)) or not 0 < limit < inf:
                 raise ValueError(f"config: budget: {key} must be a number above 0, got {limit!r}")
         retrained, relearning = values.get("retrained", cls.retrained), values.get("relearning", cls.relearning)
         if not _is_count(retrained):
