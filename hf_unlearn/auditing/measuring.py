@@ -82,7 +82,7 @@ def statistics_of(
         )
     if cache_file is not None and accelerator.is_main_process:
         with replacing(cache_file) as partial:
-            torch.save(vars(statistics), partial)
+            torch.save({name: v for name, v in vars(statistics).items() if v is not None}, partial)
     return statistics
 
 

@@ -234,7 +234,8 @@ def test_scrub_takes_turns_and_ends_with_min_steps(unlearn):
 @pytest.mark.parametrize("name", ["kl", "bad_teacher", "scrub", "undial"])
 def test_every_peer_raises_the_forget_loss(unlearn, name):
     settings = {} if name == "scrub" else {"retain_weight": 0.0}
-    trainer = unlearn("gpt2", method=name, max_steps=12, learning_rate=1e-2, stop_at_target=False, **settings)
+    rate = 2e-3 if name == "kl" else 1e-2  # kl ascends, and where it runs away the guard takes it back
+    trainer = unlearn("gpt2", method=name, max_steps=12, learning_rate=rate, stop_at_target=False, **settings)
     # A model at chance has nothing to forget: first it learns the samples.
     batch = trainer.data_collator(trainer.forget_ds.items)
     optimizer = torch.optim.AdamW(trainer.model.parameters(), 1e-2)
