@@ -51,6 +51,8 @@ def label_settings(samples: Dataset, columns: Mapping[str, str] | None = None) -
     if "float" in dtype:
         return {"num_labels": 1, "problem_type": "regression"}
     values = samples.with_format(None)[column]
+    if is_list and _are_indicators(values, dtype, len(values[0]) if values else 0):
+        return {}
     distinct = sorted({value for cell in values for value in cell} if is_list else set(values))
     if "string" in dtype:
         return {**_names(distinct), **problem_type}
@@ -109,7 +111,13 @@ def _aligned(samples: Dataset, names: list[str]) -> Dataset:
     sample_names = samples.features["label"].names
     if sample_names == names:
         return samples
-    if {name.lower() for name in sample_names} <= {name.lower() for name in names}:
+    if set(sample_names) <= set(names):
+        numbers = [names.index(name) for name in sample_names]
+        features = Features({**samples.features, "label": ClassLabel(names=names)})
+        return samples.map(_renumbered, batched=True, fn_kwargs={"numbers": numbers}, features=features)
+    lowered = {name.lower() for name in names}
+    keeps_apart = len(lowered) == len(names) and len({name.lower() for name in sample_names}) == len(sample_names)
+    if keeps_apart and {name.lower() for name in sample_names} <= lowered:
         return samples.align_labels_with_mapping({name: i for i, name in enumerate(names)}, "label")
     logger.warning(
         f"label: the class names of the samples ({', '.join(sample_names[:4])}, ...) are not those of the model "
@@ -118,13 +126,28 @@ def _aligned(samples: Dataset, names: list[str]) -> Dataset:
     return samples
 
 
+def _renumbered(batch: dict, numbers: list[int]) -> dict:
+    return {"label": [numbers[value] for value in batch["label"]]}
+
+
+def _are_indicators(cells: Sequence[list], dtype: str, size: int) -> bool:
+    """Whether lists of truth values or whole numbers are zeros and ones [size]: classes of a sample never repeat."""
+    if "int" not in dtype:
+        return dtype == "bool"
+    is_binary = all(len(cell) == size and set(cell) <= {0, 1} for cell in cells)
+    return is_binary and any(len(set(cell)) < len(cell) for cell in cells)
+
+
 def _with_indicators(samples: Dataset, names: list[str]) -> Dataset:
     """Lists of classes as zeros and ones [classes]; samples that have such indicators already are unchanged."""
     feature = samples.features["label"].feature
     if isinstance(feature, Value) and "float" in feature.dtype:
         return samples
+    cells = samples.with_format(None)["label"]
+    if isinstance(feature, Value) and _are_indicators(cells, feature.dtype, len(names)):
+        return samples.cast_column("label", List(Value("float32")))
     classes: list = names if getattr(feature, "dtype", "") == "string" else list(range(len(names)))
-    values = {value for cell in samples.with_format(None)["label"] for value in cell}
+    values = {value for cell in cells for value in cell}
     if unknown := sorted(values - set(classes), key=str):
         raise ValueError(f"label: the model has no class {unknown[0]!r}; its classes are {names[:8]}")
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hf_unlearn.data.audio import waveform
 from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.data.labels import label_settings
 from hf_unlearn.data.loading import load_samples, parse_forget
 from hf_unlearn.data.preprocessing import prepare
 from hf_unlearn.data.splitting import split_forget_retain
@@ -209,12 +210,35 @@ def test_several_labels_a_sample():
     assert prepare(spread, model, tokenizer)["label"][:] == [[0, 1, 0], [1, 1, 0]]
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+def test_zeros_and_ones_of_any_type_are_no_lists_of_classes(dtype):
+    model, tokenizer = tiny_data.text_classification()
+    model.config.problem_type = "multi_label_classification"
+    samples = tiny_data.table(text=["one", "two"], labels=([[0, 0, 1], [1, 0, 0]], datasets.List(Value(dtype))))
+    ready = prepare(samples, model, tokenizer)
+    assert ready["label"][:] == [[0, 0, 1], [1, 0, 0]] and ready.features["label"].feature.dtype == "float32"
+    assert label_settings(samples) == {}  # as for floats: no two classes 0 and 1
+
+
 def test_class_names_that_are_not_the_models(caplog):
     model, tokenizer = tiny_data.text_classification()
     samples = Dataset.from_dict({"text": ["who"], "label": [1]}).cast_column("label", ClassLabel(names=["x", "y"]))
     with caplog.at_level(logging.WARNING, logger="hf_unlearn.data.labels"):
         assert prepare(samples, model, tokenizer)["label"][:] == [1]
     assert "(x, y, ...) are not those of the model (ant, bird, cat, ...)" in caplog.text
+
+
+def test_class_names_that_differ_by_their_case(caplog):
+    model, tokenizer = tiny_data.text_classification()
+    model.config.id2label, model.config.label2id = {0: "A", 1: "a"}, {"A": 0, "a": 1}
+    samples = Dataset.from_dict({"text": ["who", "ann"], "label": [0, 1]})
+    exact = prepare(samples.cast_column("label", ClassLabel(names=["a", "A"])), model, tokenizer)
+    assert exact["label"][:] == [1, 0] and exact.features["label"].names == ["A", "a"]
+    model.config.id2label, model.config.label2id = {0: "B", 1: "A"}, {"B": 0, "A": 1}
+    assert prepare(samples.cast_column("label", ClassLabel(names=["a", "b"])), model, tokenizer)["label"][:] == [1, 0]
+    with caplog.at_level(logging.WARNING, logger="hf_unlearn.data.labels"):
+        prepare(samples.cast_column("label", ClassLabel(names=["a", "A"])), model, tokenizer)
+    assert "the class numbers are used unchanged" in caplog.text
 
 
 def test_questions_and_answers():
