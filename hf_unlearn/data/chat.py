@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_unlearn.data.columns import Columns, located, text_of
+from hf_unlearn.data.columns import USUAL_NAMES, Columns, located, text_of
 from hf_unlearn.data.text import BATCH_SIZE, token_limit
 
 # What templates write as today's date: the samples of a request are the same on every day. It is the date that the
@@ -35,7 +35,8 @@ def causal_samples(raw: Columns, model: Any, processor: Any) -> Dataset:
         used = [raw.need("messages")]
     elif raw.find("prompt"):
         used = [raw.need("prompt"), raw.need("completion")]
-        context: str | None = raw.given.get("input") or ("input" if used[0] == "instruction" else None)
+        is_usual = used[0] in USUAL_NAMES["prompt"] and used[0] != "instruction"
+        context: str | None = raw.given.get("input") or (None if is_usual or "input" in used else "input")
         used += [context] if context is not None and context in raw.samples.column_names else []
     else:
         used = [raw.need("text")]
@@ -71,17 +72,29 @@ def _prompt_and_completion(entries: list, place: str, names: list[str], tokenize
         return _chat_tokens(_messages(entries[0], place, names[0]), place, names[0], tokenizer)
     prompt, completion = (_prompt_text(cell, place, name) for cell, name in zip(entries[:2], names[:2], strict=True))
     context = entries[2] if len(entries) > 2 and entries[2] else ""
-    is_chat = not isinstance(prompt, str)
-    if not is_chat and names[0] in ("question", "instruction") and tokenizer.chat_template:
+    is_chat, is_question = not isinstance(prompt, str), names[0] == "question"
+    is_instruction = not is_question and (names[0] == "instruction" or len(names) > 2)
+    if is_chat and context:
+        raise ValueError(
+            f"{place}, column {names[2]!r}: has an input beside a prompt of messages; put it into a message"
+        )
+    if not is_chat and (is_question or is_instruction) and tokenizer.chat_template:
         prompt, is_chat = [{"role": "user", "content": f"{prompt}\n\n{context}" if context else prompt}], True
     if is_chat:
         answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
         return _chat_tokens([*prompt, *answer], place, names[1], tokenizer)
-    completion = completion if isinstance(completion, str) else completion[-1]["content"]
-    if names[0] == "question":
+    if not isinstance(completion, str):
+        if len(completion) != 1:
+            raise ValueError(
+                f"{place}, column {names[1]!r}: has {len(completion)} messages for a prompt that is a text; give one, "
+                "or a prompt of messages"
+            )
+        completion = completion[0]["content"]
+    if is_question:
         # The space belongs to the answer: one token with its first word, as in running text.
-        prompt, completion = f"Question: {prompt}\nAnswer:", f" {completion}"
-    elif names[0] == "instruction":
+        question = f"{prompt}\n{context}" if context else prompt
+        prompt, completion = f"Question: {question}\nAnswer:", f" {completion}"
+    elif is_instruction:
         prompt = ALPACA[not context].format(instruction=prompt, input=context)
     tokens = tokenizer(prompt).input_ids
     tokens = tokens[:-1] if tokens[-1:] == end else tokens

@@ -98,6 +98,26 @@ def test_instructions_with_and_without_an_input():
     assert prompt.endswith("completes the request.\n\n### Instruction:\nAdd.\n\n### Response:\n")
     named = {"question": ["Add."], "text": ["1 2"], "answer": ["3"]}
     assert written(named, columns={"input": "text"})[0] == written(samples)[0]
+    assert written(named, plain, columns={"input": "text"})[0] == "Question: Add.\n1 2\nAnswer:"
+
+
+@pytest.mark.parametrize("template", [CHATML, None])
+def test_an_input_is_read_whatever_the_name_of_its_instruction(template):
+    samples = {"instruction": ["Add."], "input": ["1 2"], "output": ["3"]}
+    expected = written(samples, bytewise(template))
+    renamed = {"instr": ["Add."], "input": ["1 2"], "output": ["3"]}
+    assert written(renamed, bytewise(template), columns={"prompt": "instr"}) == expected
+    prompts = {"prompt": ["Add."], "ctx": ["1 2"], "output": ["3"]}
+    assert written(prompts, bytewise(template), columns={"input": "ctx"}) == expected
+    asked = {"input": ["Add."], "output": ["3"]}
+    assert written(asked, bytewise(template), columns={"prompt": "input"}) == ("Add.", "3<eos>")
+
+
+def test_what_would_be_dropped_is_refused():
+    with pytest.raises(ValueError, match=r"^samples: sample 0, column 'completion': has 2 messages for a prompt that"):
+        written({"prompt": ["Who?"], "completion": [[TURN[1], TURN[1]]]})
+    with pytest.raises(ValueError, match=r"^samples: sample 0, column 'ctx': has an input beside a prompt of mess"):
+        written({"prompt": [TURN[:1]], "ctx": ["1 2"], "completion": ["3"]}, columns={"input": "ctx"})
 
 
 REFUSED = {
