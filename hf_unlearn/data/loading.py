@@ -125,7 +125,7 @@ def parse_forget(text: str, samples: Dataset) -> dict[str, Any]:
     | `indices=FILE` | the sample numbers in a text file, from 0, separated by white space or commas |
 
     `fraction`, `samples` and `indices` are never columns. A value that is the name of a class is not read as a class
-    number; the name may contain commas.
+    number; the name, and a text of the column, may contain commas.
 
     Args:
         text: the request.
@@ -154,10 +154,9 @@ def parse_forget(text: str, samples: Dataset) -> dict[str, Any]:
         names = [value] if value in feature.names else _parse_list(value, len(samples))
         return {"column": column, "values": [_parse_class(name, feature) for name in names]}
     dtype = getattr(feature, "dtype", "")
-    return {
-        "column": column,
-        "values": [_parse_value(column, part, dtype) for part in _parse_list(value, len(samples))],
-    }
+    is_whole = "string" in dtype and value in samples.unique(column)
+    parts = [value] if is_whole else _parse_list(value, len(samples))
+    return {"column": column, "values": [_parse_value(column, part, dtype) for part in parts]}
 
 
 def split_forget(text: str) -> tuple[str, Any]:
@@ -217,16 +216,16 @@ def _parse_list(value: str, size: int) -> list[str]:
         ends = re.fullmatch(r"(-?\d+)\s*\.\.\s*(-?\d+)", part)
         if ends and (count := int(ends[2]) - int(ends[1]) + 1) > size:
             raise ValueError(f"forget: the range {part!r} has {count} values for {size} samples; shorten it")
+        if ends and count < 1:
+            raise ValueError(f"forget: the range {part!r} is empty; give FIRST..LAST with FIRST <= LAST")
         values += map(str, range(int(ends[1]), int(ends[2]) + 1)) if ends else [part]
-    if not values:
-        raise ValueError(f"forget: the range {value!r} is empty; give FIRST..LAST with FIRST <= LAST")
     return values
 
 
 def _parse_class(value: str, feature: ClassLabel) -> int:
     if value in feature.names:
         return feature.names.index(value)
-    if value.isdigit() and int(value) < len(feature.names):
+    if value.isdecimal() and int(value) < len(feature.names):
         return int(value)
     names = ", ".join(feature.names[:8]) + (f", ... ({len(feature.names)} classes)" if len(feature.names) > 8 else "")
     raise ValueError(

@@ -385,11 +385,12 @@ def test_refuses_what_it_cannot_preprocess():
 
 TYPES = Features(
     {"label": ClassLabel(names=["Bag", "Sandal", "tench, tinca", "10"]), "speaker": Value("int64"),
-     "author": Value("string"), "share": Value("float32"), "given": Value("bool"),
+     "author": Value("string"), "city": Value("string"), "share": Value("float32"), "given": Value("bool"),
      "many": datasets.List(Value("int64"))}
 )  # fmt: skip
 TYPED = Dataset.from_dict(
     {"label": [0, 1, 2, 3], "speaker": [84, 85, 86, 1272], "author": ["a", "190", "191", "b"],
+     "city": ["Paris, Texas", "Paris", "Texas", "1..2"],
      "share": [0.5, 1.0, 2.0, 3.0], "given": [True, False, True, True], "many": [[1]] * 4}, features=TYPES,
 )  # fmt: skip
 
@@ -406,6 +407,9 @@ TYPED = Dataset.from_dict(
         ("speaker=1272,84", "speaker", [1272, 84]),
         ("speaker=84..86,1272", "speaker", [84, 85, 86, 1272]),
         ("author=190..191,b", "author", ["190", "191", "b"]),
+        ("city=Paris, Texas", "city", ["Paris, Texas"]),  # a text of the column goes before a list
+        ("city=Texas, Paris", "city", ["Texas", "Paris"]),
+        ("city=1..2", "city", ["1..2"]),
         ("share=0.5", "share", [0.5]),
         ("given=false", "given", [False]),
     ],
@@ -435,6 +439,8 @@ def test_forget_a_share_or_samples(tmp_path):
         ("lable=3", r"^forget: there is no column 'lable', only \['label', "),
         ("label=Sandals", "^forget: there is no class 'Sandals'; the classes are Bag, Sandal"),
         ("label=4", "^forget: there is no class '4'"),
+        ("label=³", "^forget: there is no class '³'"),
+        ("speaker=84,4..2", "^forget: the range '4..2' is empty"),
         ("speaker=ann", "^forget: column 'speaker' holds values of type int64, not 'ann'$"),
         ("speaker=9..1", "^forget: the range '9..1' is empty"),
         (
