@@ -152,5 +152,15 @@ def _needed_files(folder: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _shards(index: Path) -> list[str]:
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    """The files that hold the weights, by their index.
+
+    Raises:
+        ValueError: the file is no index.
+    """
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"folder: {index.name} in {str(index.parent)!r} is no index of weights; it has changed, run again"
+        ) from error
     return sorted(set(map(str, names)))

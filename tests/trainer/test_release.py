@@ -19,7 +19,7 @@ from test_push import build, tokenizer
 from hf_unlearn.hub.model_card import CardFacts, as_text, model_card
 from hf_unlearn.hub.record import verify
 from hf_unlearn.hub.record_schema import MAX_BYTES
-from hf_unlearn.hub.release import check_release
+from hf_unlearn.hub.release import _shards, check_release
 from hf_unlearn.hub.upload import push_folder
 from hf_unlearn.report.audit_report import AuditReport
 
@@ -149,6 +149,14 @@ def test_links_are_refused_by_name(kind, name, out):
         expected = f"{name} in .* is (a link|no file|a file that another name leads to)"
     with pytest.raises(ValueError, match=rf"^folder: .*{expected}"):
         check_release(out)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "nope", '{"weight_map": 3}'])
+def test_an_index_of_weights_that_is_none(content, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content)
+    with pytest.raises(ValueError, match=r"^folder: model.safetensors.index.json in .* is no index of weights; it"):
+        _shards(index)
 
 
 @pytest.mark.parametrize(
