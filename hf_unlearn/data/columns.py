@@ -183,15 +183,22 @@ def inputs_among(dataset: Any, columns: Sequence[str]) -> list[str]:
 
 
 def content_columns(dataset: Any) -> list[str]:
-    """The columns that hold what raw samples are, and their labels: of a usual name, or of type image or audio.
+    """The columns that hold what raw samples are, and their labels: of a usual name, or neither a number nor a text.
 
     Neither numbers of samples nor other attributes (a speaker, a licence). Empty where no such column has content.
     """
     content = {"input", *(name for role, names in USUAL_NAMES.items() if role != "label" for name in names)}
-    features = dataset.features if isinstance(dataset, Dataset) else {}
     names = column_names(dataset)
-    found = [name for name in names if name in content or isinstance(features.get(name), (Image, Audio))]
+    if not {"source", "target"} <= set(names):
+        content -= {"source", "target"}  # alone, where a sample is from, and its class
+    cells = dataset.features if isinstance(dataset, Dataset) else dataset[0]
+    found = [name for name in names if name not in LABELS and (name in content or not _is_plain(cells[name]))]
     return [name for name in names if name in found or name in LABELS] if found else []
+
+
+def _is_plain(cell: Any) -> bool:
+    """Whether a cell, or the type of a column, is one number or text."""
+    return isinstance(cell, (Value, ClassLabel, str, int, float, type(None))) or getattr(cell, "ndim", 1) == 0
 
 
 def _feature(value: Any) -> Any:

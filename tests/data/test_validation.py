@@ -76,6 +76,23 @@ def test_labels_that_repeat_are_no_shared_samples():
     check_datasets(*(datasets.Dataset.from_dict({"scan": [t], "label": [1]}) for t in "ab"), columns=READ)
 
 
+APART = {
+    "tensor and class": lambda i: {"data": torch.full((2,), float(i)), "target": 0},
+    "text and origin": lambda i: {"content": f"text {i}", "source": "web"},
+    "constant prompt": lambda i: {"prompt": "Translate.", "translation": {"de": f"{i}", "en": f"{i}"}},
+    "labels alone": lambda i: {"label": 0},
+}
+
+
+@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("container", [list, datasets.Dataset.from_list])
+def test_attributes_that_repeat_are_no_shared_samples(container, name):
+    check_datasets(*(container([APART[name](i)]) for i in range(3)), columns=READ)
+    if name != "labels alone":
+        with pytest.raises(ValueError, match="share 1 samples"):
+            check_datasets(*(container([APART[name](0)]) for _ in range(2)), columns=READ)
+
+
 def test_a_raw_sample_is_found_under_another_number_and_another_path(tmp_path):
     forget, retain = pictures([1, 2], [0, 1], id=[0, 1]), pictures([3, 2], [0, 1], id=[7, 8])
     with pytest.raises(ValueError, match=r"share 1 samples \(sample 1 of forget_ds is sample 1 of retain_ds\)"):
