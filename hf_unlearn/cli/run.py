@@ -23,7 +23,7 @@ from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.manifest import checkpoints
 from hf_unlearn.trainer.outcome import Outcome
-from hf_unlearn.trainer.output_folder import latest_folder, refuse_original_folder, used_by_another_run
+from hf_unlearn.trainer.output_folder import goes_on_in, latest_folder, refuse_original_folder, used_by_another_run
 from hf_unlearn.trainer.trainer import UnlearningTrainer
 from hf_unlearn.training import quiet
 
@@ -107,8 +107,8 @@ def _check_output_dir(settings: RunSettings, args: UnlearningArguments) -> None:
     refuse_original_folder(folder, str(settings.model))
     if settings.resume and not checkpoints(latest_folder(folder) if args.has_default_output_dir else folder):
         raise ValueError(f"resume: there is no checkpoint in {args.output_dir!r}; give the run's folder")
-    is_new = not (settings.resume or args.resume_from_checkpoint or args.has_default_output_dir)
-    if is_new and (used := used_by_another_run(folder)) is not None:
+    goes_on = goes_on_in(folder, settings.resume or args.resume_from_checkpoint)
+    if not goes_on and not args.has_default_output_dir and (used := used_by_another_run(folder)) is not None:
         raise used
 
 

@@ -20,9 +20,9 @@ from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.loading import load_whole
 from hf_unlearn.models.types import Model
 from hf_unlearn.targets import ForgetTarget, restore_target
+from hf_unlearn.trainer.manifest import STATE_FILE
 
 logger = logging.getLogger(__name__)
-STATE_FILE = "unlearning_state.pt"
 
 
 @dataclass
@@ -109,8 +109,6 @@ class CheckpointingMixin(Seq2SeqTrainer):
         output_dir = output_dir or str(self.args.output_dir)
         if self._saves_checkpoint:
             super().save_model(output_dir, _internal_call=True)
-            if self.args.should_save and self._unlearning_state is not None:
-                self._unlearning_state.save(output_dir)
         elif not self.added_adapter:
             super().save_model(output_dir, _internal_call)
         else:

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_unlearn.data.files import replacing
 
 MANIFEST = "manifest.json"
+STATE_FILE = "unlearning_state.pt"
 
 
 def write_manifest(folder: Path) -> None:
@@ -57,6 +58,11 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def is_unlearning(folder: Path) -> bool:
+    """Whether an unlearning run wrote a checkpoint, to its end or not: the state of the run is written first."""
+    return is_finished(folder) or (folder / STATE_FILE).is_file()
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first, complete or not."""
     steps = {
@@ -68,14 +74,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_older(folder: Path, limit: int, protected: Collection[Path]) -> None:
-    """Keep the newest `limit` checkpoints; those that were not written to their end go first.
+    """Keep the newest `limit` checkpoints; those that were not written to their end go first, other programs' stay.
 
     Args:
         folder: has the checkpoints.
         limit: how many stay, at least those that are protected.
         protected: checkpoints that stay: the last one, and the best.
     """
-    found = checkpoints(folder)
+    found = [path for path in checkpoints(folder) if is_unlearning(path)]
     partial = [path for path in found if not is_finished(path)]
     older = [path for path in found if path not in partial and path not in protected]
     for path in [*partial, *older[max(0, limit - len(protected)) :]]:

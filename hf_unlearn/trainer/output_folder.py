@@ -15,7 +15,7 @@ from hf_unlearn.trainer.manifest import checkpoints
 
 
 def refuse_original_folder(folder: str | Path, model: Model | str) -> None:
-    """Refuse to write into the folder that the original model was loaded from.
+    """Refuse to write into the folder that the original model was loaded from, or has it among its checkpoints.
 
     Args:
         folder: where a run is going to write.
@@ -25,7 +25,8 @@ def refuse_original_folder(folder: str | Path, model: Model | str) -> None:
         ValueError: it is that folder.
     """
     names = [model] if isinstance(model, str) else _names(model)
-    if any(os.path.isdir(name) and os.path.isdir(folder) and os.path.samefile(name, folder) for name in names):
+    written = [path for path in (Path(folder), *checkpoints(Path(folder))) if path.is_dir()]
+    if any(os.path.isdir(name) and os.path.samefile(name, path) for name in names for path in written):
         raise ValueError(
             f"output_dir: {str(folder)!r} is the folder of the original model, which would be overwritten; use another"
         )
@@ -55,6 +56,13 @@ def used_by_another_run(folder: Path) -> ValueError | None:
         f"output_dir: {str(folder)!r} has {files[0]}{more}, which this run would overwrite; resume the run that wrote "
         "it, use another folder, or remove it"
     )
+
+
+def goes_on_in(folder: Path, resume_from_checkpoint: str | bool | None) -> bool:
+    """Whether a run goes on from a checkpoint in the folder that it writes to, rather than from none or elsewhere."""
+    if isinstance(resume_from_checkpoint, str | os.PathLike):
+        return Path(resume_from_checkpoint).resolve().parent == folder.resolve()
+    return bool(resume_from_checkpoint)
 
 
 def next_folder(folder: Path) -> Path:

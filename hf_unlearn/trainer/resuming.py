@@ -21,8 +21,22 @@ from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.best_model import BestModelMixin
 from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.identity import name_differences, run_identity
-from hf_unlearn.trainer.manifest import MANIFEST, checkpoints, find_damage, is_finished, remove_older, write_manifest
-from hf_unlearn.trainer.output_folder import latest_folder, next_folder, refuse_original_folder, used_by_another_run
+from hf_unlearn.trainer.manifest import (
+    MANIFEST,
+    checkpoints,
+    find_damage,
+    is_finished,
+    is_unlearning,
+    remove_older,
+    write_manifest,
+)
+from hf_unlearn.trainer.output_folder import (
+    goes_on_in,
+    latest_folder,
+    next_folder,
+    refuse_original_folder,
+    used_by_another_run,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,13 +71,14 @@ class ResumingMixin(BestModelMixin):
         if self._owns_output_dir:
             return
         folder, is_default = Path(str(self.args.output_dir)), self.args.has_default_output_dir
+        latest = latest_folder(folder) if is_default else folder
+        goes_on = goes_on_in(latest, resume_from_checkpoint)
         if is_default:
-            choose = latest_folder if resume_from_checkpoint else next_folder
-            chosen = str(self._agree(lambda: choose(folder)))
-            if chosen != str(folder) and not resume_from_checkpoint and self.is_world_process_zero():
+            chosen = str(self._agree(lambda: latest if goes_on else next_folder(folder)))
+            if chosen != str(folder) and not goes_on and self.is_world_process_zero():
                 logger.warning(f"{folder} has the files of another run: this one writes to {chosen}")
             self.args.output_dir = chosen
-        elif not resume_from_checkpoint and (error := self._agree(lambda: used_by_another_run(folder))) is not None:
+        elif not goes_on and (error := self._agree(lambda: used_by_another_run(folder))) is not None:
             raise error
         self._owns_output_dir = True
 
@@ -88,6 +103,9 @@ class ResumingMixin(BestModelMixin):
             (folder / MANIFEST).unlink(missing_ok=True)
             if not self.unlearning_state.identity:
                 self.unlearning_state.identity = self._identity()
+            # First: by it a checkpoint is known as one of an unlearning run, however early the process is killed.
+            folder.mkdir(parents=True, exist_ok=True)
+            self.unlearning_state.save(str(folder))
         # Older checkpoints go when this one is complete, not before.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -143,6 +161,8 @@ class ResumingMixin(BestModelMixin):
         else:
             folder = None
         reasons = "; ".join(skipped)
+        if folder is None and (error := self._agree(lambda: _by_others(output_dir, folders))) is not None:
+            raise error
         if folder is None and self._agree(lambda: any(map(is_finished, folders)) or None):
             raise ValueError(
                 f"resume_from_checkpoint: no checkpoint in {str(output_dir)!r} is complete ({reasons}); restore one, "
@@ -203,3 +223,9 @@ class ResumingMixin(BestModelMixin):
         if output.global_step == steps and self.is_world_process_zero():
             logger.warning(f"The run had ended at step {steps}: no further step was taken")
         return output
+
+
+def _by_others(output_dir: Path, folders: list[Path]) -> ValueError | None:
+    """The error for checkpoints that another program wrote; an empty one is what a kill leaves."""
+    others = any(not is_unlearning(path) and any(path.glob("*")) for path in folders)
+    return used_by_another_run(output_dir) if others else None

@@ -270,6 +270,7 @@ def folder_of(parent: Path, step, finished=True):
     path = parent / f"checkpoint-{step}"
     path.mkdir()
     (path / "rng_state.pth").write_text(str(step))
+    (path / "unlearning_state.pt").touch()
     if finished:
         write_manifest(path)
     return path

@@ -9,6 +9,7 @@ from tiny import make
 from transformers import ViTForImageClassification
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer
+from hf_unlearn.trainer.manifest import remove_older
 from hf_unlearn.trainer.output_folder import files_of_runs
 
 
@@ -101,3 +102,31 @@ def test_weights_that_are_replaced_have_no_record(unlearn, tmp_path):
         next(trainer.model.parameters()).add_(1)
     trainer.save_model()
     assert "unlearning.json" not in files_of_runs(tmp_path / "out")
+
+
+def test_checkpoints_of_another_program_are_neither_resumed_nor_removed(unlearn, tmp_path):
+    model = make("vit")[0]
+    for name in ("checkpoint-2", "checkpoint-500"):
+        model.save_pretrained(tmp_path / "out" / name)
+    before = content(tmp_path / "out")
+    run = {"max_steps": 2, "save_steps": 2, "save_total_limit": 1}
+    with pytest.raises(ValueError, match=r"^output_dir: '.*' has checkpoint-2 and 1 more, which this run would"):
+        unlearn(**run).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"^output_dir: '.*out' is the folder of the original model, which"):
+        unlearn(**run, model=ViTForImageClassification.from_pretrained(tmp_path / "out" / "checkpoint-2"))
+    assert content(tmp_path / "out") == before
+    remove_older(tmp_path / "out", 1, set())
+    assert content(tmp_path / "out") == before
+
+
+def test_a_run_that_goes_on_elsewhere_overwrites_nothing_there(unlearn, tmp_path):
+    run = {"max_steps": 2, "save_steps": 1}
+    for folder in ("one", "other"):
+        unlearn(**run, folder=folder).train()
+    before = content(tmp_path / "other")
+    checkpoint = str(tmp_path / "one" / "checkpoint-1")
+    with pytest.raises(ValueError, match=r"^output_dir: '.*other' has checkpoint-1 and 1 more, which this run would"):
+        unlearn(**run, folder="other").train(resume_from_checkpoint=checkpoint)
+    assert content(tmp_path / "other") == before
+    for folder in ("one", "new"):
+        assert unlearn(**run, folder=folder).train(resume_from_checkpoint=checkpoint).global_step == 2
