@@ -191,8 +191,8 @@ def content_columns(dataset: Any) -> list[str]:
     names = column_names(dataset)
     if not {"source", "target"} <= set(names):
         content -= {"source", "target"}  # alone, where a sample is from, and its class
-    cells = dataset.features if isinstance(dataset, Dataset) else dataset[0]
-    found = [name for name in names if name not in LABELS and (name in content or not _is_plain(cells[name]))]
+    entries = dataset.features if isinstance(dataset, Dataset) else dataset[0]
+    found = [name for name in names if name not in LABELS and (name in content or not _is_plain(entries[name]))]
     return [name for name in names if name in found or name in LABELS] if found else []
 
 

@@ -130,12 +130,12 @@ def _renumbered(batch: dict, numbers: list[int]) -> dict:
     return {"label": [numbers[value] for value in batch["label"]]}
 
 
-def _are_indicators(cells: Sequence[list], dtype: str, size: int) -> bool:
+def _are_indicators(entries: Sequence[list], dtype: str, size: int) -> bool:
     """Whether lists of truth values or whole numbers are zeros and ones [size]: classes of a sample never repeat."""
     if "int" not in dtype:
         return dtype == "bool"
-    is_binary = all(len(cell) == size and set(cell) <= {0, 1} for cell in cells)
-    return is_binary and any(len(set(cell)) < len(cell) for cell in cells)
+    is_binary = all(len(cell) == size and set(cell) <= {0, 1} for cell in entries)
+    return is_binary and any(len(set(cell)) < len(cell) for cell in entries)
 
 
 def _with_indicators(samples: Dataset, names: list[str]) -> Dataset:
@@ -143,11 +143,11 @@ def _with_indicators(samples: Dataset, names: list[str]) -> Dataset:
     feature = samples.features["label"].feature
     if isinstance(feature, Value) and "float" in feature.dtype:
         return samples
-    cells = samples.with_format(None)["label"]
-    if isinstance(feature, Value) and _are_indicators(cells, feature.dtype, len(names)):
+    entries = samples.with_format(None)["label"]
+    if isinstance(feature, Value) and _are_indicators(entries, feature.dtype, len(names)):
         return samples.cast_column("label", List(Value("float32")))
     classes: list = names if getattr(feature, "dtype", "") == "string" else list(range(len(names)))
-    values = {value for cell in cells for value in cell}
+    values = {value for cell in entries for value in cell}
     if unknown := sorted(values - set(classes), key=str):
         raise ValueError(f"label: the model has no class {unknown[0]!r}; its classes are {names[:8]}")
 
