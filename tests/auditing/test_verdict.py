@@ -100,6 +100,8 @@ def test_damage_beside_the_original(audited):
 
 def test_samples_that_are_lost_to_less_data_are_no_damage():
     assert verdict({"unseen": 0.87}, original={"attacked": 0.9}).level == "consistent"
+    # Surely higher, and by far less than ln 2.
+    assert verdict({"retain_loss": 0.15, "unseen_loss": 0.55}, original={"attacked": 0.9}).level == "consistent"
 
 
 def test_a_loss_that_is_no_number_is_damage():
@@ -215,7 +217,7 @@ def test_a_class_without_a_retrained_model():
     assert judgement.level == "unclear"
     for said in ("0.0 % of the class are right", "brings 90 % of it back and takes 40.0 % of other classes", "loss 7"):
         assert said in judgement.sentence
-    assert of_class({"forget": 0.3}, 0.4).level == "remembers"
+    assert of_class({"forget": 0.3}, 0.4).level == of_class({"forget": 0.15}, 0.4).level == "remembers"
     assert of_class({}, 0.02).level == "hidden"  # its output is held down
     assert of_class({"forget_loss": 99.8}, 0.4).level == "over-forgotten"
     assert of_class({"retain": 0.9}, 0.4).level == "damaged"
