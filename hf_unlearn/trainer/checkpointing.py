@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Seq2SeqTrainer
 from typing_extensions import override
 
 from hf_unlearn.auditing.statistics import SampleStatistics
+from hf_unlearn.hub.release_files import ADAPTER_CONFIG
 from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.loading import load_whole
 from hf_unlearn.models.types import Model
@@ -117,6 +118,11 @@ class CheckpointingMixin(Seq2SeqTrainer):
                 self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_merged(self, output_dir: str) -> None:
+        if os.path.isfile(os.path.join(output_dir, ADAPTER_CONFIG)):
+            raise ValueError(
+                f"output_dir: {str(output_dir)!r} has an adapter ({ADAPTER_CONFIG}), which would be added to the "
+                "merged model again; use another folder, or remove it"
+            )
         adapted = cast(PeftModel, self.model)
         # Of sharded weights `Trainer` would write the old ones and the adapter beside them. All processes gather.
         is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
@@ -135,10 +141,15 @@ class CheckpointingMixin(Seq2SeqTrainer):
         """Save the adapter alone. The base model beside it still holds the forgotten data.
 
         Raises:
-            ValueError: there is no adapter.
+            ValueError: there is no adapter, or the folder has a model, which would be loaded with the adapter on top.
         """
         if not isinstance(self.model, PeftModel):
             raise ValueError("save_adapter: all weights were trained, there is no adapter; use save_model")
+        if self.added_adapter and os.path.isfile(os.path.join(output_dir, "config.json")):
+            raise ValueError(
+                f"save_adapter: {str(output_dir)!r} has a model (config.json), to which the adapter would be "
+                "added again; use another folder"
+            )
         if self.added_adapter:
             logger.warning("The adapter alone has forgotten nothing: the base model still holds the data without it")
         if self.args.should_save:

@@ -16,6 +16,7 @@ from hf_unlearn.data.files import replacing
 
 MANIFEST = "manifest.json"
 STATE_FILE = "unlearning_state.pt"
+MODEL_ONLY = "holds the model only (save_only_model=True), from which a run cannot go on"
 
 
 def write_manifest(folder: Path) -> None:
@@ -49,7 +50,7 @@ def find_damage(folder: Path) -> str | None:
     if changed := [name for name, digest in _hashes(folder, sizes) if digest != files[name]["sha256"]]:
         return f"has other contents in {', '.join(changed)} than were written"
     if not any(name.startswith("rng_state") for name in sizes):
-        return "holds the model only (save_only_model=True), from which a run cannot go on"
+        return MODEL_ONLY
     return None
 
 

@@ -23,6 +23,7 @@ from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.identity import name_differences, run_identity
 from hf_unlearn.trainer.manifest import (
     MANIFEST,
+    MODEL_ONLY,
     checkpoints,
     find_damage,
     is_finished,
@@ -119,6 +120,16 @@ class ResumingMixin(BestModelMixin):
                 best = self.state.best_model_checkpoint
                 remove_older(folder.parent, limit, {folder} if best is None else {folder, Path(best)})
         self.accelerator.wait_for_everyone()
+
+    @override
+    def _load_best_model(self) -> None:
+        folder = Path(str(self.state.best_model_checkpoint))
+        damage = self._agree(lambda: find_damage(folder))
+        if damage is not None and damage != MODEL_ONLY:
+            raise ValueError(
+                f"load_best_model_at_end: {str(folder)!r} {damage}; restore it, or load another checkpoint"
+            )
+        super()._load_best_model()
 
     # ---- which checkpoint ----
 

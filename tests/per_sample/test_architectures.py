@@ -117,6 +117,15 @@ def test_saving_the_adapter_alone_is_a_choice_with_a_warning(unlearn, tmp_path, 
     trainer.save_adapter(str(tmp_path / "adapter"))
     assert "base model still holds the data" in caplog.text
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    with pytest.raises(
+        ValueError, match=r"^output_dir: '.*adapter' has an adapter \(adapter_config\.json\), which would"
+    ):
+        trainer.save_model(str(tmp_path / "adapter"))
+    trainer.save_model(str(tmp_path / "merged"))
+    with pytest.raises(
+        ValueError, match=r"^save_adapter: '.*merged' has a model \(config\.json\), to which the adapter"
+    ):
+        trainer.save_adapter(str(tmp_path / "merged"))
     with pytest.raises(ValueError, match="there is no adapter; use save_model"):
         unlearn("vit", method="nabla_tau").save_adapter(str(tmp_path / "none"))
 

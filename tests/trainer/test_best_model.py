@@ -1,8 +1,10 @@
 """Which checkpoint is kept: the one nearest to the target; by a loss it is the one that has forgotten least."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 EVERY_STEP = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1,
               "load_best_model_at_end": True, "max_steps": 12, "method": "grad_diff", "forget_target": 1.6,
@@ -65,3 +67,16 @@ def test_without_a_target_another_metric_is_asked_for(unlearn):
         ValueError, match=r"^metric_for_best_model: 'target_distance' needs a target, and there is none"
     ):
         unlearn(unseen=0, **{**EVERY_STEP, "forget_target": "none"}).train()
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded(unlearn):
+    class Damage(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            path = Path(state.best_model_checkpoint) / "model.safetensors"
+            path.write_bytes(path.read_bytes()[:-4] + bytes([1, 2, 3, 4]))
+
+    with pytest.raises(
+        ValueError, match=r"^load_best_model_at_end: '.*' has other contents in model\.safetensors than"
+    ):
+        unlearn(**{**EVERY_STEP, "max_steps": 1}, callbacks=[Damage()]).train()
+    unlearn(**{**EVERY_STEP, "max_steps": 1}, save_only_model=True, folder="alone").train()
