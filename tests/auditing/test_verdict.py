@@ -101,7 +101,10 @@ def test_damage_beside_the_original(audited):
 def test_samples_that_are_lost_to_less_data_are_no_damage():
     assert verdict({"unseen": 0.87}, original={"attacked": 0.9}).level == "consistent"
     # Surely higher, and by far less than ln 2.
-    assert verdict({"retain_loss": 0.15, "unseen_loss": 0.55}, original={"attacked": 0.9}).level == "consistent"
+    assert (
+        verdict({"retain_loss": 0.15, "unseen_loss": 0.55, "forget_loss": 0.55}, original={"attacked": 0.9}).level
+        == "consistent"
+    )
 
 
 def test_a_loss_that_is_no_number_is_damage():
