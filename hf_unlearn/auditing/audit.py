@@ -255,6 +255,8 @@ def _without_adapters(model: Model) -> Any:
 
 def _check_statistics(original: DatasetStatistics, measured: Mapping[str, AnyDataset]) -> None:
     for name, dataset in measured.items():
+        if name != "retain" and name in original and "loss" not in original[name].scores:
+            raise ValueError("original: its statistics have no scores; collect them with scores, or give the model")
         count = len(original[name]) if name in original else 0
         if count != len(dataset):
             raise ValueError(

@@ -203,7 +203,7 @@ def _recovered(recovery_metrics: MetricsByModel, metrics: MetricsByModel) -> lis
         return []
     audited = recovery_metrics["audited"]
     of_retrained = [of_model for name, of_model in recovery_metrics.items() if is_retrained(name)]
-    original = {**metrics["original"], **recovery_metrics["original"]}
+    original = {**metrics["original"], **recovery_metrics.get("original", {})}
     evidence = []
     for key, recovery in RECOVERIES.items():
         if f"{key}_low" not in audited or not all(f"{key}_low" in of_model for of_model in of_retrained):

@@ -80,7 +80,8 @@ def _level(
     above, below = [d for d in differences if _remembers(d)], [d for d in differences if _is_beyond(d)]
     above_text = _named(above) + _class_remembered(evidence)
     beside = _expectation(evidence)
-    if damaged := [d for d in damages if _is_damage(d, bool(evidence.retrained))]:
+    unit = _loss_unit(damages)
+    if damaged := [d for d in damages if _is_damage(d, bool(evidence.retrained), unit)]:
         also = f"; it still remembers as well: {'; '.join(above_text)}" if above_text else ""
         return "damaged", f"samples that should have been kept are lost, beside {_undamaged(evidence)}", [
             "; ".join(_named(damaged)) + also
@@ -99,6 +100,9 @@ def _level(
         )
     if not any(d.metric.startswith("mia") for d in differences):
         return "unclear", "too few samples for an attack", []
+    if not any(d.metric.startswith("retain") for d in damages):
+        advice = "give the original model or retrained ones, and 8 retain samples or more"
+        return "unclear", f"no different from {_ground_truth(evidence)}, and damage cannot be judged", [advice]
     if evidence.original is not None and (power := _missing_power(evidence)):
         return "unclear", power, []
     return "consistent", f"within the intervals, no different from {_ground_truth(evidence)}", []
@@ -165,10 +169,16 @@ def _is_beyond(of: Difference) -> bool:
     return of.low > 0 if of.metric.endswith("loss") else of.high < 0
 
 
-def _is_damage(of: Difference, is_retrained: bool) -> bool:
+def _loss_unit(damages: Sequence[Difference]) -> float:
+    """A likelihood's losses are in nats; others, as those of regression, are measured by the undamaged model's."""
+    expected = {d.metric: d.expected for d in damages}
+    return 1.0 if "retain_accuracy" in expected else expected.get("unseen_loss", 1.0)
+
+
+def _is_damage(of: Difference, is_retrained: bool, loss_unit: float) -> bool:
     dataset, _, metric = of.metric.partition("_")
     if metric == "loss":
-        return of.audited - of.expected >= WRECKED_LOSS and of.low > 0
+        return of.audited - of.expected >= WRECKED_LOSS * loss_unit and of.low > 0
     lost = of.value if metric == "wer" else -of.value
     margin = DAMAGE if is_retrained else DAMAGE_TO_ORIGINAL[dataset]
     surely_lost = of.low if metric == "wer" else -of.high
@@ -262,8 +272,6 @@ def _notes(evidence: Evidence, level: str) -> list[str]:
         )
     if evidence.original is None and level == "consistent":
         notes.append("The original model was not given: whether this audit would have told it apart is not known.")
-    if evidence.original is None and not evidence.retrained:
-        notes.append("Neither an original nor a retrained model was given: damage cannot be judged.")
     return notes
 
 

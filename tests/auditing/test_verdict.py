@@ -127,7 +127,7 @@ AGAINST_UNSEEN = [
 @pytest.mark.parametrize(("audited", "level"), AGAINST_UNSEEN)
 @pytest.mark.parametrize("request_", ["samples", "group"])
 def test_against_unseen_samples_where_there_is_no_retrained_model(audited, level, request_):
-    judgement = verdict(audited, request=request_)
+    judgement = verdict(audited, request=request_, original={"attacked": 0.95, "unseen": audited.get("unseen", 0.9)})
     assert judgement.level == level and "samples that it has never seen" in judgement.sentence
 
 
@@ -173,6 +173,28 @@ def test_where_the_original_cannot_be_told_the_size_that_could_is_named():
     assert needed == pytest.approx(N * ((2.576 + 0.84) * attack(0.53).deviation() / 0.03) ** 2, rel=0.02)
     assert deviation < attack(0.53).deviation()  # paired
     assert verdict({}, original={"attacked": 0.7}).level == "consistent"
+
+
+def test_what_cannot_be_judged_is_not_certified():
+    for request in ("samples", "group"):
+        assert "damage cannot be judged" in verdict({}, request=request).sentence  # neither original nor retrained
+    few = {name: s for name, s in model(retain=0.1).items() if not name.startswith("retain")}
+    judgement = judge(Evidence("samples", few, None, [model()]))
+    assert judgement.level == "unclear" and "damage cannot be judged" in judgement.sentence
+
+
+def test_losses_without_a_likelihood_are_measured_by_the_undamaged_models():
+    """A regression on targets in [0, 1]: a ruined model's error is far below ln 2."""
+
+    def regression(loss):
+        losses_of = {
+            f"{d}_loss": losses(d, value) for d, value in zip(("forget", "retain", "unseen"), loss, strict=True)
+        }
+        return {**losses_of, "mia_loss_auc": attack(0.5)}
+
+    original = {**regression((0.001, 0.001, 0.02)), "mia_loss_auc": attack(0.95)}
+    for loss, level in (((0.2, 0.2, 0.2), "damaged"), ((0.02, 0.002, 0.02), "consistent")):
+        assert judge(Evidence("samples", regression(loss), original)).level == level
 
 
 def test_no_attack_no_verdict():
