@@ -255,14 +255,14 @@ def _without_adapters(model: Model) -> Any:
 
 def _check_statistics(original: DatasetStatistics, measured: Mapping[str, AnyDataset]) -> None:
     for name, dataset in measured.items():
-        if name != "retain" and name in original and "loss" not in original[name].scores:
-            raise ValueError("original: its statistics have no scores; collect them with scores, or give the model")
         count = len(original[name]) if name in original else 0
         if count != len(dataset):
             raise ValueError(
                 f"original: holds statistics of {count} {name} samples, the audit measures {len(dataset)}; give the "
                 "original model"
             )
+        if name != "retain" and "loss" not in original[name].scores:
+            raise ValueError("original: its statistics have no scores; collect them with scores, or give the model")
 
 
 def _check_shadows(shadows: Shadows, datasets_by_name: Mapping[str, AnyDataset], kind: str) -> None:
