@@ -37,12 +37,13 @@ def load_model(name: str, dtype: DType = "auto", argument: str = "model") -> Pre
         architectures = AutoConfig.from_pretrained(name).architectures
         if not architectures:
             raise ValueError("its configuration names no class")
-        if not hasattr(transformers, architectures[0]):
-            raise ValueError(f"transformers has no class {architectures[0]!r}")
+        model_class = getattr(transformers, architectures[0], None)
+        if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+            raise ValueError(f"transformers has no model {architectures[0]!r}")
     except (OSError, ValueError) as error:
         raise _not_loaded(name, argument, error) from error
     try:
-        return load_whole(getattr(transformers, architectures[0]), name, argument=argument, dtype=dtype)
+        return load_whole(model_class, name, argument=argument, dtype=dtype)
     except OSError as error:
         raise _not_loaded(name, argument, error) from error
 

@@ -39,6 +39,7 @@ def find_damage(folder: Path) -> str | None:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sizes = {name: int(entry["size"]) for name, entry in files.items()}
+        digests = {name: entry["sha256"] for name, entry in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"has a {MANIFEST} that has changed"
     present = {name: (folder / name).stat().st_size for name in sizes if (folder / name).is_file()}
@@ -47,7 +48,7 @@ def find_damage(folder: Path) -> str | None:
     for name, size in present.items():
         if size != sizes[name]:
             return f"has {size} bytes of {name}, which had {sizes[name]}"
-    if changed := [name for name, digest in _hashes(folder, sizes) if digest != files[name]["sha256"]]:
+    if changed := [name for name, digest in _hashes(folder, sizes) if digest != digests[name]]:
         return f"has other contents in {', '.join(changed)} than were written"
     if not any(name.startswith("rng_state") for name in sizes):
         return MODEL_ONLY

@@ -58,6 +58,7 @@ class Given:
         config = json.loads((folder / "vit/config.json").read_text())
         self.write("classless/config.json", json.dumps({**config, "architectures": None}))
         self.write("strange/config.json", json.dumps({**config, "architectures": ["ViTForMagic"]}))
+        self.write("function/config.json", json.dumps({**config, "architectures": ["set_seed"]}))
         self.write("empty/readme.txt", "nothing")
         self.write("checkpoints/checkpoint-5/trainer_state.json", "{}")
 

@@ -276,6 +276,14 @@ def folder_of(parent: Path, step, finished=True):
     return path
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}x", '{"a": 1}', '{"rng_state.pth": {"size": 1}}'])
+def test_a_manifest_that_is_none_is_damage(tmp_path, text):
+    path = folder_of(tmp_path, 2)
+    assert find_damage(path) is None
+    (path / MANIFEST).write_text(text)
+    assert find_damage(path) == f"has a {MANIFEST} that has changed"
+
+
 def test_older_checkpoints_go_when_the_new_one_is_complete(unlearn, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
