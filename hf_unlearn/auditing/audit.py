@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
 import transformers
-from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from hf_unlearn.auditing import report_parts
@@ -28,25 +26,20 @@ from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.relearning import Curve
 from hf_unlearn.auditing.robustness import robustness
 from hf_unlearn.auditing.shadows import Shadows
+from hf_unlearn.auditing.subject import Subject, check_subject
 from hf_unlearn.auditing.transcription import with_word_errors
 from hf_unlearn.auditing.verdict import judge
-from hf_unlearn.data.collator import Collator, columns_read, readable_collator
-from hf_unlearn.data.hashing import sample_hashes
-from hf_unlearn.data.splitting import column_of, resolve_request, subsample
-from hf_unlearn.data.types import AnyDataset, RequestKind, check_request
-from hf_unlearn.data.validation import check_datasets
+from hf_unlearn.data.collator import Collator, readable_collator
+from hf_unlearn.data.splitting import column_of, resolve_request
+from hf_unlearn.data.types import AnyDataset, RequestKind
 from hf_unlearn.losses import head_of
-from hf_unlearn.losses.head import LANGUAGE_KINDS
 from hf_unlearn.models.quantization import check_not_quantized
-from hf_unlearn.models.types import Model
+from hf_unlearn.models.types import Model, inner_model
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.report.audit_result import is_retrained
 
-# Samples of the retain dataset that are measured: enough for half a point of accuracy.
-RETAIN_SAMPLES = 2000
 # Heads that answer in words.
 TRANSCRIBING = ("seq2seq_lm", "ctc")
-LIKELIHOOD = ("single_label", *LANGUAGE_KINDS)
 
 
 class AuditOptions(TypedDict, total=False):
@@ -127,7 +120,7 @@ def audit(
     measured_original = original if isinstance(original, Mapping) else None
     original = None if isinstance(original, Mapping) else original
     optional_models = {"original": original, "audited": model, **_numbered(retrained)}
-    subject = _Subject(
+    subject = Subject(
         models={name: given for name, given in optional_models.items() if given is not None},
         measured_original=measured_original,
         datasets_by_name={"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds},
@@ -136,7 +129,7 @@ def audit(
         tokenizer=getattr(processing_class, "tokenizer", processing_class),
         batch_size=batch_size, cache_dir=cache_dir, resamples=resamples, seed=seed,
     )  # fmt: skip
-    _check(subject)
+    check_subject(subject)
     groups = None if group_column is None else _groups(subject, group_column)
     collected = _collect(subject)
     scores = _attack(subject, collected)
@@ -150,42 +143,6 @@ def _numbered(retrained: Model | Sequence[Model] | None) -> dict[str, Model]:
     """The retrained models by name: "retrained", "retrained 2", ..."""
     models = retrained if isinstance(retrained, Sequence) else [] if retrained is None else [retrained]
     return {"retrained" if number == 1 else f"retrained {number}": model for number, model in enumerate(models, 1)}
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """What is audited, and how.
-
-    Attributes:
-        models: "original", "audited", "retrained", "retrained 2", ..., those that were given, in this order.
-        measured_original: the statistics of the original model, where they were given instead of the model.
-        datasets_by_name: "forget", "retain" and "unseen", all of their samples.
-        request: `"samples"`, `"class"` or `"group"`.
-        kind: the kind of the model's head.
-    """
-
-    models: dict[str, Model]
-    measured_original: DatasetStatistics | None
-    datasets_by_name: dict[str, AnyDataset]
-    shadows: Shadows | None
-    request: str
-    kind: str
-    data_collator: Collator
-    tokenizer: Any
-    batch_size: int
-    cache_dir: str | Path | None
-    resamples: int
-    seed: int
-
-    @cached_property
-    def measured(self) -> dict[str, AnyDataset]:
-        """The datasets as they are measured: a part of the retain dataset, all of the others."""
-        retain_ds = subsample(self.datasets_by_name["retain"], RETAIN_SAMPLES, self.seed)
-        return {**self.datasets_by_name, "retain": retain_ds}
-
-    def measuring_options(self) -> dict[str, Any]:
-        """Keyword arguments of `statistics_of`."""
-        return {"data_collator": self.data_collator, "batch_size": self.batch_size, "cache_dir": self.cache_dir}
 
 
 @dataclass(frozen=True)
@@ -218,67 +175,7 @@ class _Estimated:
     hidden: list[str] = field(default_factory=list)
 
 
-# ---- check -----------------------------------------------------------------------------------------------------
-
-
-def _check(subject: _Subject) -> None:
-    """Refuse bad arguments before any forward pass."""
-    check_request(subject.request)
-    _check_models(subject.models)
-    forget_ds, retain_ds, unseen_ds = subject.datasets_by_name.values()
-    check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(subject.models["audited"]), subject.kind)
-    if subject.measured_original is not None:
-        _check_statistics(subject.measured_original, subject.measured)
-    if subject.shadows is not None:
-        _check_shadows(subject.shadows, {"forget": forget_ds, "unseen": unseen_ds}, subject.kind)
-
-
-def _check_models(models: Mapping[str, Model]) -> None:
-    audited = _without_adapters(models["audited"])
-    for name, model in models.items():
-        compared = _without_adapters(model)
-        if type(compared) is not type(audited):
-            raise ValueError(
-                f"{name}: is a {type(compared).__name__}, the model a {type(audited).__name__}; use one class"
-            )
-        for setting in ("num_labels", "vocab_size"):
-            value, expected = (getattr(m.config, setting, None) for m in (compared, audited))
-            if value != expected:
-                raise ValueError(
-                    f"{name}: has {setting}={value}, the model {expected}; compare models of one label space"
-                )
-
-
-def _without_adapters(model: Model) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _check_statistics(original: DatasetStatistics, measured: Mapping[str, AnyDataset]) -> None:
-    for name, dataset in measured.items():
-        count = len(original[name]) if name in original else 0
-        if count != len(dataset):
-            raise ValueError(
-                f"original: holds statistics of {count} {name} samples, the audit measures {len(dataset)}; give the "
-                "original model"
-            )
-        if name != "retain" and "loss" not in original[name].scores:
-            raise ValueError("original: its statistics have no scores; collect them with scores, or give the model")
-
-
-def _check_shadows(shadows: Shadows, datasets_by_name: Mapping[str, AnyDataset], kind: str) -> None:
-    if kind not in LIKELIHOOD:
-        raise ValueError(f"shadows: LiRA and RMIA need likelihoods, and a {kind} head has none; leave shadows out")
-    advice = "give train_shadows the datasets of the audit"
-    for name, dataset in datasets_by_name.items():
-        count = shadows.members[name].shape[1] if name in shadows.members else 0
-        if count != len(dataset):
-            raise ValueError(f"shadows: know {count} {name} samples, the dataset has {len(dataset)}; {advice}")
-    for name, dataset in datasets_by_name.items():
-        if name in shadows.hashes and shadows.hashes[name] != sample_hashes(dataset):
-            raise ValueError(f"shadows: know other {name} samples than the dataset has; {advice}")
-
-
-def _groups(subject: _Subject, column: str) -> dict[str, list[str]]:
+def _groups(subject: Subject, column: str) -> dict[str, list[str]]:
     """The group of every forget and unseen sample."""
     return {
         name: [str(group) for group in column_of(subject.datasets_by_name[name], column, "group_column")]
@@ -289,21 +186,24 @@ def _groups(subject: _Subject, column: str) -> dict[str, list[str]]:
 # ---- collect ---------------------------------------------------------------------------------------------------
 
 
-def _collect(subject: _Subject) -> _Collected:
+def _collect(subject: Subject) -> _Collected:
     """Per-sample statistics of every model on every dataset, and which unseen samples are comparable."""
     measured = subject.measured
 
-    def collect(model: Model, names: Sequence[str]) -> DatasetStatistics:
+    # For the one-offset test of a class, and the divergence from a retrained model.
+    has_log_probs = subject.request == "class" or "retrained" in subject.models
+
+    def collect(model: Model, names: Sequence[str], log_probs: bool = False) -> DatasetStatistics:
         return {
             name: statistics_of(
                 model, measured[name], description=f"Measuring {name} samples", scores=True,
-                log_probs=subject.request == "class", tokenizer=subject.tokenizer, **subject.measuring_options(),
+                log_probs=log_probs and name != "retain", tokenizer=subject.tokenizer, **subject.measuring_options(),
             )
             for name in names
         }  # fmt: skip
 
     statistics = {} if subject.measured_original is None else {"original": subject.measured_original}
-    statistics |= {name: collect(model, list(measured)) for name, model in subject.models.items()}
+    statistics |= {name: collect(model, list(measured), has_log_probs) for name, model in subject.models.items()}
     forget_labels, unseen_labels = (statistics["audited"][name].labels for name in ("forget", "unseen"))
     classes: list[int] = []
     compared = np.ones(len(measured["unseen"]), bool)
@@ -329,7 +229,7 @@ def _collect(subject: _Subject) -> _Collected:
 # ---- attack ----------------------------------------------------------------------------------------------------
 
 
-def _attack(subject: _Subject, collected: _Collected) -> dict[str, AttackScores]:
+def _attack(subject: Subject, collected: _Collected) -> dict[str, AttackScores]:
     """The scores of every attack on every model; a retrained model is not compared with itself."""
     retrained = collected.statistics.get("retrained")
     return {
@@ -344,7 +244,7 @@ def _attack(subject: _Subject, collected: _Collected) -> dict[str, AttackScores]
 # ---- estimate --------------------------------------------------------------------------------------------------
 
 
-def _estimate(subject: _Subject, collected: _Collected, scores: Mapping[str, AttackScores]) -> _Estimated:
+def _estimate(subject: Subject, collected: _Collected, scores: Mapping[str, AttackScores]) -> _Estimated:
     """Metrics with intervals of every model, then their distances to the other models."""
     estimates: dict[str, dict[str, Estimate]] = {}
     notes: list[str] = []
@@ -362,11 +262,11 @@ def _estimate(subject: _Subject, collected: _Collected, scores: Mapping[str, Att
     for name in estimates.keys() - {"retrained"}:
         metrics[name] |= report_parts.distances(name, estimates, subject.request, subject.seed)
     if "retrained" in subject.models and collected.has_labels:
-        metrics["audited"] |= report_parts.divergences(subject.models, subject.measured, subject.measuring_options())
+        metrics["audited"] |= report_parts.divergences(collected.statistics)
     return _Estimated(metrics, evidence, notes)
 
 
-def _add_robustness(subject: _Subject, estimated: _Estimated, has_labels: bool) -> None:
+def _add_robustness(subject: Subject, estimated: _Estimated, has_labels: bool) -> None:
     """Try to bring the data back, and add what that shows."""
     result = robustness(
         subject.models, subject.measured, subject.request, estimated.metrics, probe=has_labels,
@@ -382,7 +282,7 @@ def _add_robustness(subject: _Subject, estimated: _Estimated, has_labels: bool) 
 
 
 def _report(
-    subject: _Subject,
+    subject: Subject,
     collected: _Collected,
     scores: Mapping[str, AttackScores],
     estimated: _Estimated,
@@ -398,7 +298,7 @@ def _report(
         metrics=metrics["audited"],
         verdict={"level": judgement.level, "sentence": judgement.sentence},
         metrics_by_model=metrics,
-        differences=[difference.to_dict() for difference in judgement.differences],
+        differences=[asdict(difference) for difference in judgement.differences],
         roc={
             name: roc(forget[np.isfinite(forget)], unseen[np.isfinite(unseen)])
             for name, (forget, unseen) in scores["audited"].items()
@@ -410,7 +310,7 @@ def _report(
         training=report_parts.training_curve(training),
         notes=[*judgement.notes, *estimated.notes],
         about={
-            "model": type(_without_adapters(model)).__name__,
+            "model": type(inner_model(model)).__name__,
             "head": subject.kind,
             "request": subject.request,
             **{f"{name}_samples": len(dataset) for name, dataset in subject.datasets_by_name.items()},

@@ -8,8 +8,8 @@ difference itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -107,10 +107,6 @@ class Difference:
     low: float
     high: float
     sampling: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the report."""
-        return asdict(self)
 
 
 def difference(metric: str, audited: Statistic, expected: Sequence[Statistic], *, spread: bool) -> Difference:

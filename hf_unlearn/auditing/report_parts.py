@@ -13,10 +13,8 @@ from transformers import PretrainedConfig
 from hf_unlearn.auditing.attack_scores import AttackScores, DatasetStatistics
 from hf_unlearn.auditing.attacks import Estimate
 from hf_unlearn.auditing.estimates import flat
-from hf_unlearn.auditing.measuring import average_gap, statistics_of
+from hf_unlearn.auditing.measuring import average_gap
 from hf_unlearn.auditing.metrics import js_divergence, tug_of_war, unlearning_impact_score
-from hf_unlearn.data.types import AnyDataset
-from hf_unlearn.models.types import Model
 from hf_unlearn.report.audit_result import is_retrained
 from hf_unlearn.report.numbers import natural_key
 
@@ -91,22 +89,15 @@ def _gap_estimate(estimates: Estimates, retrained: Estimates, seed: int, draws: 
     return Estimate(value, min(low, value), max(high, value))
 
 
-def divergences(
-    models: Mapping[str, Model], datasets_by_name: Mapping[str, AnyDataset], options: Mapping[str, Any]
-) -> dict[str, float]:
+def divergences(statistics: Mapping[str, DatasetStatistics]) -> dict[str, float]:
     """Jensen-Shannon divergence of the predictions from the retrained model's, on forget and unseen samples, in nats.
 
     Args:
-        models: "audited" and "retrained".
-        datasets_by_name: "forget" and "unseen".
-        options: keyword arguments of `statistics_of`.
+        statistics: "audited" and "retrained" to the statistics of both datasets, with log probabilities.
     """
     metrics = {}
     for name in ("forget", "unseen"):
-        audited, retrained = (
-            statistics_of(models[model], datasets_by_name[name], log_probs=True, **options).log_probs
-            for model in ("audited", "retrained")
-        )
+        audited, retrained = (statistics[model][name].log_probs for model in ("audited", "retrained"))
         assert audited is not None and retrained is not None
         if audited.isnan().any() or retrained.isnan().any():
             continue  # a model that has diverged predicts nothing

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hf_unlearn.auditing.attacks import Estimate
 from hf_unlearn.auditing.differences import Difference, Z, constant, difference
 from hf_unlearn.auditing.evidence import ATTACKS, Evidence, Statistics
+from hf_unlearn.report.audit_result import is_retrained
 from hf_unlearn.report.meanings import metric_label
 from hf_unlearn.report.numbers import show, significant
 
@@ -142,8 +144,7 @@ def _against_chance(evidence: Evidence, audited: Statistics) -> list[Difference]
         if name in audited and all(name in r for r in evidence.retrained):
             retrained = [difference(name, r[name], [constant(0.5)], spread=False) for r in evidence.retrained]
             if all(d.low <= 0 <= d.high for d in retrained):
-                beside_chance = difference(name, audited[name], [constant(0.5)], spread=False)
-                differences.append(beside_chance)
+                differences.append(difference(name, audited[name], [constant(0.5)], spread=False))
     return differences
 
 
@@ -214,15 +215,12 @@ def _held_down(evidence: Evidence) -> list[str]:
     audited = evidence.one_offsets.get("audited")
     if audited is None:
         return []
-    price = (
-        f"one number added to the class's output brings 90 % of it back and takes {_percent(audited.value)} of others"
-    )
-    retrained = [estimate for name, estimate in evidence.one_offsets.items() if name not in ("audited", "original")]
+    retrained = [estimate for name, estimate in evidence.one_offsets.items() if is_retrained(name)]
     if not retrained:
-        return [price] if audited.high < ONE_OFFSET else []
+        return [_price(audited)] if audited.high < ONE_OFFSET else []
     lowest = min(retrained, key=lambda estimate: estimate.value)
     if audited.high < ONE_OFFSET_FACTOR * lowest.low or (audited.high < ONE_OFFSET and audited.high < lowest.low):
-        return [f"{price}, {_percent(lowest.value)} in a retrained model"]
+        return [f"{_price(audited)}, {_percent(lowest.value)} in a retrained model"]
     return []
 
 
@@ -303,13 +301,15 @@ def _of_class(evidence: Evidence) -> list[str]:
     if "forget_accuracy" in audited:
         said.append(f"{_percent(audited['forget_accuracy'].value)} of the class are right")
     if "audited" in evidence.one_offsets:
-        said.append(
-            "one number added to its output brings 90 % of it back and takes "
-            f"{_percent(evidence.one_offsets['audited'].value)} of other classes"
-        )
+        said.append(_price(evidence.one_offsets["audited"]))
     if evidence.wrong_class_loss is not None and "forget_loss" in audited:
         said.append(_losses_of_classes(audited["forget_loss"].value, evidence.wrong_class_loss))
     return said
+
+
+def _price(one_offset: Estimate) -> str:
+    taken = _percent(one_offset.value)
+    return f"one number added to its output brings 90 % of the class back and takes {taken} of others"
 
 
 def _losses_of_classes(log_loss: float, wrong_class_loss: float) -> str:

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import find_labels
 
 from hf_unlearn.data.columns import LABEL_MASKS, LABELS
-from hf_unlearn.models.types import Model, ProcessingClass
+from hf_unlearn.models.types import Model, ProcessingClass, inner_model
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -95,12 +94,6 @@ def columns_read(model: Model) -> list[str]:
     base = inner_model(model)
     masks = LABEL_MASKS if _predicts_input(base) else ()
     return [*inspect.signature(base.forward).parameters, "label", "label_ids", *masks, *find_labels(type(base))]
-
-
-def inner_model(model: Model) -> PreTrainedModel:
-    """The model inside the wrapper of its adapters, or the model itself."""
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base
 
 
 def _predicts_input(base: PreTrainedModel) -> bool:

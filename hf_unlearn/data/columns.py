@@ -164,8 +164,8 @@ def is_transformed(dataset: Any) -> bool:
 
 
 def column_names(dataset: Any) -> list[str]:
-    """The stored columns of a dataset; of one that is no `datasets.Dataset`, the names in its first sample."""
-    return list(dataset.column_names) if isinstance(dataset, Dataset) else list(dataset[0])
+    """The columns that a dataset says it has; of one that says nothing, the names in its first sample."""
+    return list(dataset.column_names if hasattr(dataset, "column_names") else dataset[0])
 
 
 def inputs_among(dataset: Any, columns: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from hf_unlearn.data.columns import is_transformed
 from hf_unlearn.data.hashing import LISTS
 from hf_unlearn.data.types import AnyDataset
 
@@ -29,7 +30,7 @@ def check_finite(name: str, dataset: AnyDataset, columns: Sequence[str]) -> None
         ValueError: the first sample, by number and column.
     """
     if isinstance(dataset, datasets.Dataset):
-        if dataset.format["type"] == "custom":
+        if is_transformed(dataset):
             return
         stored = dataset.with_format("arrow")
         for column in sorted(set(columns) & set(dataset.column_names)):

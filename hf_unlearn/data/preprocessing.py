@@ -9,13 +9,12 @@ from transformers import PreTrainedModel
 
 from hf_unlearn.data.audio import audio_samples, speech_samples
 from hf_unlearn.data.chat import causal_samples
-from hf_unlearn.data.collator import inner_model
 from hf_unlearn.data.columns import ROLES, Columns
 from hf_unlearn.data.images import image_samples
 from hf_unlearn.data.labels import with_labels
 from hf_unlearn.data.text import text_samples, text_to_text_samples
 from hf_unlearn.losses import head_of
-from hf_unlearn.models.types import Model, ProcessingClass
+from hf_unlearn.models.types import Model, ProcessingClass, inner_model
 from hf_unlearn.names import did_you_mean
 
 CLASSIFIERS = ("single_label", "multi_label", "regression")

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import torch
 
+from hf_unlearn.data.columns import column_names
 from hf_unlearn.data.types import AnyDataset, RequestKind, check_request
 from hf_unlearn.names import did_you_mean
 
@@ -198,7 +199,7 @@ def _is_label(column: str, forget_ds: Any, retain_ds: Any) -> bool:
 
 def stored_labels(dataset: AnyDataset) -> set | None:
     """The distinct labels of a dataset; None if it stores no label, or several a sample."""
-    names = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(dataset[0])
+    names = column_names(dataset)
     for name in LABEL_COLUMNS:
         if name in names and np.ndim(dataset[0].get(name, 0)) == 0:
             return set(column_of(dataset, name))
@@ -241,7 +242,7 @@ def column_of(dataset: AnyDataset, column: str, argument: str = "column") -> lis
     Raises:
         ValueError: the dataset has no such column.
     """
-    names = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(dataset[0])
+    names = column_names(dataset)
     if column not in names:
         raise ValueError(f"{argument}: {column!r} is not in the dataset; it has {names}{did_you_mean(column, names)}")
     if isinstance(dataset, datasets.Dataset):

@@ -44,7 +44,7 @@ def check_datasets(
         check_map_style(name, dataset)
         if len(dataset) == 0:
             raise ValueError(f"{name}: is empty; give at least one sample")
-    columns_by_name = {name: sorted(set(_columns(dataset))) for name, dataset in datasets_by_name.items()}
+    columns_by_name = {name: sorted(set(column_names(dataset))) for name, dataset in datasets_by_name.items()}
     for name, names in columns_by_name.items():
         if names != columns_by_name["forget_ds"]:
             raise ValueError(
@@ -52,7 +52,7 @@ def check_datasets(
                 "prepare the datasets in the same way"
             )
     for name, dataset in datasets_by_name.items():
-        check_finite(name, dataset, _columns(dataset) if columns is None else columns)
+        check_finite(name, dataset, column_names(dataset) if columns is None else columns)
         _check_scorable(dataset, name, kind)
     compared = compared_columns(forget_ds, columns)
     if set(compared) <= set(LABELS):
@@ -77,7 +77,7 @@ def check_classes(forget_ds: AnyDataset, retain_ds: AnyDataset) -> None:
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
     """
-    for name in set(LABEL_COLUMNS) & set(_columns(forget_ds)):
+    for name in set(LABEL_COLUMNS) & set(column_names(forget_ds)):
         if np.ndim(forget_ds[0].get(name, 0)) == 0:
             check_disjoint_classes(set(column_of(forget_ds, name)), set(column_of(retain_ds, name)))
 
@@ -121,15 +121,11 @@ def check_alternatives(method: str, needed: bool, forget_ds: AnyDataset, alterna
             f"alternative_ds: has {len(alternative_ds)} samples for {len(forget_ds)} of forget_ds; give one for each, "
             "in order"
         )
-    if set(_columns(alternative_ds)) != set(_columns(forget_ds)):
+    if set(column_names(alternative_ds)) != set(column_names(forget_ds)):
         raise ValueError(
-            f"alternative_ds: its columns {sorted(_columns(alternative_ds))} are not those of forget_ds "
-            f"{sorted(_columns(forget_ds))}; prepare both in the same way"
+            f"alternative_ds: its columns {sorted(column_names(alternative_ds))} are not those of forget_ds "
+            f"{sorted(column_names(forget_ds))}; prepare both in the same way"
         )
-
-
-def _columns(dataset: AnyDataset) -> list[str]:
-    return list(dataset.column_names if hasattr(dataset, "column_names") else dataset[0])
 
 
 def _check_scorable(dataset: AnyDataset, name: str, kind: str) -> None:

@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.operations import convert_to_fp32
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_unlearn.models.types import Model
+from hf_unlearn.models.types import Model, inner_model
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 logger = logging.getLogger(__name__)
@@ -60,14 +59,14 @@ def frozen_copy(model: ModuleT) -> ModuleT:
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
-def untrained(model: nn.Module, seed: int) -> PreTrainedModel:
+def untrained(model: Model, seed: int) -> PreTrainedModel:
     """A plain model of the same class and configuration with random weights.
 
     Args:
         model: the model, with or without adapters.
         seed: seed of the weights.
     """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = inner_model(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         random_model: Any = type(base)(copy.deepcopy(base.config))

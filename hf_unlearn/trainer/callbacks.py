@@ -8,7 +8,6 @@ import tempfile
 import weakref
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 from typing_extensions import Unpack, override
@@ -21,7 +20,7 @@ from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.evaluation import EvaluationMixin
 from hf_unlearn.trainer.guard import CHECK_STEPS, DivergenceGuard, check_samples
 from hf_unlearn.trainer.hub import HubMixin
-from hf_unlearn.trainer.loss_step import LossStep
+from hf_unlearn.trainer.loss_step import LossStep, trainable_parameters
 from hf_unlearn.trainer.outcome import CLASS_ACCURACY
 
 logger = logging.getLogger(__name__)
@@ -48,11 +47,6 @@ class StepCallback(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.step.on_optimizer_step()
         self.method.on_optimizer_step(trainable_parameters(model))
-
-
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 class TargetStoppingCallback(TrainerCallback):

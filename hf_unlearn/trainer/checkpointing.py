@@ -12,15 +12,15 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from hf_unlearn.auditing.statistics import SampleStatistics
 from hf_unlearn.hub.release_files import ADAPTER_CONFIG
 from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.loading import load_whole
-from hf_unlearn.models.types import Model
 from hf_unlearn.targets import ForgetTarget, restore_target
+from hf_unlearn.trainer.evaluation import EvaluationMixin
 from hf_unlearn.trainer.manifest import STATE_FILE
 
 logger = logging.getLogger(__name__)
@@ -68,15 +68,13 @@ class UnlearningState:
         return cls(**{**state, "target": restore_target(state["target"]), "original_statistics": statistics})
 
 
-class CheckpointingMixin(Seq2SeqTrainer):
+class CheckpointingMixin(EvaluationMixin):
     """A `Trainer` whose saved model has forgotten, and whose checkpoints hold what a resumed run needs.
 
     Args:
         added_adapter: whether the trainer added the adapter that it trains.
         **kwargs: as in `Trainer`.
     """
-
-    model: Model  # narrower than in `Trainer`
 
     def __init__(self, *, added_adapter: bool, **kwargs: Any):
         self.added_adapter = added_adapter
@@ -125,8 +123,8 @@ class CheckpointingMixin(Seq2SeqTrainer):
             )
         adapted = cast(PeftModel, self.model)
         # Of sharded weights `Trainer` would write the old ones and the adapter beside them. All processes gather.
-        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        whole = unsharded(adapted, self.accelerator.get_state_dict(self.model_wrapped)) if is_sharded else adapted
+        gathered = self.accelerator.get_state_dict(self.model_wrapped) if self._is_sharded else None
+        whole = unsharded(adapted, gathered)
         if self.args.should_save:
             self.model = self._merged(whole)
             try:
@@ -180,8 +178,7 @@ class CheckpointingMixin(Seq2SeqTrainer):
 
     def _holds_whole_model(self, checkpoint: str) -> bool:
         """Whether a checkpoint is a model as `save_pretrained` writes it, rather than an adapter or shards."""
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        is_plain = isinstance(self.model, transformers.PreTrainedModel) and not is_sharded
+        is_plain = isinstance(self.model, transformers.PreTrainedModel) and not self._is_sharded
         return is_plain and os.path.isfile(os.path.join(checkpoint, "config.json"))
 
 

@@ -17,9 +17,10 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import Unpack, override
 
-from hf_unlearn.auditing.audit import RETAIN_SAMPLES, TRANSCRIBING, AuditOptions, audit
+from hf_unlearn.auditing.audit import TRANSCRIBING, AuditOptions, audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
+from hf_unlearn.auditing.subject import RETAIN_SAMPLES
 from hf_unlearn.auditing.transcription import transcribe, with_word_errors, word_error_rate
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.columns import LABELS, is_transformed
@@ -173,7 +174,7 @@ class EvaluationMixin(Seq2SeqTrainer):
         """Whether what the model says can be judged in words: its tokens may be right, and the sentence a loop."""
         hears = self.model.main_input_name in ("input_features", "input_values") and self.head.kind in TRANSCRIBING
         can_tell = getattr(self.processing_class, "tokenizer", None) is not None and find_spec("jiwer") is not None
-        return hears and can_tell and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        return hears and can_tell and not self._is_sharded
 
     def _original_statistics(self) -> dict[str, SampleStatistics]:
         """What an audit compares with: with scores, and for recognisers the word errors of some samples."""
@@ -308,6 +309,11 @@ class EvaluationMixin(Seq2SeqTrainer):
         return self._remove_unused_columns(dataset)
 
     @property
+    def _is_sharded(self) -> bool:
+        """Whether the weights are spread over processes."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    @property
     def _forward_model(self) -> Any:
         """The model for passes without gradient: the wrapped one only where its weights are sharded."""
-        return self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
+        return self.model_wrapped if self._is_sharded else self.model

@@ -15,6 +15,7 @@ from typing_extensions import override
 from hf_unlearn.data.splitting import subsample
 from hf_unlearn.losses.head import TOKEN_KINDS
 from hf_unlearn.trainer.hub import HubMixin
+from hf_unlearn.trainer.loss_step import trainable_parameters
 
 logger = logging.getLogger(__name__)
 # Ascent is exponential near the end: check often, on few samples.
@@ -76,7 +77,7 @@ class DivergenceGuard(TrainerCallback):
     def begin(self, step: int) -> None:
         """Begin a run, or go on after `step` steps, with weights that are good."""
         self.reason, self._weights, self._is_finite = None, {}, None
-        if self._is_sharded:
+        if self.trainer._is_sharded:
             logger.info("The weights are spread over processes: a run that diverges ends in an error")
         self._keep_weights(step)
 
@@ -98,7 +99,7 @@ class DivergenceGuard(TrainerCallback):
             step: number of steps before it.
         """
         # A loss scaler finds its scale by gradients that are not finite, and takes no step with them.
-        if not self._is_sharded and self.trainer.accelerator.scaler is None:
+        if not self.trainer._is_sharded and self.trainer.accelerator.scaler is None:
             gradients = [p.grad for p in parameters.values() if p.grad is not None]
             if gradients:
                 self.add_loss(torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients]))
@@ -168,13 +169,13 @@ class DivergenceGuard(TrainerCallback):
 
     def put_back(self, step: int) -> None:
         """Put the last good weights back, with a warning; raises as `stop` does."""
-        if self._is_sharded:
+        if self.trainer._is_sharded:
             raise RuntimeError(
                 f"The run diverged at step {step}: {self.reason}. Its weights are spread over processes, and the last "
                 "good ones cannot be put back; lower learning_rate and begin again"
             )
         with torch.no_grad():
-            for name, p in self._trainable().items():
+            for name, p in trainable_parameters(self.trainer.model).items():
                 p.copy_(self._weights[name])
         self.trainer.refuse_samples_without_loss(self.good_step, step)
         logger.warning(
@@ -184,14 +185,7 @@ class DivergenceGuard(TrainerCallback):
     @torch.no_grad()
     def _keep_weights(self, step: int) -> None:
         self.good_step = step
-        for name, p in {} if self._is_sharded else self._trainable().items():
+        for name, p in {} if self.trainer._is_sharded else trainable_parameters(self.trainer.model).items():
             if name not in self._weights:
                 self._weights[name] = torch.empty_like(p, device="cpu", pin_memory=p.is_cuda)
             self._weights[name].copy_(p, non_blocking=True)
-
-    def _trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.trainer.model.named_parameters() if p.requires_grad}
-
-    @property
-    def _is_sharded(self) -> bool:
-        return self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled

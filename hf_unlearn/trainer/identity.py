@@ -9,10 +9,10 @@ from typing import Any
 
 from peft import PeftModel
 
-from hf_unlearn.data.collator import columns_read, inner_model
+from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.hashing import dataset_hash
 from hf_unlearn.data.types import AnyDataset
-from hf_unlearn.models.types import Model
+from hf_unlearn.models.types import Model, inner_model
 from hf_unlearn.trainer.arguments import UnlearningArguments
 
 # Arguments that change no weight of the run. A list of what may differ, so that arguments to come are compared.

@@ -21,6 +21,11 @@ Batch = Mapping[str, Any]
 NO_INDEX = torch.empty(0, dtype=torch.long)
 
 
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 class LossStep:
     """The optimizer steps of a method that descends a loss.
 

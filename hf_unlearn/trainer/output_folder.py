@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from hf_unlearn.hub.release_files import RECORD_FILE, is_release_file
-from hf_unlearn.models.types import Model
+from hf_unlearn.models.types import Model, inner_model
 from hf_unlearn.trainer.manifest import checkpoints
 
 
@@ -33,7 +33,7 @@ def refuse_original_folder(folder: str | Path, model: Model | str) -> None:
 
 
 def _names(model: Model) -> list[str]:
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = inner_model(model)
     configs = model.peft_config.values() if isinstance(model, PeftModel) else []
     names = [getattr(base.config, "_name_or_path", None), *(config.base_model_name_or_path for config in configs)]
     return [str(name) for name in names if name]

@@ -38,11 +38,11 @@ from hf_unlearn.per_sample.graph_parameters import reachable_parameters
 from hf_unlearn.report.tables import print_metrics
 from hf_unlearn.targets import Objective, make_target
 from hf_unlearn.trainer.arguments import UnlearningArguments
-from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback, trainable_parameters
+from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback
 from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
-from hf_unlearn.trainer.loss_step import LossStep
+from hf_unlearn.trainer.loss_step import LossStep, trainable_parameters
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
 from hf_unlearn.trainer.resuming import ResumingMixin
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
@@ -155,7 +155,7 @@ class UnlearningTrainer(ResumingMixin):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )  # fmt: skip
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs  # `Seq2SeqTrainer` does not pass it on
-        self.method.check_weights(adapter=adds_adapter, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self.method.check_weights(adapter=adds_adapter, sharded=self._is_sharded)
         # A batch of pairs carries no top-level labels, and compute_loss gives means over the step.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
         # The default adapter has no need of it.
@@ -431,8 +431,7 @@ class UnlearningTrainer(ResumingMixin):
 
     def _configure_ddp(self) -> None:
         """Tell DDP whether parameters go unused: it fails where it waits for one, warns where it looks in vain."""
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        is_ddp = self.args.parallel_mode == ParallelMode.DISTRIBUTED and not is_sharded
+        is_ddp = self.args.parallel_mode == ParallelMode.DISTRIBUTED and not self._is_sharded
         if is_ddp and self.args.ddp_find_unused_parameters is None:
             self.accelerator.ddp_handler.find_unused_parameters = bool(self._unused_parameters())
 

@@ -19,11 +19,11 @@ from hf_unlearn.data.hashing import weights_hash
 from hf_unlearn.hub.record import adapter_state, base_state
 from hf_unlearn.hub.release_files import ADAPTER_WEIGHTS, is_weight_file
 from hf_unlearn.models.rehearsal import check_outputs, rehearse
+from hf_unlearn.models.types import inner_model
 from hf_unlearn.trainer.checkpointing import CheckpointingMixin
-from hf_unlearn.trainer.evaluation import EvaluationMixin
 
 
-class WeightsMixin(CheckpointingMixin, EvaluationMixin):
+class WeightsMixin(CheckpointingMixin):
     """A `Trainer` that saves no weights but those it has trained, and knows which files they are in."""
 
     def __init__(self, **kwargs: Any):
@@ -33,11 +33,7 @@ class WeightsMixin(CheckpointingMixin, EvaluationMixin):
     @property
     def _inner_model(self) -> PreTrainedModel:
         """The model inside its adapter."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[return-value]
-
-    @property
-    def _is_sharded(self) -> bool:
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return inner_model(self.model)
 
     @property
     def _trains_users_adapter(self) -> bool:

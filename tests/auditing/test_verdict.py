@@ -240,7 +240,7 @@ def of_class(audited, one_offset, *, retrained=(), lost=(), **others):
 def test_a_class_without_a_retrained_model():
     judgement = of_class({}, 0.4)
     assert judgement.level == "unclear"
-    for said in ("0.0 % of the class are right", "brings 90 % of it back and takes 40.0 % of other classes", "loss 7"):
+    for said in ("0.0 % of the class are right", "brings 90 % of the class back and takes 40.0 % of others", "loss 7"):
         assert said in judgement.sentence
     assert of_class({"forget": 0.3}, 0.4).level == of_class({"forget": 0.15}, 0.4).level == "remembers"
     assert of_class({}, 0.02).level == "hidden"  # its output is held down
