@@ -102,16 +102,18 @@ class Vit(Tiny):
     @classmethod
     def data(cls, data_dir: str, seed: int = 0) -> Datasets:
         """6,000 training samples, 2,000 unseen ones that set the forgetting target, and 2,000 others for testing."""
+        parts = (("train", 0, 6000), ("test", 0, 2000), ("test", 2000, 4000))
+        return tuple(cls.ready(data_dir, *part, seed) for part in parts)  # type: ignore[return-value]
 
-        def ready(split: str, first: int, last: int) -> Dataset:
-            samples = load_samples(f"{data_dir}/fashion_mnist_{split}.parquet")
-            samples = samples.select(np.random.default_rng(seed).permutation(len(samples))[first:last])
-            pixels = np.stack([np.asarray(image, dtype=np.float32) for image in samples["image"]])[:, None]
-            columns = {"pixel_values": (pixels / 255 - cls.MEAN) / cls.STD, "label": samples["label"]}
-            features = Features({"pixel_values": Array3D((1, 28, 28), "float32"), "label": samples.features["label"]})
-            return Dataset.from_dict(columns, features=features).with_format("torch")
-
-        return ready("train", 0, 6000), ready("test", 0, 2000), ready("test", 2000, 4000)
+    @classmethod
+    def ready(cls, data_dir: str, split: str, first: int, last: int, seed: int) -> Dataset:
+        """Pixels and labels of a part of a split, in the order of a seed."""
+        samples = load_samples(f"{data_dir}/fashion_mnist_{split}.parquet")
+        samples = samples.select(np.random.default_rng(seed).permutation(len(samples))[first:last])
+        pixels = np.stack([np.asarray(image, dtype=np.float32) for image in samples["image"]])[:, None]
+        columns = {"pixel_values": (pixels / 255 - cls.MEAN) / cls.STD, "label": samples["label"]}
+        features = Features({"pixel_values": Array3D((1, 28, 28), "float32"), "label": samples.features["label"]})
+        return Dataset.from_dict(columns, features=features).with_format("torch")
 
 
 # ---- sound -------------------------------------------------------------------------------------------------------
@@ -187,6 +189,12 @@ class Whisper(Tiny):
     @classmethod
     def data(cls, data_dir: str, seed: int = 0, held_out: str = "yweweler") -> Datasets:
         """Strings of 3 to 6 digits: samples to train on, of a speaker held out from training, and to test on."""
+        parts = cls.strings(data_dir, seed, held_out)
+        return tuple(cls.ready(part) if len(part) else part for part in parts)  # nobody need be held out
+
+    @staticmethod
+    def strings(data_dir: str, seed: int, held_out: str) -> Datasets:
+        """The same as sound and text."""
         sound = {audio["path"]: waveform(audio, 16000) for audio in load_samples(f"{data_dir}/fsdd.parquet")["audio"]}
         samples = load_samples(f"{data_dir}/fsdd_strings_manifest.parquet").shuffle(seed=seed)
         speakers = np.array(samples.features["speaker"].int2str(samples["speaker"][:]))
@@ -201,14 +209,18 @@ class Whisper(Tiny):
 
         short, held = np.array(samples["duration"]) <= 4, speakers == held_out
         sides = (short & ~held & (splits == "train"), short & held, short & ~held & (splits == "test"))
-        parts = (samples.select(np.flatnonzero(side)).map(say) for side in sides)
-        return tuple(cls.ready(part) if len(part) else part for part in parts)  # nobody need be held out
+        return tuple(samples.select(np.flatnonzero(side)).map(say) for side in sides)  # type: ignore[return-value]
 
     @classmethod
     def ready(cls, samples: Dataset) -> Dataset:
         """Features and labels of audio and text, and the speaker."""
+        return prepare(cls.spoken(samples), cls.model(), cls.processor())
+
+    @staticmethod
+    def spoken(samples: Dataset) -> Dataset:
+        """Sound, text and speaker alone."""
         samples = samples.select_columns(["audio", "text", "speaker_id"]).rename_column("speaker_id", "speaker")
-        return prepare(samples.cast_column("speaker", Value("string")), cls.model(), cls.processor())
+        return samples.cast_column("speaker", Value("string"))
 
 
 # ---- text --------------------------------------------------------------------------------------------------------
