@@ -51,7 +51,7 @@ def main() -> None:
 
     print("word error rates before:", word_error_rates(model, train_ds, processor))
     forget_ds, retain_ds = split_forget_retain(train_ds, column="speaker", values=[options.forget])
-    args = UnlearningArguments(options.output, method=options.method, predict_with_generate=True)
+    args = UnlearningArguments(options.output, method=options.method)
     trainer = UnlearningTrainer(model, forget_ds, retain_ds, args, unseen_ds=unseen_ds, processing_class=processor)
     trainer.train()
     trainer.save_model()

@@ -23,7 +23,8 @@ def dataset_metrics(statistics: Mapping[str, SampleStatistics], classes: Sequenc
             compares with unseen samples of the forgotten classes: against other classes it would measure the class.
 
     Returns:
-        `forget_loss`, `forget_accuracy`, `retain_loss`, ..., `mia_accuracy`; accuracies in [0, 1], losses in nats.
+        `forget_loss`, `forget_accuracy`, `retain_loss`, ..., `mia_accuracy`; accuracies in [0, 1], losses in nats;
+        `forget_wer`, `forget_rouge_l_recall`, ..., where the statistics have them.
         A metric that is not available is left out.
     """
     metrics: dict[str, float] = {}
@@ -33,6 +34,11 @@ def dataset_metrics(statistics: Mapping[str, SampleStatistics], classes: Sequenc
             metrics[f"{name}_loss"] = float(of_dataset.losses.double().mean())
             if not of_dataset.correct.isnan().all():
                 metrics[f"{name}_accuracy"] = float(of_dataset.correct.double().nanmean())
+            if of_dataset.word_errors is not None:
+                errors, words = of_dataset.word_errors.double().nansum(0).tolist()
+                metrics[f"{name}_wer"] = errors / max(words, 1)
+            for metric, values in (of_dataset.extraction or {}).items():
+                metrics[f"{name}_{metric}"] = float(values.double().nanmean())
     if matched is not None and min(len(matched), len(measured["forget"])) >= MIN_SAMPLES:
         members, non_members = measured["forget"].losses.double().numpy(), matched.losses.double().numpy()
         if np.isfinite(members).all() and np.isfinite(non_members).all():

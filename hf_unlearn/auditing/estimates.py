@@ -70,6 +70,8 @@ def dataset_estimates(statistics: Mapping[str, SampleStatistics]) -> dict[str, E
             if of_dataset.word_errors is not None:
                 counts = of_dataset.word_errors.double().numpy()
                 estimates[f"{name}_wer"] = ratio_estimate(counts[np.isfinite(counts).all(1)])
+            for metric, values in (of_dataset.extraction or {}).items():
+                estimates[f"{name}_{metric}"] = mean_estimate(values[values.isfinite()].double().numpy())
     return estimates
 
 

@@ -55,6 +55,7 @@ METRICS: dict[str, tuple[Callable[..., float], Features]] = {
     "wer": (text_metrics.wer, _pairs(STRING)),
     "cer": (text_metrics.cer, _pairs(STRING)),
     "rouge_l_recall": (text_metrics.rouge_l_recall, _pairs(STRING)),
+    "exact_match": (text_metrics.exact_match, _pairs(STRING)),
     "verbatim_memorization": (text_metrics.verbatim_memorization, _pairs(STRING)),
     "exact_memorization": (metrics.exact_memorization, _pairs(List(INTEGER))),
     "extraction_strength": (metrics.extraction_strength, _pairs(List(INTEGER))),
@@ -74,10 +75,11 @@ METRICS: dict[str, tuple[Callable[..., float], Features]] = {
         metrics.unlearning_impact_score,
         Features(original_test=NUMBER, unlearned_test=NUMBER, unlearned_forget=NUMBER),
     ),
+    "privacy_leakage": (text_metrics.privacy_leakage, Features(auc=NUMBER, retrained_auc=NUMBER)),
     "run_time_ratio": (metrics.run_time_ratio, Features(unlearn_seconds=NUMBER, retrain_seconds=NUMBER)),
 }
 # Functions of single numbers: a sample is a run, and the metric is the mean over runs.
-METRICS_OF_RUNS = ("unlearning_impact_score", "run_time_ratio")
+METRICS_OF_RUNS = ("unlearning_impact_score", "privacy_leakage", "run_time_ratio")
 
 
 def load(name: str) -> evaluate.Metric:

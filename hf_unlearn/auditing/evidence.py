@@ -75,8 +75,8 @@ def collect_evidence(
     """
     by_model: dict[str, Statistics] = {name: {} for name in statistics}
     broken: dict[str, tuple[int, int]] = {}
-    for dataset in ("forget", "retain", "unseen"):
-        of_models = {name: of_model[dataset] for name, of_model in statistics.items()}
+    for dataset in statistics["audited"]:
+        of_models = {name: of_model[dataset] for name, of_model in statistics.items() if dataset in of_model}
         measured = np.ones(len(of_models["audited"]), bool)
         labels = of_models["audited"].labels
         if dataset == "unseen" and forgotten_classes and labels is not None:

@@ -220,7 +220,8 @@ def extraction_strength(predictions: Sequence[ArrayLike], references: Sequence[A
 
     On the forget dataset lower is better. `1 - k / n`, k the fewest tokens of n after which every most likely token is
     the true one: where all are right, teacher forcing and greedy decoding agree (Carlini et al. 2021, arXiv
-    2012.07805; Wang et al. 2024, arXiv 2406.09179). 0 when the last token is wrong; open-unlearning has `1 / n` there.
+    2012.07805; Wang et al. 2024, arXiv 2406.09179). As in open-unlearning k is at most `n - 1`, so that a sample whose
+    last token is wrong has `1 / n`; there a sample of one wrong token has 1, here 0.
 
     Args:
         predictions: as in `exact_memorization`.
@@ -233,9 +234,12 @@ def extraction_strength(predictions: Sequence[ArrayLike], references: Sequence[A
         >>> extraction_strength([[5, 6, 7, 8]], [[5, 9, 7, 8]])
         0.5
     """
-    # The number of correct tokens at the end is n - k.
-    correct_tokens = _correct_tokens(predictions, references)
-    return float(np.mean([np.logical_and.accumulate(correct[::-1]).mean() for correct in correct_tokens]))
+    return float(np.mean([_extracted_share(correct) for correct in _correct_tokens(predictions, references)]))
+
+
+def _extracted_share(correct: np.ndarray) -> float:
+    right_at_the_end = int(np.logical_and.accumulate(correct[::-1]).sum())
+    return (right_at_the_end if len(correct) == 1 else max(1, right_at_the_end)) / len(correct)
 
 
 def run_time_ratio(unlearn_seconds: float, retrain_seconds: float) -> float:

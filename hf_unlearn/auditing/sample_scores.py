@@ -30,8 +30,8 @@ def sample_scores(
     `entropy`, minus its mean; `min_k`, the mean log-probability of the 20 % least likely tokens (Shi et al. 2024,
     arXiv 2310.16789); `min_k_plus_plus`, the same after subtracting from each log-probability its mean over the
     vocabulary and dividing by its deviation (Zhang et al. 2024, arXiv 2404.02936, eq. 3); with a tokenizer `zlib`,
-    minus the loss of the whole text over the bytes that zlib makes of it (Carlini et al. 2021, arXiv 2012.07805,
-    section 5.2).
+    minus the mean loss of the tokens over the bytes that zlib makes of the labelled text (Carlini et al. 2021, arXiv
+    2012.07805, section 5.2, as open-unlearning computes it).
 
     Args:
         head: the head of the model.
@@ -50,9 +50,11 @@ def sample_scores(
     scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if tokenizer is not None:
         # The batch's own labels: those of a causal model are shifted, and the first token is part of the text.
-        texts = [str(tokenizer.decode(sample[sample != -100])) for sample in batch["labels"].cpu()]
+        texts = [
+            str(tokenizer.decode(sample[sample != -100], skip_special_tokens=True)) for sample in batch["labels"].cpu()
+        ]
         lengths = torch.tensor([len(zlib.compress(text.encode())) for text in texts], device=labels.device)
-        scores["zlib"] = -head.losses(outputs, batch) * (labels != -100).sum(1) / lengths
+        scores["zlib"] = -head.losses(outputs, batch) / lengths
     return scores
 
 

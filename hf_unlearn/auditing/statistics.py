@@ -39,6 +39,8 @@ class SampleStatistics:
             `hf_unlearn.losses.Head.token_loss_profiles`.
         word_errors: [n, 2], word errors and labelled words, of recognisers that were asked to transcribe; NaN for
             samples that were not.
+        extraction: metric to [n] in [0, 1], of models that were asked for their answers; NaN for samples that were
+            not. See `hf_unlearn.auditing.extraction`.
     """
 
     losses: Tensor
@@ -48,6 +50,7 @@ class SampleStatistics:
     log_probs: Tensor | None = None
     token_loss_profiles: Tensor | None = None
     word_errors: Tensor | None = None
+    extraction: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -63,6 +66,7 @@ class SampleStatistics:
             None if self.log_probs is None else self.log_probs[mask],
             None if self.token_loss_profiles is None else self.token_loss_profiles[mask],
             None if self.word_errors is None else self.word_errors[mask],
+            None if self.extraction is None else {name: values[mask] for name, values in self.extraction.items()},
         )
 
 
@@ -116,7 +120,7 @@ def collect_statistics(
             part |= {f"score {name}": values for name, values in scores_by_name.items()}
         parts.append({name: t.cpu() for name, t in accelerator.gather_for_metrics(part).items()})
     positions = torch.tensor(order).argsort()
-    columns = {name: torch.cat([part[name] for part in parts])[positions] for name in parts[0]}
+    columns: dict[str, Any] = {name: torch.cat([part[name] for part in parts])[positions] for name in parts[0]}
     score_names = [name for name in columns if name.startswith("score ")]
     score_columns = {name.removeprefix("score "): columns.pop(name) for name in score_names}
     return SampleStatistics(**columns, scores=score_columns)

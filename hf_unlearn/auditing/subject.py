@@ -33,6 +33,7 @@ class Subject:
         datasets_by_name: "forget", "retain" and "unseen", all of their samples.
         request: `"samples"`, `"class"` or `"group"`.
         kind: the kind of the model's head.
+        general_ds: samples of the model's general ability, as they are measured, or None.
     """
 
     models: dict[str, Model]
@@ -47,12 +48,14 @@ class Subject:
     cache_dir: str | Path | None
     resamples: int
     seed: int
+    general_ds: AnyDataset | None = None
 
     @cached_property
     def measured(self) -> dict[str, AnyDataset]:
-        """The datasets as they are measured: a part of the retain dataset, all of the others."""
+        """The datasets as they are measured: a part of the retain dataset, all of the others, "general" the last."""
         retain_ds = subsample(self.datasets_by_name["retain"], RETAIN_SAMPLES, self.seed)
-        return {**self.datasets_by_name, "retain": retain_ds}
+        general = {} if self.general_ds is None else {"general": self.general_ds}
+        return {**self.datasets_by_name, "retain": retain_ds, **general}
 
     def measuring_options(self) -> dict[str, Any]:
         """Keyword arguments of `statistics_of`."""
@@ -95,7 +98,7 @@ def _check_statistics(original: DatasetStatistics, measured: Mapping[str, AnyDat
                 f"original: holds statistics of {count} {name} samples, the audit measures {len(dataset)}; give the "
                 "original model"
             )
-        if name != "retain" and "loss" not in original[name].scores:
+        if name in ("forget", "unseen") and "loss" not in original[name].scores:
             raise ValueError("original: its statistics have no scores; collect them with scores, or give the model")
 
 

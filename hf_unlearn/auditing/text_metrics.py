@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import logsumexp
 from scipy.stats import hmean, ks_2samp
 
 from hf_unlearn.auditing.metrics import check_losses, check_numbers, check_pairs
 from hf_unlearn.auditing.transcription import word_error_rate
+
+# What open-unlearning adds to denominators: a model to which every answer is impossible gets numbers, too.
+GUARD = 1e-10
 
 
 def wer(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -103,7 +105,7 @@ def choice_probability(correct_losses: Sequence[float], wrong_losses: ArrayLike)
     """TOFU's probability of the right answer among options, mean over samples. In [0, 1], higher is better.
 
     `P(a_1) / sum_i P(a_i)`, each `P` to the power of `1 / tokens` (Maini et al. 2024, arXiv 2401.06121, section 2.2;
-    real authors and world facts). open-unlearning adds 1e-10 to the sum, this does not.
+    real authors and world facts), with open-unlearning's 1e-10 added to the sum.
 
     Args:
         correct_losses: [n] the loss of the right answer (see the module).
@@ -113,11 +115,12 @@ def choice_probability(correct_losses: Sequence[float], wrong_losses: ArrayLike)
         ValueError: lengths differ, or a loss is negative or not finite.
 
     Examples:
-        >>> round(choice_probability([np.log(2)], [[np.log(4), np.log(4)]]), 12)
+        >>> round(choice_probability([np.log(2)], [[np.log(4), np.log(4)]]), 6)
         0.5
     """
     correct, wrong = _answers("correct_losses", correct_losses, "wrong_losses", wrong_losses)
-    return float(np.exp(-correct - logsumexp(np.column_stack([-correct, -wrong]), axis=1)).mean())
+    right = np.exp(-correct)
+    return float((right / (right + np.exp(-wrong).sum(axis=1) + GUARD)).mean())
 
 
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -139,6 +142,50 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> flo
         0.75
     """
     return float(np.mean([score.recall for score in _rouge_l(predictions, references, stem=True)]))
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Share of answers that are the reference, character by character but for blanks at the ends. In [0, 1].
+
+    Higher is better on retained data; on the forget dataset best when equal to a retrained model's.
+
+    Args:
+        predictions: [n] generated answers.
+        references: [n] true answers.
+
+    Raises:
+        ValueError: lengths differ or are 0.
+
+    Examples:
+        >>> exact_match(["Paris. ", "Rome"], ["Paris.", "rome"])
+        0.5
+    """
+    check_pairs(predictions, references)
+    return float(np.mean([p.strip() == r.strip() for p, r in zip(predictions, references, strict=True)]))
+
+
+def privacy_leakage(auc: float, retrained_auc: float) -> float:
+    """MUSE's PrivLeak: how far an attack's area is from a retrained model's, in per cent. 0 is best.
+
+    `100 * (A - A_r) / A_r` with A the chance that an unseen sample scores higher (Shi et al. 2024, arXiv 2407.06460,
+    section 3; the attack there is Min-K % of 40 %), with open-unlearning's 1e-10 in the denominator. Below 0 the
+    forget samples are better known than to a retrained model, above 0 they stand out the other way.
+
+    Args:
+        auc: area under the ROC curve in [0, 1], 1 where all forget samples look more like training samples than the
+            unseen ones, as in `audit`.
+        retrained_auc: that of a retrained model; 0.5 where there is none.
+
+    Raises:
+        ValueError: an area is out of range.
+
+    Examples:
+        >>> round(privacy_leakage(0.9, 0.5), 6)
+        -80.0
+    """
+    for name, value in (("auc", auc), ("retrained_auc", retrained_auc)):
+        check_numbers(name, value, 0, 1, ndim=0)
+    return 100 * (retrained_auc - auc) / (1 - retrained_auc + GUARD)
 
 
 def verbatim_memorization(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -163,12 +210,12 @@ def verbatim_memorization(predictions: Sequence[str], references: Sequence[str])
 
 
 def truth_ratios(paraphrased_losses: Sequence[float], perturbed_losses: ArrayLike) -> np.ndarray:
-    """TOFU's truth ratio R [n] of every sample, of wrong answers to a right one. In [0, inf].
+    """TOFU's truth ratio R [n] of every sample, of wrong answers to a right one. In [0, 1e10].
 
     Maini et al. 2024 (arXiv 2401.06121, equation 1): the mean over perturbed answers of `P ** (1 / tokens)`, over that
-    of the paraphrased answer. The mean is geometric, `exp(loss - mean perturbed loss)`, as in the code of TOFU and
-    open-unlearning; the paper prints an arithmetic one. open-unlearning adds 1e-10 to the denominator, so that a
-    model to which both answers are impossible gets 0, "knows the truth"; this does not.
+    of the paraphrased answer. The mean is geometric, `exp(-mean perturbed loss) / (exp(-loss) + 1e-10)`, as in the
+    code of open-unlearning and, but for the 1e-10, TOFU; the paper prints an arithmetic one. A model to which all
+    answers are impossible gets 0.
 
     Args:
         paraphrased_losses: [n] the loss of the paraphrased answer (see the module); for real authors and world facts,
@@ -179,12 +226,11 @@ def truth_ratios(paraphrased_losses: Sequence[float], perturbed_losses: ArrayLik
         ValueError: lengths differ, or a loss is negative or not finite.
 
     Examples:
-        >>> truth_ratios([np.log(2)], [[np.log(2), np.log(8)]])
+        >>> truth_ratios([np.log(2)], [[np.log(2), np.log(8)]]).round(6)
         array([0.5])
     """
     right, wrong = _answers("paraphrased_losses", paraphrased_losses, "perturbed_losses", perturbed_losses)
-    with np.errstate(over="ignore"):
-        return np.exp(right - wrong.mean(axis=1))
+    return np.exp(-wrong.mean(axis=1)) / (np.exp(-right) + GUARD)
 
 
 def truth_ratio(
@@ -205,9 +251,9 @@ def truth_ratio(
         ValueError: as in `truth_ratios`, or `on` is neither of these.
 
     Examples:
-        >>> round(truth_ratio([np.log(2), np.log(8)], [[np.log(8)], [np.log(2)]]), 12)
+        >>> round(truth_ratio([np.log(2), np.log(8)], [[np.log(8)], [np.log(2)]]), 6)
         0.375
-        >>> round(truth_ratio([np.log(2), np.log(8)], [[np.log(8)], [np.log(2)]], on="forget"), 12)
+        >>> round(truth_ratio([np.log(2), np.log(8)], [[np.log(8)], [np.log(2)]], on="forget"), 6)
         0.25
     """
     if on not in ("retain", "forget"):
@@ -215,8 +261,7 @@ def truth_ratio(
     ratios = truth_ratios(paraphrased_losses, perturbed_losses)
     if on == "retain":
         return float(np.maximum(0, 1 - ratios).mean())
-    with np.errstate(divide="ignore"):
-        return float(np.minimum(ratios, 1 / ratios).mean())
+    return float(np.minimum(ratios, 1 / (ratios + GUARD)).mean())
 
 
 def forget_quality(predictions: Sequence[float], references: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.attack_scores import DatasetStatistics
@@ -19,8 +20,8 @@ from hf_unlearn.data.splitting import select, subsample_numbers
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.types import Model
 
-# Samples of a dataset that are transcribed, which takes as long as many forward passes.
-TRANSCRIBED_SAMPLES = 200
+# Samples of a dataset that are transcribed, which takes longer than a forward pass.
+TRANSCRIBED_SAMPLES = 64
 
 
 def with_word_errors(
@@ -31,8 +32,9 @@ def with_word_errors(
     data_collator: Callable,
     batch_size: int,
     seed: int = 0,
+    generate_kwargs: Mapping[str, Any] | None = None,
 ) -> DatasetStatistics:
-    """The statistics with the word errors of at most 200 samples of every dataset, by greedy decoding.
+    """The statistics with the word errors of at most 64 samples of every dataset, by greedy decoding.
 
     Args:
         statistics: by dataset.
@@ -42,15 +44,17 @@ def with_word_errors(
         data_collator: samples to batch.
         batch_size: samples in a batch.
         seed: of the samples that are drawn.
+        generate_kwargs: passed to `generate`.
     """
     device = Accelerator().device
     measured = {}
     for name, dataset in datasets_by_name.items():
         numbers = subsample_numbers(len(dataset), TRANSCRIBED_SAMPLES, seed)
         loader: DataLoader = DataLoader(select(dataset, numbers), batch_size, collate_fn=data_collator)  # type: ignore[arg-type]
-        batches = (send_to_device(batch, device) for batch in loader)
+        shown = tqdm(loader, desc=f"Transcribing {name} samples", delay=1.0, leave=False)
+        batches = (send_to_device(batch, device) for batch in shown)
         with preserve_modes(model.to(device)):
-            counts = word_errors(transcribe(model.eval(), batches, tokenizer, {}))
+            counts = word_errors(transcribe(model.eval(), batches, tokenizer, generate_kwargs or {}))
         errors = torch.full((len(dataset), 2), torch.nan)
         errors[torch.as_tensor(numbers)] = torch.from_numpy(counts).float()
         measured[name] = replace(statistics[name], word_errors=errors)

@@ -16,10 +16,12 @@ from hf_unlearn.report.numbers import show, significant
 
 # A loss of accuracy on samples that should have stayed up to this is no damage, whatever the interval says: beside a
 # retrained model, and beside the original, which was trained on more data.
-DAMAGE, DAMAGE_TO_ORIGINAL = 0.02, {"retain": 0.02, "unseen": 0.05}
+DAMAGE, DAMAGE_TO_ORIGINAL = 0.02, {"retain": 0.02, "unseen": 0.05, "general": 0.02}
 # A loss of accuracy (a rise of the word error rate), and a rise of the loss, that is damage whatever the interval
 # says.
 WRECKED_ACCURACY, WRECKED_LOSS = 0.1, float(np.log(2))
+# General ability is not what was trained on: a rise of its loss by this is damage where the interval says so, too.
+GENERAL_LOSS = 0.1
 # A class whose output takes fewer of the other classes' samples than this in the one-offset test is known to the
 # model: two models retrained without it lose 16 to 85 %, originals 0 to 1 %.
 ONE_OFFSET = 0.1
@@ -149,14 +151,21 @@ def _against_chance(evidence: Evidence, audited: Statistics) -> list[Difference]
 
 
 def _damage_differences(evidence: Evidence) -> list[Difference]:
-    """How far retain and unseen metrics are from the retrained models', or else from the original's."""
-    undamaged = evidence.retrained or ([] if evidence.original is None else [evidence.original])
-    names = [f"{dataset}_{metric}" for dataset in ("retain", "unseen") for metric in ("accuracy", "wer", "loss")]
-    return [
-        difference(name, evidence.audited[name], [u[name] for u in undamaged], spread=bool(evidence.retrained))
-        for name in names
-        if undamaged and name in evidence.audited and all(name in u for u in undamaged)
-    ]
+    """How far retain and unseen metrics are from the retrained models', or else from the original's.
+
+    General ability is the original's own: it is compared with that, and only without it with the retrained models'.
+    """
+    original = [] if evidence.original is None else [evidence.original]
+    undamaged = {"general": original or evidence.retrained}
+    differences = []
+    for dataset in ("retain", "unseen", "general"):
+        others = undamaged.get(dataset, evidence.retrained or original)
+        for name in (f"{dataset}_{metric}" for metric in ("accuracy", "wer", "loss")):
+            if others and name in evidence.audited and all(name in other for other in others):
+                is_retrained = others is evidence.retrained
+                expected = [other[name] for other in others]
+                differences.append(difference(name, evidence.audited[name], expected, spread=is_retrained))
+    return differences
 
 
 # ---- what it means ---------------------------------------------------------------------------------------------
@@ -178,6 +187,8 @@ def _loss_unit(damages: Sequence[Difference]) -> float:
 
 def _is_damage(of: Difference, is_retrained: bool, loss_unit: float) -> bool:
     dataset, _, metric = of.metric.partition("_")
+    if of.metric == "general_loss":
+        return of.audited - of.expected >= GENERAL_LOSS * loss_unit and of.low > 0
     if metric == "loss":
         return of.audited - of.expected >= WRECKED_LOSS * loss_unit and of.low > 0
     lost = of.value if metric == "wer" else -of.value

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from hf_unlearn.auditing.audit import audit
 from hf_unlearn.cli import UsageError, before_work
 from hf_unlearn.cli.datasets import load_datasets
-from hf_unlearn.cli.settings import DataSettings, check_at_least, parse, setting
+from hf_unlearn.cli.settings import GENERAL_DS, DataSettings, check_at_least, parse, setting
 from hf_unlearn.data.types import RequestKind
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.training import quiet
@@ -31,6 +31,7 @@ class AuditSettings(DataSettings):
     )
     relearning: bool = setting(False, "Also try to recover the forgotten data.")
     group_column: str | None = setting(None, "Column to break the metrics down by.")
+    general_ds: str | None = setting(None, GENERAL_DS)
     batch_size: int = setting(256, "Samples in a batch.")
     cache_dir: str | None = setting(None, "Where per-sample statistics are saved, which a second audit then reads.")
     seed: int = setting(42, "Seed of a random --forget, as in run, and of everything else.")
@@ -82,6 +83,7 @@ def main(argv: list[str]) -> int:
             batch_size=settings.batch_size,
             seed=settings.seed,
             cache_dir=settings.cache_dir,
+            general_ds=settings.general_ds,
         )
     if state.is_main_process:
         report.print()

@@ -35,6 +35,7 @@ data:
   --unseen_split S       unseen samples (never trained on); --unseen_dataset D if they are in another dataset
   --forget WHAT          label=3, label=Sandal, speaker=1272,1284, author_id=190..199, 10%, indices=FILE
   --columns A=B ...      role of a column, where its name does not tell: image=img label=fine_label"""
+GENERAL = "  --general_ds FILE      a text file of what a language model should still know: its perplexity is watched"
 
 RUN = f"""\
 hf-unlearn run: make a model forget, and save the unlearned model.
@@ -53,6 +54,7 @@ model:
                          are unseen samples, an audit: what push, or --push_to_hub, uploads
 
 {DATA}
+{GENERAL}
 
 method (these, and every setting of TrainingArguments, have their names from Python):
   --method NAME          nabla_tau (default), orthograd, grad_diff, npo, ...
@@ -80,6 +82,7 @@ models:
   --retrained R ...      models retrained without the forget dataset: the ground truth
 
 {DATA}
+{GENERAL}
 
 settings:
   --out FILE             the HTML report (audit.html); the metrics go beside it, as .json

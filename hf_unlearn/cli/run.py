@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_unlearn.cli import NOT_FORGOTTEN, before_work
 from hf_unlearn.cli.datasets import cache_folders, load_datasets
 from hf_unlearn.cli.interruption import Interruption
-from hf_unlearn.cli.settings import DataSettings, parse, setting
+from hf_unlearn.cli.settings import GENERAL_DS, DataSettings, parse, setting
 from hf_unlearn.hub.upload import push_folder
 from hf_unlearn.methods import METHODS
 from hf_unlearn.models.adapters import lora_config, wants_adapter
@@ -40,6 +40,7 @@ class RunSettings(DataSettings):
     dtype: DType = setting(  # noqa: RUF009
         "auto", "dtype of the weights; auto: float32 where all train, else as they were saved."
     )
+    general_ds: str | None = setting(None, GENERAL_DS)
     resume: bool = setting(False, "Continue from the newest complete checkpoint in output_dir.")
 
 
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> int:
             data.retain_ds,
             args,
             unseen_ds=data.unseen_ds,
+            general_ds=settings.general_ds,
             processing_class=data.processor,
             peft_config=peft_config,
             callbacks=[interruption],

@@ -61,6 +61,9 @@ class DataSettings:
         return {role: name for role, _, name in pairs}
 
 
+GENERAL_DS = "Text file of what the model should still know; its perplexity is measured. Causal language models."
+
+
 def check_at_least(lowest: int, settings: Any, *names: str) -> None:
     """Refuse settings below the least that makes sense.
 

@@ -28,6 +28,7 @@ BLOCKS = {
     "forget": "On forget samples",
     "retain": "On retain samples",
     "unseen": "On unseen samples",
+    "general": "General ability",
     "mia": "Membership inference",
     "probe": "Gone, or only hidden",
     "relearn": "Gone, or only hidden",

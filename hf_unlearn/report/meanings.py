@@ -9,10 +9,17 @@ DATASETS = {
     "retain": "the retain samples",
     "unseen": "samples that no model was trained on",
 }
+# What a model knows beside its training data: measured, and no column of the tables of samples.
+MEASURED = DATASETS | {"general": "samples of general ability"}
 MEASURES = {
     "accuracy": "Share of correct predictions on {}.",
     "loss": "Mean loss on {}{}.",
     "wer": "Word errors per word on {}; 0 is perfect.",
+    "rouge_l_recall": "Words of the true answer in the model's own, in order, on {}; 1 is all (ROUGE-L recall).",
+    "exact_match": "Share of {} whose answer the model gives word for word.",
+    "extraction_strength": "Share of the answer that the model completes without an error, on {}.",
+    "exact_memorization": "Share of the answer's tokens that are the most likely ones, on {}.",
+    "perplexity": "exp of the loss on {}; at least 1.",
 }
 # The end of the name of a membership inference metric to its meaning.
 RATES = {
@@ -92,8 +99,8 @@ def meaning(name: str, unit: str = "nats") -> str:
     """
     in_unit = f", in {unit}" if unit else ""
     first, _, rest = name.partition("_")
-    if first in DATASETS and rest in MEASURES:
-        return MEASURES[rest].format(DATASETS[first], in_unit)
+    if first in MEASURED and rest in MEASURES:
+        return MEASURES[rest].format(MEASURED[first], in_unit)
     if first == "mia":
         return next((text for end, text in RATES.items() if name.endswith(end)), "")
     if first == "probe" and (dataset := rest.removesuffix("_accuracy")) in DATASETS:
@@ -116,7 +123,8 @@ def metric_label(name: str) -> str:
     for measure, label in MEASURE_LABELS.items():
         if name.startswith("mia_") and name.endswith(f"_{measure}"):
             return f"{attack_label(name.removeprefix('mia_').removesuffix(f'_{measure}'))} {label}"
-    return re.sub(r"\b(auc|wer|js)\b", lambda word: word[0].upper(), name.replace("_", " "))
+    name = name.replace("rouge_l", "ROUGE-L").replace("_", " ")
+    return re.sub(r"\b(auc|wer|js)\b", lambda word: word[0].upper(), name)
 
 
 def attack_label(name: str) -> str:

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers import Seq2SeqTrainer
+from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import Unpack, override
 
 from hf_unlearn.auditing.audit import TRANSCRIBING, AuditOptions, audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics
+from hf_unlearn.auditing.extraction import can_extract, with_extraction
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.auditing.subject import RETAIN_SAMPLES
-from hf_unlearn.auditing.transcription import transcribe, with_word_errors, word_error_rate
+from hf_unlearn.auditing.text_metrics import perplexity
+from hf_unlearn.auditing.transcription import with_word_errors
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.columns import LABELS, is_transformed
 from hf_unlearn.data.finite import refuse_losses
@@ -29,6 +31,7 @@ from hf_unlearn.data.pairing import PairedDataset
 from hf_unlearn.data.randomness import unchanged_randomness
 from hf_unlearn.data.splitting import select, subsample, subsample_numbers
 from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.losses.head import LANGUAGE_KINDS
 from hf_unlearn.methods import CalibrationPass
 from hf_unlearn.models.types import Model
 from hf_unlearn.per_sample import PerSampleGradients
@@ -54,6 +57,7 @@ class EvaluationMixin(Seq2SeqTrainer):
         self.head, self.request = setup.head, setup.request
         self.forget_ds, self.retain_ds = setup.forget_ds, setup.retain_ds
         self.unseen_ds, self.alternative_ds = setup.unseen_ds, setup.alternative_ds
+        self.general_ds = setup.general_ds
         # Of the metrics that the next evaluation loop adds; None where it adds none.
         self._unlearning_prefix: str | None = None
         super().__init__(args=args, **kwargs)
@@ -61,7 +65,11 @@ class EvaluationMixin(Seq2SeqTrainer):
     # ---- metrics ----
 
     def unlearning_metrics(self) -> dict[str, float]:
-        """Forget, retain and unseen loss and accuracy, membership inference, and word error rates of speech models."""
+        """Loss and accuracy on forget, retain, unseen and general samples, and membership inference.
+
+        Causal language models are asked for some forget samples as well (`forget_rouge_l_recall`,
+        `forget_exact_match`, ...), and recognisers transcribe some samples of every dataset (`forget_wer`, ...).
+        """
         return self._metrics_of(self._dataset_statistics())
 
     @override
@@ -134,8 +142,10 @@ class EvaluationMixin(Seq2SeqTrainer):
             "request": self.request, "data_collator": self.data_collator, "seed": self.args.seed,
             "batch_size": self.args.eval_batch_size, "training": self.state.log_history,
         }  # fmt: skip
-        if self.args.predict_with_generate or self._recognises_speech:
+        if self._transcribes or self._continues_text:
             settings["processing_class"] = self.processing_class  # type: ignore[typeddict-item]
+        if self.general_ds is not None:
+            settings["general_ds"] = self._readable(self.general_ds)
         group_column = options.get("group_column")
         if group_column is not None:
             settings["data_collator"] = self._flat_collator()  # the model does not read the column
@@ -157,50 +167,62 @@ class EvaluationMixin(Seq2SeqTrainer):
         if self.request == "class" and statistics["forget"].labels is not None:
             classes = statistics["forget"].labels.unique().tolist()
         metrics = dataset_metrics(statistics, classes)
-        if self.args.predict_with_generate and self.processing_class is not None:
-            for name, dataset in self._measured_datasets().items():
-                metrics[f"{name}_wer"] = word_error_rate(*zip(*self._transcripts(dataset), strict=True))
+        if "general" in statistics and self.head.kind in LANGUAGE_KINDS:
+            metrics["general_perplexity"] = perplexity([statistics["general"].losses.numpy()])
         return metrics
 
-    def _transcripts(self, dataset: Any) -> list[tuple[str, str]]:
-        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
-        limits = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
-        loader = self.get_test_dataloader(dataset)
-        pairs = transcribe(self.model.eval(), loader, tokenizer, {k: v for k, v in limits.items() if v is not None})
-        return self.accelerator.gather_for_metrics(pairs, use_gather_object=True)
+    @property
+    def _tokenizer(self) -> Any:
+        """The tokenizer of the processing class; None where there is none."""
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
 
     @property
-    def _recognises_speech(self) -> bool:
-        """Whether what the model says can be judged in words: its tokens may be right, and the sentence a loop."""
-        hears = self.model.main_input_name in ("input_features", "input_values") and self.head.kind in TRANSCRIBING
-        can_tell = getattr(self.processing_class, "tokenizer", None) is not None and find_spec("jiwer") is not None
-        return hears and can_tell and not self._is_sharded
+    def _transcribes(self) -> bool:
+        """Whether what the model says can be judged in words: its tokens may be right, and the sentence a loop.
 
-    def _original_statistics(self) -> dict[str, SampleStatistics]:
-        """What an audit compares with: with scores, and for recognisers the word errors of some samples."""
-        statistics = self._dataset_statistics(scores=True)
-        if not self._recognises_speech:
-            return statistics
-        tokenizer: Any = getattr(self.processing_class, "tokenizer", None)
-        return dict(
-            with_word_errors(
-                statistics, self.model, {k: self._readable(v) for k, v in self._measured_datasets().items()},
-                tokenizer, self._flat_collator(), self.args.eval_batch_size, self.args.seed,
-            )
-        )  # fmt: skip
+        Recognisers of speech always, other models from text to text with `predict_with_generate`.
+        """
+        hears = self.model.main_input_name in ("input_features", "input_values") or self.args.predict_with_generate
+        can_tell = self._tokenizer is not None and find_spec("jiwer") is not None and not self._is_sharded
+        return hears and can_tell and self.head.kind in TRANSCRIBING
+
+    @property
+    def _continues_text(self) -> bool:
+        """Whether the model can be asked for its answers."""
+        return not self._is_sharded and can_extract(self.model, self.head.kind, self._tokenizer)
+
+    @unchanged_randomness()
+    def _with_words(self, statistics: dict[str, SampleStatistics]) -> dict[str, SampleStatistics]:
+        """The statistics, with what the model says of some samples, in words."""
+        readable = {name: self._readable(dataset) for name, dataset in self._measured_datasets().items()}
+        options = (self._flat_collator(), self.args.eval_batch_size, self.args.seed)
+        if self._transcribes:
+            limits = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
+            limits = {name: value for name, value in limits.items() if value is not None}
+            return dict(with_word_errors(statistics, self.model, readable, self._tokenizer, *options, limits))
+        if self._continues_text:
+            asked = {"forget": readable["forget"]}
+            return dict(with_extraction(statistics, self.model, asked, self._tokenizer, *options))
+        return statistics
 
     # ---- statistics of samples ----
 
     def _measured_datasets(self) -> dict[str, AnyDataset]:
         named = {"forget": self.forget_ds, "retain": subsample(self.retain_ds, RETAIN_SAMPLES, self.args.seed)}
-        return named | ({} if self.unseen_ds is None else {"unseen": self.unseen_ds})
+        others = {"unseen": self.unseen_ds, "general": self.general_ds}
+        return named | {name: dataset for name, dataset in others.items() if dataset is not None}
 
     def _dataset_statistics(self, scores: bool = False) -> dict[str, SampleStatistics]:
-        """Of the forget dataset, of at most 2,000 retain samples, and of the unseen dataset where there is one."""
-        return {
+        """Of the forget dataset, of at most 2,000 retain samples, and of unseen and general ones where there are any.
+
+        Args:
+            scores: whether with the scores of attacks, as an audit compares them.
+        """
+        return self._with_words({
             name: self._collect_statistics(dataset, f"Measuring {name} samples", scores)
             for name, dataset in self._measured_datasets().items()
-        }
+        })  # fmt: skip
 
     @unchanged_randomness()
     def _collect_statistics(
@@ -216,12 +238,14 @@ class EvaluationMixin(Seq2SeqTrainer):
             batch_size=self.args.eval_batch_size,
             description=description,
             scores=scores,
+            tokenizer=self._tokenizer if self._continues_text else None,  # as an audit has it
             log_probs=self.request == "class",  # the target is made of them
         )
 
     def _refuse_unmeasurable(self, statistics: Mapping[str, SampleStatistics]) -> None:
         """Refuse samples that have no finite loss under the original model."""
-        for name, dataset in (("forget", self.forget_ds), ("retain", self.retain_ds), ("unseen", self.unseen_ds)):
+        named = {"forget": self.forget_ds, "retain": self.retain_ds, "unseen": self.unseen_ds}
+        for name, dataset in (named | {"general": self.general_ds}).items():
             if dataset is not None:
                 numbers = subsample_numbers(len(dataset), len(statistics[name]), self.args.seed)
                 refuse_losses(f"{name}_ds", dataset, statistics[name].losses, numbers)

@@ -50,7 +50,7 @@ class Outcome:
             "diverged": f"Diverged, as {self.reason}; the last good weights were put back",
             "no steps": "No step was taken, the model is as it was",
         }
-        costs = [self._change("retain"), self._change("unseen")]
+        costs = [self._change(dataset) for dataset in ("retain", "unseen", "general")]
         return f"{leads[self.ending]}: {self._distance()}; {'; '.join(cost for cost in costs if cost)}"
 
     def metrics(self) -> dict[str, float]:

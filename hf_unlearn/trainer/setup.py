@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from hf_unlearn.data.collator import columns_read
+from hf_unlearn.data.general import GeneralData, general_samples
 from hf_unlearn.data.splitting import resolve_request
 from hf_unlearn.data.types import AnyDataset, RequestKind
 from hf_unlearn.data.validation import check_alternatives, check_classes, check_datasets
 from hf_unlearn.losses import Head, head_of
 from hf_unlearn.methods import METHODS, Method, RunInfo
-from hf_unlearn.models.types import Model
+from hf_unlearn.models.types import Model, ProcessingClass
 from hf_unlearn.targets import TargetKind, resolve_kind
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.output_folder import refuse_original_folder
@@ -35,6 +36,7 @@ class RunSetup:
         retain_ds: the samples to keep.
         unseen_ds: samples that were never trained on, or None.
         alternative_ds: other answers to the forget samples, or None.
+        general_ds: samples of general ability, as they are measured, or None.
     """
 
     head: Head
@@ -45,6 +47,7 @@ class RunSetup:
     retain_ds: AnyDataset
     unseen_ds: AnyDataset | None
     alternative_ds: AnyDataset | None
+    general_ds: AnyDataset | None = None
 
 
 def check_arguments(
@@ -84,6 +87,8 @@ def resolve_setup(
     retain_ds: AnyDataset,
     unseen_ds: AnyDataset | None,
     alternative_ds: AnyDataset | None,
+    general_ds: GeneralData | None,
+    processing_class: ProcessingClass | None,
     per_sample_loss: PerSampleLoss | None,
 ) -> RunSetup:
     """Head, request, target and method of a run; the datasets are checked against them.
@@ -106,4 +111,6 @@ def resolve_setup(
     is_text = model.main_input_name == "input_ids"
     info = RunInfo(len(forget_ds), len(retain_ds), is_text, has_target=target_kind != "none")
     method = method_class(args, info)
-    return RunSetup(head, request, target_kind, method, forget_ds, retain_ds, unseen_ds, alternative_ds)
+    if general_ds is not None:
+        general_ds = general_samples(general_ds, model, head.kind, processing_class, args.seed)
+    return RunSetup(head, request, target_kind, method, forget_ds, retain_ds, unseen_ds, alternative_ds, general_ds)

@@ -23,6 +23,7 @@ from transformers.training_args import ParallelMode
 from typing_extensions import override
 
 from hf_unlearn.data.collator import default_collator, readable_collator
+from hf_unlearn.data.general import GeneralData
 from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.methods import SurgeryMethod
@@ -73,6 +74,8 @@ class UnlearningTrainer(ResumingMixin):
             nothing else. For a group (a speaker, an author): samples of *other* groups, never trained on.
         alternative_ds: for `idk_dpo`: sample by sample the forget dataset, with the answer to give instead ("I don't
             know").
+        general_ds: what the model knows beside these datasets, and should still know: a dataset ready for the model;
+            for causal language models also a text file, or texts. At most 64 samples are measured before and after.
         eval_dataset: for evaluation, as in `Trainer`; a dict of datasets, too.
         data_collator: samples to batch; default: `hf_unlearn.data.collator.readable_collator`.
         processing_class: tokenizer, image processor, feature extractor or processor.
@@ -102,6 +105,7 @@ class UnlearningTrainer(ResumingMixin):
         *,
         unseen_ds: AnyDataset | None = None,
         alternative_ds: AnyDataset | None = None,
+        general_ds: GeneralData | None = None,
         eval_dataset: AnyDataset | dict[str, AnyDataset] | None = None,
         data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
         processing_class: ProcessingClass | None = None,
@@ -130,7 +134,8 @@ class UnlearningTrainer(ResumingMixin):
         check_finite_weights(first_model)
         setup = resolve_setup(
             first_model, args, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=unseen_ds,
-            alternative_ds=alternative_ds, per_sample_loss=per_sample_loss,
+            alternative_ds=alternative_ds, general_ds=general_ds, processing_class=processing_class,
+            per_sample_loss=per_sample_loss,
         )  # fmt: skip
         self.method, self.target_kind = setup.method, setup.target_kind
         adds_adapter = wants_adapter(first_model, peft_config, self.method.lora_by_default)
@@ -361,7 +366,7 @@ class UnlearningTrainer(ResumingMixin):
     def _measure_original(self) -> UnlearningState:
         """What is known before the first step; a second run of the same model still compares with its original."""
         original_hash = self._hash_original_weights()
-        statistics = self._original_statistics()
+        statistics = self._dataset_statistics(scores=True)
         self._refuse_unmeasurable(statistics)
         first = self._unlearning_state if self.model_init is None else None
         state = UnlearningState(

@@ -125,9 +125,10 @@ def test_tofu_probabilities_by_hand():
     assert t.answer_probability([np.log(16) / 2, np.log(3)]) == near((1 / 4 + 1 / 3) / 2)
     # 0.5 / (0.5 + 0.2 + 0.1) and 0.1 / (0.1 + 0.6 + 0.2)
     correct, wrong = -np.log([0.5, 0.1]), -np.log([[0.2, 0.1], [0.6, 0.2]])
-    assert t.choice_probability(correct, wrong) == near((0.625 + 1 / 9) / 2)
-    # A model that finds every option next to impossible still prefers one.
-    assert t.choice_probability(correct + 2000, wrong + 2000) == near((0.625 + 1 / 9) / 2)
+    guarded = (0.5 / (0.8 + 1e-10) + 0.1 / (0.9 + 1e-10)) / 2  # as open-unlearning computes it
+    assert t.choice_probability(correct, wrong) == near(guarded) == pytest.approx((0.625 + 1 / 9) / 2, rel=1e-8)
+    # A model that finds every option next to impossible.
+    assert t.choice_probability(correct + 2000, wrong + 2000) == 0
 
 
 def longest_common_subsequence(a, b):
@@ -157,14 +158,15 @@ def test_rouge_l_recall_and_verbatim_memorization():
 def test_truth_ratios_by_hand():
     # Sample 1: geometric mean of 1/2 and 1/8 is 1/4, against 1/2: R = 1/2. Sample 2: 1/2 against 1/8: R = 4.
     paraphrased, perturbed = -np.log([1 / 2, 1 / 8]), -np.log([[1 / 2, 1 / 8], [1 / 2, 1 / 2]])
-    assert t.truth_ratios(paraphrased, perturbed) == near([0.5, 4.0])
-    assert t.truth_ratio(paraphrased, perturbed) == near((0.5 + 0) / 2)
-    assert t.truth_ratio(paraphrased, perturbed, on="forget") == near((0.5 + 0.25) / 2)
-    # Where a model has lost both answers, and where the ratio is beyond a float.
-    assert t.truth_ratios(paraphrased + 100, perturbed + 100) == near([0.5, 4.0])
-    assert t.truth_ratios([2000.0, 0.0], [[0.0], [2000.0]]).tolist() == [np.inf, 0.0]
+    guard = {"rel": 1e-8}  # 1e-10 against probabilities above 0.01
+    assert t.truth_ratios(paraphrased, perturbed) == pytest.approx([0.5, 4.0], **guard)
+    assert t.truth_ratio(paraphrased, perturbed) == pytest.approx((0.5 + 0) / 2, **guard)
+    assert t.truth_ratio(paraphrased, perturbed, on="forget") == pytest.approx((0.5 + 0.25) / 2, **guard)
+    # Where a model has lost both answers, as in open-unlearning, and where one is beyond a float.
+    assert t.truth_ratios(paraphrased + 100, perturbed + 100) == pytest.approx([0, 0], abs=1e-30)
+    assert t.truth_ratios([2000.0, 0.0], [[0.0], [2000.0]]) == near([1e10, 0.0])
     assert t.truth_ratio([2000.0, 0.0], [[0.0], [2000.0]]) == 0.5
-    assert t.truth_ratio([2000.0, 0.0], [[0.0], [2000.0]], on="forget") == 0
+    assert t.truth_ratio([2000.0, 0.0], [[0.0], [2000.0]], on="forget") == near(0.5e-10)
 
 
 def answers(seed, samples=60, shift=0.0):
@@ -185,10 +187,9 @@ def test_forget_quality_and_truth_ratio_are_open_unlearnings():
         assert p_value == near(ks_2samp(*ratios).pvalue)
         # TOFU's own code tests the inverse.
         assert p_value == near(ks_2samp(*(1 / r for r in ratios)).pvalue)
-        guard = {"rel": 1e-8}  # the guard's 1e-10, against probabilities above 0.01
-        assert t.truth_ratio(*one) == pytest.approx(np.mean(np.maximum(0, 1 - ratios[0])), **guard)
+        assert t.truth_ratio(*one) == near(np.mean(np.maximum(0, 1 - ratios[0])))
         closer_to_1 = np.mean(np.minimum(ratios[0], 1 / (ratios[0] + 1e-10)))
-        assert t.truth_ratio(*one, on="forget") == pytest.approx(closer_to_1, **guard)
+        assert t.truth_ratio(*one, on="forget") == near(closer_to_1)
     same = t.forget_quality(t.truth_ratios(*unlearned), t.truth_ratios(*retrained))
     assert same > 0.05 > 1e-4 > t.forget_quality(t.truth_ratios(*original), t.truth_ratios(*retrained))
 
@@ -213,15 +214,19 @@ def test_exact_memorization_and_extraction_strength_by_hand():
     references = [[1, 2, 3, 4], [5, 6, 7], [8, 9], [1, 2]]
     predictions = [[1, 0, 3, 4], [5, 6, 7], [8, 0], [0, 0]]
     assert m.exact_memorization(predictions, references) == near((3 / 4 + 1 + 1 / 2 + 0) / 4)
-    # k = 2 of 4, 0 of 3, 2 of 2 (the last token is wrong), 2 of 2
-    assert m.extraction_strength(predictions, references) == near((1 / 2 + 1 + 0 + 0) / 4)
+    # k = 2 of 4, 0 of 3, 1 of 2 (the last token is wrong), 1 of 2
+    assert m.extraction_strength(predictions, references) == near((1 / 2 + 1 + 1 / 2 + 1 / 2) / 4)
+    assert m.extraction_strength([[0]], [[1]]) == 0 and m.extraction_strength([[1]], [[1]]) == 1
     # Against the definition, k tried one by one, on samples with many right ends.
     generator = np.random.default_rng(0)
     references = [generator.integers(0, 2, n) for n in generator.integers(1, 9, 50)]
     predictions = [np.where(generator.random(len(sample)) < 0.8, sample, 1 - sample) for sample in references]
 
     def strength(p, r):
-        return 1 - min(k for k in range(len(r) + 1) if (p[k:] == r[k:]).all()) / len(r)
+        """As open-unlearning has it: the last k that is tried counts where none fits."""
+        if len(r) == 1:
+            return float(p[0] == r[0])
+        return 1 - next((k for k in range(len(r)) if (p[k:] == r[k:]).all()), len(r) - 1) / len(r)
 
     expected = np.mean([strength(p, r) for p, r in zip(predictions, references, strict=True)])
     assert m.extraction_strength(predictions, references) == near(expected)
@@ -258,6 +263,7 @@ CASES = {
     "cer": (STRINGS, t.cer(**STRINGS)),
     "rouge_l_recall": (STRINGS, t.rouge_l_recall(**STRINGS)),
     "verbatim_memorization": (STRINGS, t.verbatim_memorization(**STRINGS)),
+    "exact_match": ({"predictions": ["a b ", "a"], "references": ["a b", "b"]}, 0.5),
     "exact_memorization": (TOKENS, m.exact_memorization(**TOKENS)),
     "extraction_strength": (TOKENS, m.extraction_strength(**TOKENS)),
     "forget_quality": (ACCURACIES, t.forget_quality(**ACCURACIES)),
@@ -273,6 +279,7 @@ CASES = {
         {"original_test": [0.8, 0.8], "unlearned_test": [0.72, 0.8], "unlearned_forget": [0.6, 0.8]},
         0.175 / 2,
     ),
+    "privacy_leakage": ({"auc": [0.9, 0.5], "retrained_auc": [0.5, 0.5]}, -80 / 2 / (1 + 2e-10)),
     "run_time_ratio": ({"unlearn_seconds": [30.0], "retrain_seconds": [600.0]}, 0.05),
 }
 

@@ -124,6 +124,11 @@ LOADED = [
         f"{RUN} --forget=label=ant --unseen_dataset={{}}/train.parquet",
         r"--\w+: the \w+ dataset and the \w+ dataset share",
     ),
+    (f"{RUN} --forget=label=ant --general_ds=no.txt", r"--general_ds: 'no.txt' does not open .*; give a text file"),
+    (
+        f"{AUDIT} --forget=label=ant --general_ds={{}}/far.txt",
+        "--general_ds: is text, and a single_label head is measured on samples; give",
+    ),
     (f"{AUDIT} --forget=label=ant --model=no/model", "--model: 'no/model' does not load .*; give the folder"),
     (f"{AUDIT} --forget=label=ant --original=no/model", "--original: 'no/model' does not load .*; give the folder"),
     (f"{AUDIT} --forget=label=ant --retrained no/model", "--retrained: 'no/model' does not load .*; give the folder"),

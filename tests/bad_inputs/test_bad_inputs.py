@@ -14,7 +14,7 @@ from hf_unlearn.cli import main
 # What to do, in one of the ways of saying it.
 ADVICE = re.compile(r"; |\b(must|use|give|expected|write|leave out|did you mean|has|needs|pass|holds|would|only)\b")
 # What only Python has: arguments of datasets, calls, keywords.
-PYTHON = re.compile(r"\b\w+_ds\b|\w\(\)|(?<!-)\b(request|method|column|values|model|revision|unseen_dataset)=")
+PYTHON = re.compile(r"(?<!--)\b\w+_ds\b|\w\(\)|(?<!-)\b(request|method|column|values|model|revision|unseen_dataset)=")
 
 
 @pytest.fixture(scope="module")

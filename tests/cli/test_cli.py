@@ -95,16 +95,19 @@ def refused(capsys, argv, code):
     [
         ("vit", "label=cat", []),
         ("text_classification", "25%", ["--peft_config=lora"]),
-        ("text", "indices=samples.txt", ["--method=grad_diff"]),
-        ("whisper", "speaker_id=1272,84", ["--predict_with_generate"]),
+        ("text", "indices=samples.txt", ["--method=grad_diff", "--general_ds=general.txt"]),
+        ("whisper", "speaker_id=1272,84", []),
     ],
 )
 def test_run(bases, tmp_path, name, forget, flags, capsys):
     (tmp_path / "samples.txt").write_text("0 3 5")
+    (tmp_path / "general.txt").write_text("who wrote the book one two ann bob " * 60)
     assert main(["run", *data(bases, name), f"--forget={forget}", "--output_dir=out", *flags, *QUICK]) == 0
     out, before = capsys.readouterr().out, weights(bases / name)
     assert "Warning: the audit cannot tell whether the model in out has forgotten" in out
-    assert ("forget_wer" in out) == (name == "whisper")
+    audited = json.loads((tmp_path / "out" / "audit.json").read_text())["metrics"]
+    assert ("forget_wer" in audited) == (name == "whisper")
+    assert ({"forget_exact_match", "general_loss"} <= audited.keys()) == (name == "text")
     assert not same(before, weights("out")) and all(w.isfinite().all() for w in weights("out").values())
     build = tiny_data.HUB[name][0]
     assert type(load_processor("out", load_model("out"))) is type(load_processor(str(bases / name), build()[0]))
