@@ -57,10 +57,12 @@ class Objective:
         whole_step: whether `combine` is more than a mean and needs all scores of the step at once; only for the
             forget dataset.
         hidden_states: whether the model has to return its hidden states.
+        teacher_passes: forward passes of another model that the scores of a sample take.
     """
 
     whole_step: ClassVar[bool] = False
     hidden_states: ClassVar[bool] = False
+    teacher_passes: ClassVar[int] = 0
 
     def scores(self, outputs: Any, batch: Mapping[str, Any], head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
         """The score [n] or scores [n, m] of every sample, and its loss [n] for the log.

@@ -261,8 +261,10 @@ class ComparisonFolder:
         }
         target = task.target(config.forget_expression(run.request, run.seed), loaders)
         settings = config.methods[run.model]
+        epochs = task.training.get("num_train_epochs")  # of the retrained models, on the whole retain dataset
+        training_passes = None if epochs is None else epochs * len(datasets_by_name["retain_ds"]) / len(retain_ds)
         model, cost = unlearn(
-            original, datasets_by_name["forget_ds"], retain_ds, task, target, settings, config.budget
+            original, datasets_by_name["forget_ds"], retain_ds, task, target, settings, config.budget, training_passes
         )
         return model, {"settings": dict(settings), **cost}
 

@@ -41,6 +41,7 @@ def unlearn(
     target: Mapping[str, Any],
     settings: Mapping[str, Any],
     budget: Mapping[str, float],
+    training_passes: float | None = None,
 ) -> tuple[Model, dict[str, Any]]:
     """Unlearn with a method.
 
@@ -52,9 +53,11 @@ def unlearn(
         target: what `Task.target` returns.
         settings: of `UnlearningArguments`, the method among them.
         budget: `max_steps` or `seconds`; empty: the method's default.
+        training_passes: passes over `retain_ds` that retraining takes; None where not known.
 
     Returns:
-        The model, and what it took: seconds, steps.
+        The model, and what it took: seconds, steps, `sample_passes` and their share of retraining's; see
+        `hf_unlearn.trainer.cost.RunCost.metrics`.
 
     Raises:
         Refusal: the error of the trainer, one line.
@@ -65,7 +68,8 @@ def unlearn(
     with TemporaryDirectory() as folder:
         args = UnlearningArguments(
             folder, seed=task.seed, report_to="none", disable_tqdm=True, logging_steps=10**6, save_strategy="no",
-            dataloader_pin_memory=torch.cuda.is_available(), **{**limits, **target_settings, **settings},
+            dataloader_pin_memory=torch.cuda.is_available(),
+            **{"training_passes": training_passes, **limits, **target_settings, **settings},
         )  # fmt: skip
         alternative_ds = task.alternatives(forget_ds) if METHODS[args.method].needs_alternative_ds else None
         try:
@@ -80,7 +84,9 @@ def unlearn(
             trainer.add_callback(TimeBudget(budget["seconds"]))
         with measure_time() as durations:
             trainer.train()
-    return trainer.model.eval(), {**durations, "steps": trainer.state.global_step}
+    assert trainer.outcome is not None and trainer.outcome.cost is not None
+    # The seconds here are those that retraining was timed by.
+    return trainer.model.eval(), {**trainer.outcome.cost.metrics(), **durations, "steps": trainer.state.global_step}
 
 
 class TimeBudget(TrainerCallback):

@@ -44,6 +44,7 @@ class CardFacts:
         counts: number of samples of `forget`, `retain` and, if given, `unseen`.
         forget_request: the request in the user's own words, shown unchanged.
         report: the audit, without names of groups (see `hf_unlearn.hub.release.anonymise_groups`).
+        cost: what the run has cost, in words.
         metadata: further fields of `huggingface_hub.ModelCardData`: `language`, `license`, `tags`, `datasets`, ...
     """
 
@@ -58,6 +59,7 @@ class CardFacts:
     counts: Mapping[str, int]
     forget_request: str | None = None
     report: AuditReport | None = None
+    cost: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 

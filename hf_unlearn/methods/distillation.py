@@ -40,6 +40,8 @@ class Distillation(Objective):
         lowered: how far the label's logit is lowered in the teacher's prediction.
     """
 
+    teacher_passes = 1
+
     def __init__(
         self, teacher: Callable[..., Any] | None, divergence: float = 1.0, loss: float = 0.0, lowered: float = 0.0
     ):

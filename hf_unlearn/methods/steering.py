@@ -38,6 +38,7 @@ class Steering(Objective):
     """
 
     hidden_states = True
+    teacher_passes = 1
 
     def __init__(self, original_model: OriginalModel | None, layer: int, scale: float = 0.0, seed: int | None = None):
         assert original_model is not None

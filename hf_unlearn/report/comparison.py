@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 ORIGINAL, RETRAINED = "original", "retrained"
-COLUMNS = ("forget", "retain", "unseen", "MIA", "gap", "forget loss / retrained", "time / retraining")
+TIME, PASSES = "time / retraining", "passes / retraining"
+COLUMNS = ("forget", "retain", "unseen", "MIA", "gap", "forget loss / retrained", TIME, PASSES)
 
 
 @dataclass
@@ -86,7 +87,9 @@ def _add(line: Line, run: Mapping[str, Any], retrained: Mapping[str, Any]) -> No
     values["forget loss / retrained"] = metrics["forget_loss"] / retrained_metrics["forget_loss"]
     clock = retrained["clock"]
     if line.model != ORIGINAL and clock == run["clock"] and clock in retrained:
-        values["time / retraining"] = run[clock] / retrained[clock]
+        values[TIME] = run[clock] / retrained[clock]
+    if "cost_of_retraining" in run:
+        values[PASSES] = run["cost_of_retraining"]
     for column, value in values.items():
         line.values.setdefault(column, []).append(value)
 

@@ -70,6 +70,13 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         stop_at_target: stop when the forget loss (for a class: accuracy) on a fixed sample of the forget dataset
             reaches the target, checked every few steps. Default: for methods that would not end by themselves.
 
+    > Parameters that say what training cost
+
+    Args:
+        training_passes: passes over the training dataset that training the model took (epochs), for the run's cost
+            beside that of retraining, on as many samples as `retain_ds` has. Default: read from `trainer_state.json`,
+            where the model was loaded from a folder of `Trainer`.
+
     > Parameters that control the gradient engine
 
     Args:
@@ -119,6 +126,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     )
     hinge: Hinge = field(default="squared", metadata={"help": "Hinge of the mean target."})
     stop_at_target: bool | None = field(default=None, metadata={"help": "Stop when the target is reached."})
+    training_passes: float | None = field(
+        default=None, metadata={"help": "Epochs that training the model took; default: from its trainer_state.json."}
+    )
     per_sample_engine: Literal["auto", "hooks", "loop"] = field(default="auto", metadata={"help": "Gradient engine."})
     gram_cache: Literal["auto", "keep", "recompute"] = field(
         default="auto", metadata={"help": "What happens to recorded retain samples."}
@@ -219,6 +229,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             )
         if self.retain_weight is not None and not 0 <= self.retain_weight <= 1:
             raise ValueError(f"retain_weight: must lie in [0, 1], got {self.retain_weight}")
+        if self.training_passes is not None and self.training_passes <= 0:
+            raise ValueError(f"training_passes: must be above 0, got {self.training_passes}; leave it out if unknown")
 
     def _check_combinations(self) -> None:
         if self.label_smoothing_factor:
@@ -276,6 +288,7 @@ CHOICES = _choices()
 NUMBERS: dict[str, tuple[type, int | None]] = {
     "retain_weight": (float, None),
     "retain_batch_size": (int, 1),
+    "training_passes": (float, None),
     "learning_rate": (float, 0),
     "weight_decay": (float, 0),
     "max_steps": (int, -1),

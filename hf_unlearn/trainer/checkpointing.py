@@ -41,6 +41,7 @@ class UnlearningState:
         method: `Method.state_dict`, which is fixed before the first step.
         identity: settings and samples, see `hf_unlearn.trainer.identity`; empty before the first checkpoint.
         ended: whether the run has ended before its last step, as at its target.
+        cost: what the run has cost so far, see `hf_unlearn.trainer.cost.CostCounter.totals`.
     """
 
     target: ForgetTarget
@@ -53,6 +54,7 @@ class UnlearningState:
     method: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
     ended: bool = False
+    cost: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, folder: str) -> None:
         """Write it to a checkpoint folder."""

@@ -19,11 +19,11 @@ from typing_extensions import Unpack, override
 
 from hf_unlearn.auditing.audit import TRANSCRIBING, AuditOptions, audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics
-from hf_unlearn.auditing.extraction import can_extract, with_extraction
+from hf_unlearn.auditing.extraction import EXTRACTED_SAMPLES, can_extract, with_extraction
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.auditing.subject import RETAIN_SAMPLES
 from hf_unlearn.auditing.text_metrics import perplexity
-from hf_unlearn.auditing.transcription import with_word_errors
+from hf_unlearn.auditing.transcription import TRANSCRIBED_SAMPLES, with_word_errors
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.columns import LABELS, is_transformed
 from hf_unlearn.data.finite import refuse_losses
@@ -33,10 +33,12 @@ from hf_unlearn.data.splitting import select, subsample, subsample_numbers
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses.head import LANGUAGE_KINDS
 from hf_unlearn.methods import CalibrationPass
-from hf_unlearn.models.types import Model
+from hf_unlearn.models.types import Model, inner_model
 from hf_unlearn.per_sample import PerSampleGradients
+from hf_unlearn.per_sample.loop import batch_size
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.cost import CostCounter, RunCost, training_epochs
 from hf_unlearn.trainer.setup import RunSetup
 
 
@@ -60,6 +62,7 @@ class EvaluationMixin(Seq2SeqTrainer):
         self.general_ds = setup.general_ds
         # Of the metrics that the next evaluation loop adds; None where it adds none.
         self._unlearning_prefix: str | None = None
+        self.cost = CostCounter()
         super().__init__(args=args, **kwargs)
 
     # ---- metrics ----
@@ -125,6 +128,10 @@ class EvaluationMixin(Seq2SeqTrainer):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+            num_samples = output.num_samples or 0
+            self._count_measured(num_samples)
+            if self.args.predict_with_generate and not prediction_loss_only:
+                self._count_generated(num_samples // self.accelerator.num_processes)
         if prefix is None:
             return output
         added = {f"{prefix}_{name}": value for name, value in self.unlearning_metrics().items()}
@@ -200,11 +207,29 @@ class EvaluationMixin(Seq2SeqTrainer):
         if self._transcribes:
             limits = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
             limits = {name: value for name, value in limits.items() if value is not None}
+            for dataset in readable.values():
+                self._count_generated(min(len(dataset), TRANSCRIBED_SAMPLES))
             return dict(with_word_errors(statistics, self.model, readable, self._tokenizer, *options, limits))
         if self._continues_text:
             asked = {"forget": readable["forget"]}
+            self.cost.add("measuring", 2 * min(len(readable["forget"]), EXTRACTED_SAMPLES))  # written, and looked at
             return dict(with_extraction(statistics, self.model, asked, self._tokenizer, *options))
         return statistics
+
+    # ---- what measuring costs ----
+
+    def _count_measured(self, samples: int) -> None:
+        """Count a dataset that the processes share."""
+        self.cost.add("measuring", samples / self.accelerator.num_processes)
+
+    def _count_generated(self, samples: int) -> None:
+        """Count samples that this process generates."""
+        self.cost.add("measuring", samples * (self.args.generation_num_beams or 1))
+
+    def _run_cost(self) -> RunCost:
+        """What the run has cost until now; all processes call it."""
+        epochs = self.args.training_passes or training_epochs(inner_model(self.model).config._name_or_path)
+        return RunCost.of(self.cost.totals(), epochs, len(self.retain_ds))
 
     # ---- statistics of samples ----
 
@@ -229,6 +254,7 @@ class EvaluationMixin(Seq2SeqTrainer):
         self, dataset: AnyDataset, description: str = "Measuring", scores: bool = False
     ) -> SampleStatistics:
         """Per-sample statistics of the model as it is now on a dataset of single samples."""
+        self._count_measured(len(dataset))
         return collect_statistics(
             self._forward_model,
             self._readable(dataset),
@@ -282,6 +308,7 @@ class EvaluationMixin(Seq2SeqTrainer):
                 yield self._prepare_inputs(batch)
 
         def losses(batch: Any) -> torch.Tensor:
+            self.cost.add("calibration", batch_size(batch), gradient=True)
             return self.head.losses(self.model(**self.head.inputs(batch)), batch)
 
         return CalibrationPass(

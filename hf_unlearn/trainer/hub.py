@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class CardKeywords(TypedDict, total=False):
 # Settings that are published, named one by one, so that no path and no token can get in.
 PUBLISHED_SETTINGS = (
     "method", "forgetting_loss", "retain_weight", "projection", "projection_scope", "forget_target",
-    "hinge", "stop_at_target", "learning_rate", "lr_scheduler_type", "optim", "weight_decay",
+    "hinge", "stop_at_target", "training_passes", "learning_rate", "lr_scheduler_type", "optim", "weight_decay",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "max_steps", "seed", "bf16", "fp16",
 )  # fmt: skip
 
@@ -96,8 +96,15 @@ class HubMixin(WeightsMixin):
         """
         if unseen_ds is None and self._unlearning_state is not None and not {"original", "seed"} & options.keys():
             options["original"] = self._unlearning_state.original_statistics
-        self.audit_report = super().audit(unseen_ds, **options)
+        report = super().audit(unseen_ds, **options)
+        cost = {} if self._cost_sentence is None else {"cost": self._cost_sentence}
+        self.audit_report = replace(report, about={**report.about, **cost})
         return self.audit_report
+
+    @property
+    def _cost_sentence(self) -> str | None:
+        """What the last run has cost, in words; None before the first one has ended."""
+        return None if self.outcome is None or self.outcome.cost is None else self.outcome.cost.sentence
 
     @override
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -255,7 +262,7 @@ class HubMixin(WeightsMixin):
             settings=settings_of(self.args, self.state.global_step, self.model, self._hyperparameters),
             request=self.request,
             counts={key: len(dataset) for key, dataset in named.items() if dataset is not None},
-            forget_request=release.forget_request, report=release.report, metadata=metadata,
+            forget_request=release.forget_request, report=release.report, cost=self._cost_sentence, metadata=metadata,
         )  # fmt: skip
 
     @property

@@ -23,7 +23,7 @@ MAY_DIFFER = frozenset({
     "hub_always_push", "hub_revision",
     # logging
     "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node",
-    "log_level", "log_level_replica", "disable_tqdm", "report_to", "include_num_input_tokens_seen",
+    "training_passes", "log_level", "log_level_replica", "disable_tqdm", "report_to", "include_num_input_tokens_seen",
     "skip_memory_metrics", "debug",
     # evaluation
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object",

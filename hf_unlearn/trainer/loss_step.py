@@ -6,7 +6,7 @@ the span of OrthoGrad's basis are functions of all samples of the step; a step o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from hf_unlearn.losses import Head
 from hf_unlearn.methods import Method
+from hf_unlearn.per_sample.loop import batch_size
 from hf_unlearn.targets import Objective
+from hf_unlearn.trainer.cost import PASSES_WITH_GRADIENT, CostCounter
 
 Batch = Mapping[str, Any]
 NO_INDEX = torch.empty(0, dtype=torch.long)
@@ -37,13 +39,22 @@ class LossStep:
         head: scores samples.
         accelerator: gathers over processes.
         objective: what is descended on the forget dataset; replaced when the target is measured again.
+        cost: counts the samples that go through the model.
 
     Attributes:
         retain_losses: of the retain samples of the step so far, on this process, a tensor a batch.
     """
 
-    def __init__(self, method: Method, head: Head, accelerator: Accelerator, objective: Objective):
+    def __init__(
+        self,
+        method: Method,
+        head: Head,
+        accelerator: Accelerator,
+        objective: Objective,
+        cost: CostCounter | None = None,
+    ):
         self.method, self.head, self.accelerator = method, head, accelerator
+        self.cost = CostCounter() if cost is None else cost
         self.objective, self.retain_objective = objective, method.retain_objective()
         self.num_batches = 1
         self.retain_losses: list[Tensor] = []
@@ -101,6 +112,20 @@ class LossStep:
         share = (self._weights.pop(0) * scores).sum()
         return share + (self._value / num_shares - share).detach()
 
+    def planned_passes(self, retain_weights: Iterable[float], forget: int, retain: int, batches: int) -> float:
+        """The sample passes of steps that are still to come, over all processes; see `CostCounter`.
+
+        Args:
+            retain_weights: one a step.
+            forget: forget samples of a step.
+            retain: retain samples of a step.
+            batches: batches of a step on a process.
+        """
+        scored_before = batches > 1 and self.objective.whole_step
+        of_forget = forget * (PASSES_WITH_GRADIENT + self.objective.teacher_passes + scored_before)
+        of_retain = retain * (PASSES_WITH_GRADIENT + self.retain_objective.teacher_passes)
+        return sum((weight < 1) * of_forget + (weight > 0) * of_retain for weight in retain_weights)
+
     def on_pre_optimizer_step(self, is_logged: bool) -> None:
         """Before the optimizer's step; `is_logged`: whether the log is written after it."""
 
@@ -131,7 +156,10 @@ class LossStep:
 
     def _scores(self, objective: Objective, model: nn.Module, batch: Batch, index: Tensor) -> tuple[Tensor, Tensor]:
         extra = {"output_hidden_states": True} if objective.hidden_states else {}
-        return objective.scores(model(**self.head.inputs(batch), **extra), batch, self.head, index)
+        scores, losses = objective.scores(model(**self.head.inputs(batch), **extra), batch, self.head, index)
+        self.cost.add("steps", batch_size(batch), gradient=torch.is_grad_enabled())
+        self.cost.add("steps", batch_size(batch) * objective.teacher_passes)
+        return scores, losses
 
     @torch.enable_grad()
     def _weigh(self, scores: Sequence[Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_unlearn.report.numbers import show
 from hf_unlearn.targets import DistributionTarget, ForgetTarget
+from hf_unlearn.trainer.cost import RunCost
 
 Ending: TypeAlias = Literal["reached", "short", "past", "no target", "diverged", "no steps"]
 # A class is forgotten when at most this share of its samples is still recognised.
@@ -29,6 +30,7 @@ class Outcome:
         target_loss: the mean loss that the forget dataset should end with; None where there is no target.
         by_accuracy: whether the target is an accuracy of at most 1 % on a forgotten class.
         reason: why the run was stopped, where it diverged.
+        cost: sample passes and seconds, beside those of retraining where they are known.
     """
 
     ending: Ending
@@ -38,6 +40,7 @@ class Outcome:
     target_loss: float | None = None
     by_accuracy: bool = False
     reason: str | None = None
+    cost: RunCost | None = None
 
     @property
     def sentence(self) -> str:
@@ -50,8 +53,9 @@ class Outcome:
             "diverged": f"Diverged, as {self.reason}; the last good weights were put back",
             "no steps": "No step was taken, the model is as it was",
         }
-        costs = [self._change(dataset) for dataset in ("retain", "unseen", "general")]
-        return f"{leads[self.ending]}: {self._distance()}; {'; '.join(cost for cost in costs if cost)}"
+        parts = [self._distance(), *(self._change(dataset) for dataset in ("retain", "unseen", "general"))]
+        parts += [] if self.cost is None else [f"cost {self.cost.sentence}"]
+        return f"{leads[self.ending]}: {'; '.join(part for part in parts if part)}"
 
     def metrics(self) -> dict[str, float]:
         """What `train()` adds to the metrics of the model: 1.0 for yes, 0.0 for no; losses in nats."""
@@ -62,7 +66,7 @@ class Outcome:
         if self.target_loss is not None:
             metrics["target_loss"] = self.target_loss
             metrics["forget_loss_above_target"] = self.after["forget_loss"] - self.target_loss
-        return metrics
+        return metrics if self.cost is None else metrics | self.cost.metrics()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the unlearning record."""
@@ -99,6 +103,7 @@ def outcome_of(
     after: Mapping[str, float],
     forget_losses: Tensor,
     reason: str | None,
+    cost: RunCost | None = None,
 ) -> Outcome:
     """How a run ended.
 
@@ -114,6 +119,7 @@ def outcome_of(
         after: metrics at the end of the run.
         forget_losses: losses [n] of the forget samples at the end of the run.
         reason: why the guard stopped the run; None where it did not.
+        cost: of the run.
     """
     by_accuracy = request == "class" and "forget_accuracy" in after
     ending: Ending
@@ -129,7 +135,7 @@ def outcome_of(
         ending = "reached"
     else:
         ending = "short" if distance < 0 else "past"
-    return Outcome(ending, steps, before, after, target.value, by_accuracy, reason)
+    return Outcome(ending, steps, before, after, target.value, by_accuracy, reason, cost)
 
 
 def _standard_error(forget_losses: Tensor, target: ForgetTarget) -> float:

@@ -18,6 +18,7 @@ from hf_unlearn.per_sample.basis import Basis
 from hf_unlearn.per_sample.loop import Batch, batch_size
 from hf_unlearn.per_sample.projection import cone_coefficients
 from hf_unlearn.targets import Objective
+from hf_unlearn.trainer.cost import CostCounter
 from hf_unlearn.trainer.loss_step import LossStep
 
 # Retain samples recorded at once, unless the forget batch is larger: the memory that it needs is there.
@@ -34,6 +35,7 @@ class SurgeryStep(LossStep):
         head: scores samples.
         accelerator: gathers over processes.
         objective: what is descended on the forget dataset.
+        cost: counts the samples that go through the model, a recomputed one every time.
         model: unwrapped.
         engine: of the per-sample gradients.
         per_tensor: whether every tensor has a geometry of its own.
@@ -48,13 +50,14 @@ class SurgeryStep(LossStep):
         head: Head,
         accelerator: Accelerator,
         objective: Objective,
+        cost: CostCounter | None = None,
         *,
         model: nn.Module,
         engine: Literal["auto", "hooks", "loop"],
         per_tensor: bool,
         cache: Literal["auto", "keep", "recompute"] = "auto",
     ):
-        super().__init__(method, head, accelerator, objective)
+        super().__init__(method, head, accelerator, objective, cost)
         self.per_sample = PerSampleGradients(model, self._retain_losses, engine)
         self.basis = Basis(self.per_sample, cache)
         self.model, self.per_tensor = model, per_tensor
@@ -163,6 +166,7 @@ class SurgeryStep(LossStep):
         return {name: self.basis.cross({name: s}) for name, s in step.items()}
 
     def _retain_losses(self, batch: Batch) -> Tensor:
+        self.cost.add("steps", batch_size(batch), gradient=True)
         return self._scaled(self.head.losses(self.model(**self.head.inputs(batch)), batch))
 
     def _scaled(self, losses: Tensor) -> Tensor:

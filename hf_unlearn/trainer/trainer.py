@@ -41,6 +41,7 @@ from hf_unlearn.targets import Objective, make_target
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback
 from hf_unlearn.trainer.checkpointing import UnlearningState
+from hf_unlearn.trainer.cost import CostCounter, warn_of_cost
 from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.loss_step import LossStep, trainable_parameters
@@ -308,6 +309,7 @@ class UnlearningTrainer(ResumingMixin):
             raise ValueError(f"resume_from_checkpoint: {self.args.method} takes no steps, there is nothing to resume")
         self._read_hyperparameters()
         checkpoint = self._resolve_checkpoint(resume_from_checkpoint)
+        self.cost = CostCounter()
         if self.model_init is None:
             # The weights of a checkpoint come later, and are not those of the original.
             self._init_method(self.model)
@@ -338,8 +340,16 @@ class UnlearningTrainer(ResumingMixin):
         return outcome_of(
             target=self.unlearning_state.target, request=self.request, steps=steps,
             is_iterative=self.method.is_iterative, before=before, after=metrics,
-            forget_losses=statistics["forget"].losses, reason=self.guard.reason,
+            forget_losses=statistics["forget"].losses, reason=self.guard.reason, cost=self._run_cost(),
         )  # fmt: skip
+
+    def _warn_of_cost(self) -> None:
+        """Before the first step: say so where the run would cost more than retraining, by what is planned."""
+        last_step, pairs = self.state.max_steps, self._pairs
+        weights = (self.method.retain_weight(step / last_step, step) for step in range(last_step))
+        batches = self.args.gradient_accumulation_steps
+        steps = self.step.planned_passes(weights, pairs.forget_per_step, pairs.retain_per_step, batches)
+        warn_of_cost(self._run_cost(), steps)
 
     def _read_hyperparameters(self) -> None:
         """Those of the arguments, which may be others than when the trainer was made."""
@@ -355,9 +365,12 @@ class UnlearningTrainer(ResumingMixin):
             self._unlearning_state = self._measure_original()
         else:
             self._unlearning_state = UnlearningState.load(resume_from_checkpoint)
+            self.cost.resume(self._unlearning_state.cost, self.accelerator)
             self.method.load_state_dict(self._unlearning_state.method)
             self._check_original()
         self.step = self._make_step()
+        if not self.state.global_step:
+            self._warn_of_cost()
         self.remove_callback(StepCallback)
         # First, so that the user's callbacks see the weights that the step ends with.
         self.callback_handler.callbacks.insert(0, StepCallback(self.step, self.method))
@@ -396,6 +409,7 @@ class UnlearningTrainer(ResumingMixin):
             return  # fewer forget samples than processes
         with self.compute_loss_context_manager():
             losses = self.head.losses(self.method.original_model(**self.head.inputs(batch)), batch).cpu()
+        self.cost.add("measuring", len(losses))
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         expected = self.unlearning_state.original_losses[rank::processes][: len(losses)]
         if not torch.allclose(losses.double(), expected.double(), rtol=1e-2, atol=1e-2):
@@ -407,12 +421,13 @@ class UnlearningTrainer(ResumingMixin):
     def _make_step(self) -> LossStep:
         objective = self._objective()
         if not self.method.is_gradient_surgery:
-            return LossStep(self.method, self.head, self.accelerator, objective)
+            return LossStep(self.method, self.head, self.accelerator, objective, self.cost)
         return SurgeryStep(
             cast(SurgeryMethod, self.method),
             self.head,
             self.accelerator,
             objective,
+            self.cost,
             model=self.model,
             engine=self.args.per_sample_engine,
             per_tensor=self.args.projection_scope == "tensor",

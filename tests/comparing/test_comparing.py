@@ -71,7 +71,9 @@ def test_every_run_is_measured_against_the_retrained_model_of_its_seed(done):
         names = [f"{name}_accuracy" for name in ("forget", "retain", "unseen", "mia")]
         distances = [100 * abs(run["metrics"][name] - retrained[name]) for name in names]
         assert run["metrics"]["gap"] == pytest.approx(statistics.mean(distances))
-    assert runs["random", 1, "ascent"]["steps"] == 3
+    ascent = runs["random", 1, "ascent"]  # 240 retain samples, six epochs
+    assert ascent["steps"] == 3 and ascent["cost_of_retraining"] == ascent["sample_passes"] / (3 * 6 * 240)
+    assert "passes / retraining" in (folder / "table.md").read_text()
     assert [runs["random", seed, "nabla_tau"]["forget"] for seed in (0, 1)] == ["10%", "20%"]
     weights = {runs["random", 0, model]["weights"] for model in ("original", "retrained", "retrained 2", "nabla_tau")}
     assert len(weights) == 4
@@ -234,7 +236,8 @@ def result(model, seed, gap, forget):
     metrics = {"forget_accuracy": forget, "retain_accuracy": 1.0, "unseen_accuracy": 0.9, "mia_accuracy": 0.5}
     metrics |= {"gap": gap, "forget_loss": 0.5 if model == "retrained" else 0.25}
     clocks = {"processor_seconds": 10.0 if model.startswith("retrained") else 4.0, "clock": "processor_seconds"}
-    return {"request": "r", "seed": seed, "model": model, "status": "done", "metrics": metrics, **clocks}
+    cost = {} if model.startswith("retrained") else {"cost_of_retraining": 0.08}
+    return {"request": "r", "seed": seed, "model": model, "status": "done", "metrics": metrics, **clocks, **cost}
 
 
 def test_the_table_is_worked_out_by_hand():
@@ -250,7 +253,7 @@ def test_the_table_is_worked_out_by_hand():
     row = next(row for row in markdown_table(results).splitlines() if row.startswith("| r | a "))
     assert row == (
         "| r | a | 87.00 ± 4.24 | 100.00 ± 0.00 | 90.00 ± 0.00 | 50.00 ± 0.00 | 2.00 ± 1.41 | 0.50 ± 0.00 | "
-        "0.40 ± 0.00 |"
+        "0.40 ± 0.00 | 0.08 ± 0.00 |"
     )
 
 

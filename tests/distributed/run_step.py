@@ -46,6 +46,7 @@ def run(folder, name, method, target, weights, batch, accumulation):
         "seen": seen,
         "loss": [e["loss"] for e in trainer.state.log_history if "loss" in e],
         "metrics": trainer.unlearning_state.metrics_before,
+        "passes": dict(trainer.outcome.cost.passes),
         "looks_for_unused": trainer.accelerator.ddp_handler.find_unused_parameters,
         "weights": {n: p.detach().clone() for n, p in trainer.model.named_parameters()},
     }
