@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,10 @@ def test_a_resumed_run_puts_the_same_weights_back(unlearn):
     whole.train()
     again = unlearn(folder="again", **settings)
     again.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-3")
-    assert again.outcome == whole.outcome and again.guard.good_step == whole.guard.good_step
+    # The seconds differ.
+    assert replace(again.outcome, cost=None) == replace(whole.outcome, cost=None)
+    assert again.outcome.cost.passes == whole.outcome.cost.passes
+    assert again.guard.good_step == whole.guard.good_step
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
 
 
