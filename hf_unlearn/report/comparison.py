@@ -107,7 +107,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     """A table with one row a model and request: mean ± deviation over seeds; below it the mean ranks."""
     table = lines(results)
     rows = ["| request | model | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    rows += [f"| {' | '.join(texts)} |" for texts in _table_rows(table)]
+    rows += [f"| {' | '.join(texts)} |" for texts in _table_rows(table, COLUMNS)]
     ranks = "; ".join(
         f"{model} {mean:.1f} ± {deviation:.1f}" for model, (mean, deviation) in mean_ranks(table).items()
     )
@@ -119,24 +119,29 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 
 def print_lines(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the table of `markdown_table`: failed runs are counted, methods that were refused are left out."""
+    """Print the table of `markdown_table`: failed runs are counted, methods that were refused are left out.
+
+    A terminal has room for one measure of cost: the sample passes, or the time where these were not counted.
+    """
+    of_runs = lines(results)
+    columns = [c for c in COLUMNS if c != (TIME if any(PASSES in line.values for line in of_runs) else PASSES)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("request", "model", *COLUMNS):
+    for heading in ("request", "model", *columns):
         table.add_column(heading, justify="left" if heading in ("request", "model") else "right")
     previous = ""
-    for request, *texts in _table_rows(lines(results)):
+    for request, *texts in _table_rows(of_runs, columns):
         table.add_row(request if request != previous else "", *texts)
         previous = request
     (console or Console()).print(table)
 
 
-def _table_rows(table: Sequence[Line]) -> list[list[str]]:
+def _table_rows(table: Sequence[Line], columns: Sequence[str]) -> list[list[str]]:
     """Request, model, and a text a column, of the lines that were not refused."""
     return [
         [
             line.request,
             line.model + (f" ({len(line.failed)} failed)" if line.failed else ""),
-            *(_mean_and_deviation(line.values.get(column, [])) for column in COLUMNS),
+            *(_mean_and_deviation(line.values.get(column, [])) for column in columns),
         ]
         for line in table
         if not line.refused
