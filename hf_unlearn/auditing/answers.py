@@ -102,6 +102,34 @@ def _token_statistics(logits: Tensor, labels: Tensor) -> AnswerTokens:
 
 
 @torch.no_grad()
+def next_token_losses(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    candidates: Sequence[int],
+    batch_size: int = 16,
+    description: str = "Choosing answers",
+) -> np.ndarray:
+    """Losses [prompts, candidates] in nats of the tokens that may come next.
+
+    Args:
+        model: a causal language model.
+        prompts: tokens, at least one each.
+        candidates: tokens.
+        batch_size: prompts in a batch, at most; fewer where the vocabulary is large.
+        description: of the progress bar, shown after a second.
+    """
+    vocabulary = inner_model(model).get_output_embeddings().weight.shape[0]
+    losses = np.empty((len(prompts), len(candidates)))
+    with preserve_modes(model.eval()):
+        for numbers in _batches([len(prompt) for prompt in prompts], batch_size, vocabulary, description):
+            tokens, mask = _padded([list(prompts[i]) for i in numbers], 0, model.device, left=False)
+            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+            last = logits[torch.arange(len(numbers)), mask.sum(1) - 1].float().log_softmax(-1)
+            losses[numbers] = -last[:, list(candidates)].double().cpu().numpy()
+    return losses
+
+
+@torch.no_grad()
 def continuations(
     model: Model,
     prompts: Sequence[Sequence[int]],

@@ -19,6 +19,7 @@ from hf_unlearn.names import did_you_mean
 COMMANDS = {
     "run": "hf_unlearn.cli.run",
     "audit": "hf_unlearn.cli.audit",
+    "benchmark": "hf_unlearn.cli.benchmark",
     "compare": "hf_unlearn.cli.compare",
     "demo": "hf_unlearn.cli.demo",
     "verify": "hf_unlearn.cli.verify",

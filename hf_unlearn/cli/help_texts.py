@@ -8,6 +8,7 @@ usage: hf-unlearn COMMAND [--setting value ...] [--config settings.yaml] [--debu
 commands:
   run       make a model forget; saves the unlearned model with model card, audit and record
   audit     has a model forgotten? a table, a report (HTML) and metrics (JSON)
+  benchmark TOFU, MUSE, WMDP or RWKU of a language model, by name
   compare   compare several methods with retrained models, from one configuration file
   demo      forget handwritten digits and compare with retraining, in two minutes
   verify    does an unlearning record (unlearning.json) match a model, and samples?
@@ -104,6 +105,35 @@ usage: hf-unlearn demo [--output_dir DIR] [--seed N]
 
 example: hf-unlearn demo"""
 
+BENCHMARK = """\
+hf-unlearn benchmark: the metrics of a published benchmark of unlearning, of any causal language model.
+
+usage: hf-unlearn benchmark NAME --model M [--retain_model R] [--data FOLDER] [--output_dir DIR] [--limit N]
+
+names:
+  tofu-forget01, tofu-forget05, tofu-forget10   model utility, forget quality, truth ratio, extraction, privacy leakage
+  muse-news, muse-books                         VerbMem, KnowMem, PrivLeak
+  wmdp                                          accuracy on biology, cyber security, chemistry; MMLU where it is there
+  rwku                                          fill-blank, questions, attacks, neighbours, MIA set; --subject NAME
+
+example: an unlearned model beside the published one that was trained without the forget samples
+  hf-unlearn benchmark tofu-forget10 --model out --retain_model open-unlearning/tofu_Llama-3.2-1B-Instruct_retain90
+
+settings:
+  --model M              name on the Hub or folder of the model
+  --retain_model R       a model trained without the forget samples; none; default: the published one of the
+                         architecture in --model's name
+  --data FOLDER          the files of the dataset as they lie on the Hub, in its place: CONFIG/SPLIT.parquet, ...
+  --output_dir DIR       folder of the result, NAME.json (benchmark)
+  --subject NAME         of rwku: the person that was forgotten
+  --limit N              at most so many samples of each part; the result says so
+  --batch_size N         texts in a batch (16)
+  --dtype T              auto (as saved), float32, bfloat16 or float16
+  --seed N               of the samples that --limit draws (0)
+
+  --config FILE          the same settings from a YAML file; flags override it
+  --help-all             all settings"""
+
 VERIFY = f"""\
 hf-unlearn verify: does an unlearning record match a model, and the samples that were to be forgotten?
 
@@ -167,4 +197,7 @@ example:
 the token is that of HF_TOKEN, or of `hf auth login`; others may read a command line
 an upload that the Hub has not confirmed ends in one line and exit code 1; pushing again completes it"""
 
-HELP = {"run": RUN, "audit": AUDIT, "compare": COMPARE, "demo": DEMO, "verify": VERIFY, "push": PUSH}
+HELP = {
+    "run": RUN, "audit": AUDIT, "benchmark": BENCHMARK, "compare": COMPARE, "demo": DEMO, "verify": VERIFY,
+    "push": PUSH,
+}  # fmt: skip

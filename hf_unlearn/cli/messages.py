@@ -13,6 +13,7 @@ SOURCES = {
     "alternative_ds": "--method",
     "unseen_ds": "--unseen_split",
     "config": "CONFIG.yaml",
+    "name": "NAME",
     "record": "RECORD",
     "folder": "FOLDER",
     "repo_id": "REPO",

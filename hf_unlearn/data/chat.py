@@ -154,8 +154,8 @@ def _chat_tokens(messages: list[dict], place: str, column: str, tokenizer: Any) 
             "it; give one of the assistant at the end, or take the sample out"
         )
     with located(place, column, "the chat template does not take it"):
-        prompt = _written(history, tokenizer, add_generation_prompt=True) if history else ""
-        whole = _written(messages, tokenizer)
+        prompt = chat_text(history, tokenizer, add_generation_prompt=True) if history else ""
+        whole = chat_text(messages, tokenizer)
     answer = whole[_common_length(prompt, whole) :]
     prompt_tokens = tokenizer(prompt, add_special_tokens=False).input_ids
     if last["content"].strip()[-20:] not in answer:  # a template that writes questions only
@@ -171,7 +171,8 @@ def _common_length(one: Sequence, other: Sequence) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _written(messages: list[dict], tokenizer: Any, **settings: Any) -> str:
+def chat_text(messages: list[dict], tokenizer: Any, **settings: Any) -> str:
+    """Messages as the tokenizer's template writes them; where it writes today's date, that is always the same."""
     template = tokenizer.get_chat_template()
     if "strftime_now" in template:
         template = _dated() + template

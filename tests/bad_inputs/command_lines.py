@@ -83,6 +83,10 @@ USAGE = [
     (f"audit {NOTHING} --forget=1% --unseen_split=a --seed=-1", "--seed: must be at least 0, got -1"),
     (f"audit {NOTHING} --forget=1% --unseen_split=a --batch_size=0", "--batch_size: must be at least 1, got 0"),
     (f"{VERIFY} --model=no/model --seed=-1", "--seed: must be at least 0, got -1"),
+    ("benchmark", "NAME: is missing; give a benchmark first"),
+    ("benchmark tofu-forget1 --model=x", r"NAME: must be one of tofu-forget01, .*\(did you mean 'tofu-forget10'\?\)"),
+    ("benchmark wmdp", "--model: is missing; give its name on the Hub or its folder"),
+    ("benchmark wmdp --model=no/model --limit=0", "--limit: must be at least 1, got 0"),
     ("demo --output=x", r"--output: there is no such setting; "),
 ]
 # What only shows with the model or the samples at hand, and before any of the work.
@@ -136,6 +140,11 @@ LOADED = [
     (
         f"{AUDIT} --forget=label=ant --group_column=speker",
         r"--group_column: 'speker' is not in the dataset; it has .*",
+    ),
+    ("benchmark wmdp --model=no/model", "--model: 'no/model' does not load .*; give the folder"),
+    (
+        "benchmark rwku --model={}/vit",
+        "--model: is a ViTForImageClassification; a benchmark asks causal language .*, give",
     ),
     (f"{VERIFY} --model=no/model", "--model: 'no/model' does not load .*; give the folder"),
     (

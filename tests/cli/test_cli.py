@@ -24,6 +24,7 @@ from peft import LoraConfig
 from hf_unlearn import UnlearningArguments, UnlearningTrainer, split_forget_retain
 from hf_unlearn.cli import help_texts, main
 from hf_unlearn.cli.audit import AuditSettings
+from hf_unlearn.cli.benchmark import BenchmarkSettings
 from hf_unlearn.cli.compare import CompareSettings
 from hf_unlearn.cli.demo import DemoSettings
 from hf_unlearn.cli.push import PushSettings
@@ -233,6 +234,7 @@ def test_help_needs_no_torch():
 SETTINGS = {
     "run": (RunSettings, UnlearningArguments),
     "audit": (AuditSettings,),
+    "benchmark": (BenchmarkSettings,),
     "compare": (CompareSettings,),
     "demo": (DemoSettings,),
     "verify": (VerifySettings,),
@@ -248,7 +250,7 @@ def test_help_fits_a_screen_and_names_settings_that_exist(text):
     settings = {field.name for name in commands for cls in SETTINGS[name] for field in fields(cls)}
     named = set(re.findall(r"--([a-z_\-]+)", text))
     assert named <= settings | {"help", "help-all", "debug", "config", "setting"}
-    assert named >= {"forget", "dataset", "model"} or {"demo", "compare", "push"} & set(commands)
+    assert named >= {"forget", "dataset", "model"} or {"benchmark", "demo", "compare", "push"} & set(commands)
     for command in re.findall(r"^  hf-unlearn (.*)$", text.replace("\\\n", ""), re.M):
         words = shlex.split(command)
         assert words[0] in commands and {word[2:] for word in words if word[:2] == "--"} <= settings

@@ -8,6 +8,7 @@ from pathlib import Path
 from hf_unlearn import UnlearningArguments
 from hf_unlearn.cli import COMMANDS
 from hf_unlearn.cli.audit import AuditSettings
+from hf_unlearn.cli.benchmark import BenchmarkSettings
 from hf_unlearn.cli.compare import CompareSettings
 from hf_unlearn.cli.demo import DemoSettings
 from hf_unlearn.cli.push import PushSettings
@@ -21,9 +22,9 @@ FENCE = re.compile(r"^```([\w{}-]*)[^\n`]*\n(.*?)^```$", re.MULTILINE | re.DOTAL
 SHELL = ("", "bash")
 SETTINGS = {
     "run": [RunSettings, UnlearningArguments], "audit": [AuditSettings], "compare": [CompareSettings],
-    "demo": [DemoSettings], "verify": [VerifySettings], "push": [PushSettings],
+    "demo": [DemoSettings], "verify": [VerifySettings], "push": [PushSettings], "benchmark": [BenchmarkSettings],
 }  # fmt: skip
-BEFORE_FLAGS = {"compare": 1, "verify": 1, "push": 2}
+BEFORE_FLAGS = {"benchmark": 1, "compare": 1, "verify": 1, "push": 2}
 assert SETTINGS.keys() == set(COMMANDS)
 
 

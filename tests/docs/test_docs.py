@@ -276,7 +276,7 @@ def test_every_command_of_a_page_is_one(folder, monkeypatch):
     (folder / "out").mkdir(exist_ok=True)
     (folder / "out" / "unlearning.json").touch()
     seen = {check(words) for text in TEXTS.values() for words in commands(text)}
-    assert seen >= {"run", "audit", "verify", "push", "compare", "demo", "accelerate", "make", "pip"}
+    assert seen >= {"run", "audit", "verify", "push", "compare", "benchmark", "demo", "accelerate", "make", "pip"}
 
 
 def test_the_comparison_of_a_page_is_one():
