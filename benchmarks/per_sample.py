@@ -113,7 +113,7 @@ class Setup:
             forgetting_loss="grad_ascent", retain_weight=0.5, projection="gradient", forget_target="auto",
             method_kwargs=None,
         )  # fmt: skip
-        return METHODS[name](args, RunInfo(self.k, self.k, is_text=False))
+        return METHODS[name](args, RunInfo(self.k, self.k))
 
     def losses(self, batch):
         return self.head.losses(self.model(**self.head.inputs(batch)), batch)

@@ -27,7 +27,7 @@ FORGET_TARGETS: tuple[ForgetTargetName, ...] = get_args(ForgetTargetName)
 # A `ForgetTargetName`, None for "auto", a target mean loss, losses [m], or token-loss profiles [m, 8].
 ForgetTargetSetting: TypeAlias = float | str | list[float] | list[list[float]] | None
 TargetKind: TypeAlias = Literal["distribution", "masked_class", "mean", "none"]
-Hinge: TypeAlias = Literal["squared", "linear"]
+Hinge: TypeAlias = Literal["squared", "linear", "two_sided"]
 
 
 class Statistics(Protocol):
@@ -105,9 +105,11 @@ class Ascent(ForgetTarget):
 
 
 class MeanTarget(ForgetTarget):
-    """`relu(tau - mean_i l_i)^2` (Trippa et al. 2024, arXiv 2403.14339, eq. 3); `hinge="linear"`: without the square.
+    """`relu(tau - mean_i l_i)^2` (Trippa et al. 2024, arXiv 2403.14339, eq. 3).
 
-    The mean is over the whole optimizer step: the hinge of a mean is not the mean of hinges.
+    `hinge="linear"`: without the square; `hinge="two_sided"`: `(tau - mean_i l_i)^2`, which lowers losses above tau,
+    as the authors' notebook for text has it (it squares before the relu). The mean is over the whole optimizer step:
+    the hinge of a mean is not the mean of hinges.
     """
 
     kind = "mean"
@@ -123,8 +125,11 @@ class MeanTarget(ForgetTarget):
 
     @override
     def combine(self, scores: Tensor) -> Tensor:
-        """The hinge below tau; zero, with zero gradient, above it."""
-        below = torch.relu(self.tau - scores.mean())
+        """The hinge below tau; zero, with zero gradient, above it, unless it is two-sided."""
+        distance = self.tau - scores.mean()
+        if self.hinge == "two_sided":
+            return distance.square()
+        below = torch.relu(distance)
         return below.square() if self.hinge == "squared" else below
 
 
@@ -281,7 +286,7 @@ def make_target(
     Args:
         kind: as returned by `resolve_kind`.
         setting: the `forget_target` setting: a number or a list of losses or profiles replaces the unseen losses.
-        hinge: `"squared"` or `"linear"`, for `kind="mean"`.
+        hinge: `"squared"`, `"linear"` or `"two_sided"`, for `kind="mean"`.
         statistics: the original model's statistics of the `"forget"`, `"retain"` and, if given, `"unseen"` dataset.
 
     Raises:

@@ -101,6 +101,11 @@ def defaults(method: type[Method]) -> str:
     """Learning rate, retain weight and length of a run, where nothing is given."""
     if not method.is_iterative:
         return "none"
+    if method.default_arguments:
+        values = ", ".join(
+            f"`{name}={value!r}`" for name, value in method.default_arguments.items()
+        )
+        return f"as published: {values}; retain weight and length as above"
     return (
         f"learning rate {method.learning_rate:g} for all weights of a model of up to a million, retain weight "
         f"{method.default_retain_weight:.4g}, {method.passes} passes over the larger dataset and at least "

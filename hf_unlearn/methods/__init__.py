@@ -3,8 +3,8 @@
 from hf_unlearn.methods.ascent import Finetune, GradAscent, GradDiff, NegGradPlus
 from hf_unlearn.methods.base import CalibrationPass, Method, MethodSettings, RunInfo
 from hf_unlearn.methods.distillation import KL, BadTeacher, Scrub, Undial
-from hf_unlearn.methods.nabla_tau import NablaTau
-from hf_unlearn.methods.orthograd import ConeGrad, OrthoGrad
+from hf_unlearn.methods.nabla_tau import NablaTau, NablaTauImages, NablaTauText
+from hf_unlearn.methods.orthograd import ConeGrad, OrthoGrad, OrthoGradAdam
 from hf_unlearn.methods.preference import NPO, IdkDPO, SimNPO
 from hf_unlearn.methods.relabeling import RandomLabel
 from hf_unlearn.methods.steering import RMU
@@ -15,7 +15,8 @@ from hf_unlearn.methods.weights import SSD, L1Sparse, SalUn
 METHODS: dict[str, type[Method]] = {
     cls.name: cls
     for cls in (
-        *(NablaTau, OrthoGrad, ConeGrad, PCGrad, GDRGMA, NGDiff),
+        *(NablaTau, NablaTauImages, NablaTauText),
+        *(OrthoGrad, OrthoGradAdam, ConeGrad, PCGrad, GDRGMA, NGDiff),
         *(GradAscent, GradDiff, Finetune, NegGradPlus, RandomLabel),
         *(KL, BadTeacher, Scrub, SalUn, L1Sparse, SSD),
         *(NPO, SimNPO, WGA, SatImp, CEU, Undial, RMU, IdkDPO),

@@ -56,13 +56,11 @@ class RunInfo:
     Attributes:
         forget_samples: size of the forget dataset.
         retain_samples: size of the retain dataset.
-        is_text: whether the model reads text.
         has_target: whether the run has a forgetting target.
     """
 
     forget_samples: int
     retain_samples: int
-    is_text: bool
     has_target: bool = True
 
 
@@ -131,6 +129,8 @@ class Method:
         passes, min_steps: default number of steps: passes over the larger dataset, and no fewer than; see
             `hf_unlearn.trainer.defaults`.
         default_retain_weight: where no `retain_weight` is given; at least 0.9 where there is no target.
+        default_arguments: values of arguments of the trainer that are not given, of a form that is as published.
+        trains_in_eval_mode: whether steps are taken in eval mode, without dropout.
         hp: the hyper-parameters of this instance.
         original_model: the frozen original, after `on_init_end`, of methods that need it.
     """
@@ -153,6 +153,8 @@ class Method:
     passes: ClassVar[int] = 4
     min_steps: ClassVar[int] = 100
     default_retain_weight: ClassVar[float] = 0.5
+    default_arguments: ClassVar[Mapping[str, Any]] = {}
+    trains_in_eval_mode: ClassVar[bool] = True
     hp: Any  # an instance of `hyperparameters`; subclasses declare which
 
     def __init__(self, settings: MethodSettings, info: RunInfo, hyperparameters: object | None = None):
@@ -285,6 +287,14 @@ class Method:
             return self.settings.retain_weight
         minimum = 0.0 if self.info.has_target else RETAIN_WEIGHT_WITHOUT_TARGET
         return max(self.default_retain_weight, minimum)
+
+    def default_steps(self, forget_per_step: int) -> int | None:
+        """The number of steps where none is given, of a form that is as published; None: see `trainer.defaults`.
+
+        Args:
+            forget_per_step: forget samples of a step.
+        """
+        return None
 
     def remeasures_target(self, step: int, max_steps: int, forget_per_step: int) -> bool:
         """Whether a target from unseen data is measured again before a step.

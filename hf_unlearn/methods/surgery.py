@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,9 +59,11 @@ class SurgeryMethod(Method):
 
     Attributes:
         forgetting: the method whose objective is the forgetting loss.
+        needs_every_gradient: whether the gradients are combined themselves (`combine_gradients`), a tensor at a time.
     """
 
     is_gradient_surgery = True
+    needs_every_gradient: ClassVar[bool] = False
     lora_by_default = True
     passes, min_steps = NablaTau.passes, NablaTau.min_steps
 
@@ -92,6 +95,19 @@ class SurgeryMethod(Method):
             retain_weight: weight of the retain gradient in [0, 1].
         """
         raise NotImplementedError(f"{type(self).__name__}.combine")
+
+    def combine_gradients(
+        self, name: str, retain: Tensor, forget: Tensor, retain_weight: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        """One tensor's gradient that the optimizer gets, and metrics for the log; with `needs_every_gradient`.
+
+        Args:
+            name: of the tensor.
+            retain: gradients [k, numel] of all retain samples of the step, in their order.
+            forget: gradient of the forgetting loss, of the tensor's shape.
+            retain_weight: weight of the retain gradient in [0, 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__}.combine_gradients")
 
 
 def _mean_retain_products(geometry: Geometry) -> tuple[float, float]:

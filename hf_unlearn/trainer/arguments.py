@@ -15,6 +15,7 @@ import torch
 import yaml
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 from typing_extensions import override
 
 from hf_unlearn.data.types import RequestKind
@@ -24,6 +25,13 @@ from hf_unlearn.names import did_you_mean
 from hf_unlearn.targets import FORGET_TARGETS, Hinge
 
 BATCH_SIZE = 64
+# Not given: the method's own (`Method.default_arguments`), or else that of `DEFAULTS`.
+METHODS_OWN: Any = None
+DEFAULTS = {
+    "forgetting_loss": "nabla_tau", "projection_scope": "global", "forget_target": "auto", "hinge": "squared",
+    "lr_scheduler_type": "cosine_with_min_lr",
+    **{name: Seq2SeqTrainingArguments.__dataclass_fields__[name].default for name in ("optim", "max_grad_norm")},
+}  # fmt: skip
 OUTPUT_DIR = "unlearned"
 
 
@@ -63,10 +71,10 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     Args:
         request: `"samples"`, `"class"` or `"group"`; default: what `split_forget_retain` left on the datasets, else
             `"samples"`.
-        forget_target: `"auto"` (default: follows the request), `"distribution"`, `"masked_class"`, `"mean"` (as ∇τ was
-            published), `"none"`, a number (tau), or a list of losses of samples never trained on (of samples of many
-            tokens: their token-loss profiles, see `hf_unlearn.losses.Head.token_loss_profiles`).
-        hinge: `"squared"` (as published) or `"linear"`, with `forget_target="mean"` or a number.
+        forget_target: `"auto"` (default: follows the request), `"distribution"`, `"masked_class"`, `"mean"` (of the
+            unseen losses), `"none"`, a number (tau), or a list of losses of samples never trained on (of samples of
+            many tokens: their token-loss profiles, see `hf_unlearn.losses.Head.token_loss_profiles`).
+        hinge: `"squared"` (default), `"linear"` or `"two_sided"`, with `forget_target="mean"` or a number.
         stop_at_target: stop when the forget loss (for a class: accuracy) on a fixed sample of the forget dataset
             reaches the target, checked every few steps. Default: for methods that would not end by themselves.
 
@@ -86,6 +94,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             (run them again, in chunks: slower, in less memory), or `"auto"` (by the free memory, said in the log).
 
     > Defaults that differ from `TrainingArguments`
+
+    Forms that are as published (`nabla_tau_images`, `nabla_tau_text`, `orthograd_adam`) have their own; see
+    `Method.default_arguments`. All others:
 
     `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (two to four
     passes over the larger dataset, by the method, eight over the forget dataset, 240 at most; one of
@@ -111,20 +122,20 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         default=None, metadata={"help": f"Hyper-parameters of the method, as JSON or YAML: {_hyperparameters_help()}."}
     )
     forgetting_loss: Literal["nabla_tau", "grad_ascent", "grad_diff"] = field(
-        default="nabla_tau", metadata={"help": "Loss whose gradient a surgery method combines with others."}
+        default=METHODS_OWN, metadata={"help": "Loss whose gradient a surgery method combines with others."}
     )
     retain_weight: float | None = field(default=None, metadata={"help": "Weight of the retain loss in [0, 1]."})
     retain_batch_size: int | None = field(default=None, metadata={"help": "Retain samples per device and batch."})
     projection: Literal["gradient", "update"] = field(default="gradient", metadata={"help": "What is projected."})
     projection_scope: Literal["global", "tensor"] = field(
-        default="global", metadata={"help": "Span of the projection."}
+        default=METHODS_OWN, metadata={"help": "Span of the projection."}
     )
     request: RequestKind | None = field(default=None, metadata={"help": "Kind of forget request."})
     # HfArgumentParser takes the second type of a union with None: the command line gives text.
     forget_target: float | str | list[float] | list[list[float]] | None = field(
-        default="auto", metadata={"help": f"One of {FORGET_TARGETS}, or a number."}
+        default=METHODS_OWN, metadata={"help": f"One of {FORGET_TARGETS}, or a number."}
     )
-    hinge: Hinge = field(default="squared", metadata={"help": "Hinge of the mean target."})
+    hinge: Hinge = field(default=METHODS_OWN, metadata={"help": "Hinge of the mean target."})
     stop_at_target: bool | None = field(default=None, metadata={"help": "Stop when the target is reached."})
     training_passes: float | None = field(
         default=None, metadata={"help": "Epochs that training the model took; default: from its trainer_state.json."}
@@ -138,9 +149,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the larger dataset."})  # type: ignore[assignment]
     per_device_train_batch_size: int = field(default=None, metadata={"help": "Forget samples a device."})  # type: ignore[assignment]
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples per device when measuring."})
-    lr_scheduler_type: SchedulerType | str = field(
-        default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."}
-    )
+    lr_scheduler_type: SchedulerType | str = field(default=METHODS_OWN, metadata={"help": "Learning rate schedule."})
+    optim: OptimizerNames | str = field(default=METHODS_OWN, metadata={"help": "Optimizer."})
+    max_grad_norm: float = field(default=METHODS_OWN, metadata={"help": "Norm to clip gradients to."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     save_strategy: SaveStrategy | str = field(  # type: ignore[assignment]
         default=None, metadata={"help": "When to save checkpoints: no, or steps where save_steps is given."}
@@ -152,8 +163,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     @override
     def __post_init__(self):
         self._check_types()
-        self._resolve_unset()
         self._check_method()
+        self._resolve_unset()
         super().__post_init__()
         self.forget_target = _parse_target(self.forget_target)
         self._check_values()
@@ -161,6 +172,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     def _resolve_unset(self) -> None:
         """Defaults that `TrainingArguments` needs at once; the trainer fits them to method, model and data."""
+        for name, value in {**DEFAULTS, **METHODS[self.method].default_arguments}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         self.has_default_output_dir = self.output_dir is None
         if self.output_dir is None:
             self.output_dir = OUTPUT_DIR

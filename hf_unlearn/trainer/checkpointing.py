@@ -38,7 +38,7 @@ class UnlearningState:
         original_hash: hash of the original weights; None where they are sharded.
         retain_loss_before: loss of the original model on the retain samples that the guard watches.
         hyperparameters: the method's, by name, as the run has them.
-        method: `Method.state_dict`, which is fixed before the first step.
+        method: `Method.state_dict`, as it was when the checkpoint was written.
         identity: settings and samples, see `hf_unlearn.trainer.identity`; empty before the first checkpoint.
         ended: whether the run has ended before its last step, as at its target.
         cost: what the run has cost so far, see `hf_unlearn.trainer.cost.CostCounter.totals`.

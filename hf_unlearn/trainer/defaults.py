@@ -47,10 +47,9 @@ def resolve_defaults(args: UnlearningArguments, method: Method, head_kind: str, 
         args.default_batch_sizes = default_batch_sizes(head_kind, method.info, batches_per_step)
         args.per_device_train_batch_size = args.default_batch_sizes[0]
     if args.has_default_steps:
-        args.max_steps = default_steps(
-            method,
-            args.per_device_train_batch_size * batches_per_step,
-            args.effective_retain_batch_size * batches_per_step,
+        forget_per_step = args.per_device_train_batch_size * batches_per_step
+        args.max_steps = method.default_steps(forget_per_step) or default_steps(
+            method, forget_per_step, args.effective_retain_batch_size * batches_per_step
         )
     if not method.info.has_target and args.forget_target == "auto" and method.raises_forget_loss:
         if args.has_default_steps:
@@ -76,7 +75,7 @@ def default_batch_sizes(head_kind: str, info: RunInfo, batches_per_step: int) ->
         batches_per_step: batches of an optimizer step, over all devices.
 
     Examples:
-        >>> info = RunInfo(forget_samples=20, retain_samples=4000, is_text=True)
+        >>> info = RunInfo(forget_samples=20, retain_samples=4000)
         >>> default_batch_sizes("single_label", info, 1), default_batch_sizes("causal_lm", info, 2)
         ((20, 64), (10, 16))
         >>> default_batch_sizes("single_label", info, 3)
@@ -110,7 +109,7 @@ def default_steps(method: Method, forget_per_step: int, retain_per_step: int) ->
 
     Examples:
         >>> from types import SimpleNamespace
-        >>> info = RunInfo(forget_samples=100, retain_samples=4000, is_text=False)
+        >>> info = RunInfo(forget_samples=100, retain_samples=4000)
         >>> default_steps(SimpleNamespace(passes=2, min_steps=50, info=info), 64, 64)
         126
     """

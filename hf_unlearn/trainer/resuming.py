@@ -99,7 +99,7 @@ class ResumingMixin(BestModelMixin):
     @override
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.unlearning_state.cost = self.cost.totals()
+        self.unlearning_state.cost, self.unlearning_state.method = self.cost.totals(), self.method.state_dict()
         if self.args.should_save:
             # Of a checkpoint that is written anew, as after a kill.
             (folder / MANIFEST).unlink(missing_ok=True)

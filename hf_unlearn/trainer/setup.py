@@ -108,8 +108,7 @@ def resolve_setup(
     )
     if target_kind == "masked_class":
         check_classes(forget_ds, retain_ds)
-    is_text = model.main_input_name == "input_ids"
-    info = RunInfo(len(forget_ds), len(retain_ds), is_text, has_target=target_kind != "none")
+    info = RunInfo(len(forget_ds), len(retain_ds), has_target=target_kind != "none")
     method = method_class(args, info)
     if general_ds is not None:
         general_ds = general_samples(general_ds, model, head.kind, processing_class, args.seed)

@@ -59,7 +59,7 @@ class SurgeryStep(LossStep):
     ):
         super().__init__(method, head, accelerator, objective, cost)
         self.per_sample = PerSampleGradients(model, self._retain_losses, engine)
-        self.basis = Basis(self.per_sample, cache)
+        self.basis = Basis(self.per_sample, "keep" if method.needs_every_gradient else cache)
         self.model, self.per_tensor = model, per_tensor
         self._forget_gradient: dict[str, Tensor] = {}
         self._weights_before: dict[str, Tensor] = {}
@@ -101,6 +101,11 @@ class SurgeryStep(LossStep):
     def _write_gradient(self, retain_weight: float) -> None:
         # The basis is all retain samples of the step: projections of parts do not add up to the projection of the sum.
         forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget_gradient.items()}
+        if self.method.needs_every_gradient:
+            self._forget_gradient = {}
+            for name, p in self.per_sample.parameters.items():
+                p.grad = self._combined(name, forget[name], retain_weight)
+            return
         losses = self.accelerator.gather(self.basis.losses)
         products = self.basis.gram(forget, self.per_tensor)
         self._forget_gradient, self._gramians = {}, {key: gramian for key, (gramian, _) in products.items()}
@@ -117,6 +122,17 @@ class SurgeryStep(LossStep):
             p.grad = update[name]
             if isinstance(p, DTensor):
                 p.grad = distribute_tensor(update[name], p.device_mesh, p.placements)
+
+    def _combined(self, name: str, forget: Tensor, retain_weight: float) -> Tensor:
+        """One tensor's gradient of the step, by a method that looks at the retain samples' gradients themselves."""
+        parameter = {name: self.per_sample.parameters[name]}
+        gradients = [recording.gradients(parameter)[name] for recording in self.basis.recordings]
+        # A batch of the first process, then that of the next one: the order in which one process has them.
+        retain = torch.cat([self.accelerator.gather(of_batch) for of_batch in gradients])
+        scale = self.loss_scale
+        update, log = self.method.combine_gradients(name, retain / scale, forget / scale, retain_weight)
+        self.record(**log)
+        return update * scale
 
     def on_pre_optimizer_step(self, is_logged: bool) -> None:
         """Keep the weights, where the step is corrected, or its angle to the retain gradients logged."""

@@ -243,7 +243,7 @@ class UnlearningTrainer(ResumingMixin):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             self._remeasure_target()
-            self._eval_mode.apply(self.model)
+            self._set_mode()
             with self.compute_loss_context_manager():
                 on_device = [self._prepare_inputs(batch) for batch in batches]
                 self.step.prepare_step(self._forward_model, on_device, self._retain_weight())
@@ -256,7 +256,7 @@ class UnlearningTrainer(ResumingMixin):
         """The method's loss on a batch of pairs; on a flat batch (evaluation) the model's own, as in `Trainer`."""
         if not _is_paired(inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self._eval_mode.apply(self.model)
+        self._set_mode()
         return self.step.loss(model, inputs, self._retain_weight(), is_last=self.accelerator.sync_gradients)
 
     @override
@@ -269,6 +269,12 @@ class UnlearningTrainer(ResumingMixin):
             self.step.record(**self.method.on_pre_optimizer_step(parameters, self._progress(), self.step.loss_scale))
             self.guard.check_step(parameters, self.step.retain_losses, self.state.global_step)
         return loss
+
+    def _set_mode(self) -> None:
+        if self.method.trains_in_eval_mode:
+            self._eval_mode.apply(self.model)
+        else:
+            self.model.train()
 
     def _retain_weight(self) -> float:
         return self.method.retain_weight(self._progress(), self.state.global_step)

@@ -38,7 +38,7 @@ def gradients(model, accelerator, forget, retain, shard=lambda model: None):
         forget_target="auto",
         method_kwargs=None,
     )
-    method = METHODS["orthograd"](args, RunInfo(4, 4, is_text=False))
+    method = METHODS["orthograd"](args, RunInfo(4, 4))
     shard(model)
     objective = method.objective(None, None)
     step = SurgeryStep(method, head_of(model), accelerator, objective, model=model, engine="hooks", per_tensor=False)

@@ -31,7 +31,7 @@ def kl(q, p):
 
 def method(name, teacher=None, **settings):
     run_settings = SimpleNamespace(retain_weight=None, seed=1, method_kwargs=None, **settings)
-    method_under_test = METHODS[name](run_settings, RunInfo(6, 10, is_text=True))
+    method_under_test = METHODS[name](run_settings, RunInfo(6, 10))
     method_under_test.original_model = teacher
     return method_under_test
 

@@ -34,7 +34,7 @@ def method(name, **method_kwargs):
         retain_weight=None, seed=1, forget_target="auto", projection="gradient", forgetting_loss="nabla_tau",
         method_kwargs=method_kwargs,
     )  # fmt: skip
-    return METHODS[name](settings, RunInfo(1, 90, is_text=True))
+    return METHODS[name](settings, RunInfo(1, 90))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -50,7 +50,7 @@ def test_every_hyperparameter_is_frozen_and_says_what_it_means(name):
 
 
 def test_settings_without_method_kwargs_give_the_defaults():
-    assert METHODS["npo"](SimpleNamespace(method_kwargs=None), RunInfo(1, 1, is_text=True)).hp.beta == 0.1
+    assert METHODS["npo"](SimpleNamespace(method_kwargs=None), RunInfo(1, 1)).hp.beta == 0.1
 
 
 def label_log_probs(samples=4):

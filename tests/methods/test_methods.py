@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from hf_unlearn import UnlearningArguments
 from hf_unlearn.methods import METHODS, RunInfo
@@ -13,7 +14,7 @@ from hf_unlearn.per_sample.factors import Dense, Recording
 from hf_unlearn.targets import Ascent, MeanTarget
 from hf_unlearn.trainer.surgery_step import combined_gradient
 
-INFO = RunInfo(forget_samples=10, retain_samples=90, is_text=False)
+INFO = RunInfo(forget_samples=10, retain_samples=90)
 
 
 def method(name, info=INFO, **settings):
@@ -106,20 +107,53 @@ def test_ngdiff_of_a_zero_forget_gradient():
 
 
 def test_published_nabla_tau_starts_at_five_thirds_of_the_share_and_falls_to_zero():
-    published = method("nabla_tau", forget_target="mean")
-    assert [1 - published.retain_weight(p) for p in (0, 0.5, 1)] == pytest.approx([1 / 6, 1 / 12, 0])
-    large = RunInfo(forget_samples=80, retain_samples=20, is_text=False)
-    assert method("nabla_tau", large, forget_target="mean").retain_weight(0) == 0
-    assert UnlearningArguments(output_dir="x", forget_target="mean").hinge == "squared"
+    """For images by the pass over the forget dataset: 27 of them take three over the retain dataset."""
+    published = method("nabla_tau_images")
+    assert published.default_steps(1) == 27 * 10 and published.default_steps(256) == 2
+    passes = [1 - published.retain_weight(step / 270, step) for step in range(270)]
+    assert passes == pytest.approx([1 / 6 * (1 - step // 10 / 27) for step in range(270)])
+    large = RunInfo(forget_samples=80, retain_samples=20)
+    assert method("nabla_tau_images", large).retain_weight(0) == 0
+    assert method("nabla_tau_images", large).default_steps(80) == 1
 
 
-def test_published_nabla_tau_of_text_weighs_both_losses_the_same():
-    text = RunInfo(forget_samples=10, retain_samples=90, is_text=True)
-    assert method("nabla_tau", text, forget_target="mean").retain_weight(0.9) == 0.5
+def test_published_nabla_tau_of_text_falls_from_one_half_by_the_step():
+    """In `int(|D_r| / (2 |D_f|))` passes over the forget dataset."""
+    published = method("nabla_tau_text")
+    assert published.default_steps(4) == 4 * 10 / 4 and published.default_steps(128) == 1
+    assert [1 - published.retain_weight(p) for p in (0, 0.25, 1)] == pytest.approx([0.5, 0.375, 0])
+    assert method("nabla_tau_text", RunInfo(forget_samples=10, retain_samples=15)).default_steps(10) == 1
 
 
 def test_a_retain_weight_replaces_the_published_schedule():
-    assert method("nabla_tau", forget_target="mean", retain_weight=0.7).retain_weight(0.5) == 0.7
+    for name in ("nabla_tau_images", "nabla_tau_text", "orthograd_adam"):
+        assert method(name, retain_weight=0.7).retain_weight(0.5) == 0.7
+
+
+def test_published_forms_have_arguments_of_their_own_and_given_ones_stay():
+    text = UnlearningArguments(output_dir="x", method="nabla_tau_text")
+    assert (text.forget_target, text.hinge, text.learning_rate, text.max_grad_norm) == ("mean", "two_sided", 3e-4, 0)
+    assert text.lr_scheduler_type == "constant"
+    images = UnlearningArguments(output_dir="x", method="nabla_tau_images", learning_rate=2e-3)
+    assert (images.forget_target, images.hinge, images.learning_rate) == ("mean", "squared", 2e-3)
+    assert images.lr_scheduler_type == "polynomial" and images.lr_scheduler_kwargs == {"lr_end": 1e-4, "power": 1.0}
+    adam = UnlearningArguments(output_dir="x", method="orthograd_adam", hinge="linear", forgetting_loss="grad_diff")
+    assert (adam.optim, adam.forgetting_loss, adam.projection_scope, adam.hinge) == (
+        "sgd",
+        "grad_diff",
+        "tensor",
+        "linear",
+    )
+    plain, trainers = UnlearningArguments(output_dir="x"), TrainingArguments(output_dir="x")
+    assert (plain.hinge, plain.forgetting_loss, plain.projection_scope) == ("squared", "nabla_tau", "global")
+    assert (plain.optim, plain.max_grad_norm) == (trainers.optim, trainers.max_grad_norm)
+
+
+def test_a_two_sided_hinge_pulls_back_from_above():
+    scores = torch.tensor([2.0, 4.0], requires_grad=True)
+    value = MeanTarget(1.0, "two_sided").combine(scores)
+    assert value == 4 and torch.autograd.grad(value, scores)[0].tolist() == [2.0, 2.0]
+    assert MeanTarget(5.0, "two_sided").combine(scores) == 4
 
 
 def remeasured(instance):
@@ -128,7 +162,9 @@ def remeasured(instance):
 
 
 def test_the_published_target_is_measured_again_every_five_passes():
-    assert remeasured(method("nabla_tau", forget_target="mean")) == [13, 26, 39]  # ten samples, four a step
+    for name in ("nabla_tau_images", "nabla_tau_text"):
+        assert remeasured(method(name)) == [13, 26, 39]  # ten samples, four a step
+    assert remeasured(method("nabla_tau", forget_target="mean")) == remeasured(method("nabla_tau"))
 
 
 @pytest.mark.parametrize("name", ["nabla_tau", "orthograd"])
@@ -142,7 +178,7 @@ def test_the_target_stays_where_nothing_converges_to_it():
 
 
 def test_the_target_stays_with_few_retain_samples():
-    assert remeasured(method("nabla_tau", RunInfo(forget_samples=10, retain_samples=19, is_text=False))) == []
+    assert remeasured(method("nabla_tau", RunInfo(forget_samples=10, retain_samples=19))) == []
 
 
 def test_weights_and_objectives_of_the_baselines():
@@ -157,8 +193,9 @@ def test_weights_and_objectives_of_the_baselines():
 
 
 def test_only_losses_with_a_minimum_converge_at_the_target():
-    converges = {name: method(name, RunInfo(1, 90, is_text=False)).converges_at_target for name in METHODS}
+    converges = {name: method(name, RunInfo(1, 90)).converges_at_target for name in METHODS}
     ends = {"finetune", "nabla_tau", "orthograd", "conegrad", "pcgrad", "gdr_gma", "ngdiff", "l1_sparse", "ssd"}
+    ends |= {"nabla_tau_images", "nabla_tau_text", "orthograd_adam"}  # the last one with this forgetting loss
     assert {name for name, yes in converges.items() if yes} == ends
     assert not method("orthograd", forgetting_loss="grad_ascent").converges_at_target
     assert method("orthograd").converges_at_target  # one object's choice is not another's

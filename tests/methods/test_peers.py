@@ -17,7 +17,7 @@ SAMPLES = 5
 
 def objective(name, original=None, samples=SAMPLES, seed=42):
     args = SimpleNamespace(retain_weight=None, seed=seed, method_kwargs=None)
-    return METHODS[name](args, RunInfo(samples, 10, is_text=True)).objective(None, original)
+    return METHODS[name](args, RunInfo(samples, 10)).objective(None, original)
 
 
 def tokens(name):
@@ -85,7 +85,7 @@ def test_dpo_towards_alternatives(name):
     log_probs = np.array([sum(p[y] for r, p, y in label_tokens if r == sample) for sample in range(4)])
     ratios = np.array([0.3, -2.0, 1.5, -0.7])  # model over original, in logarithms
     original_losses = -(log_probs - ratios) / lengths
-    dpo = METHODS["idk_dpo"](SimpleNamespace(retain_weight=None, method_kwargs=None), RunInfo(2, 10, is_text=True))
+    dpo = METHODS["idk_dpo"](SimpleNamespace(retain_weight=None, method_kwargs=None), RunInfo(2, 10))
     dpo.load_state_dict({"alternative": torch.tensor(original_losses[[3, 2]])})
     goal = dpo.objective(None, torch.tensor(original_losses[[1, 0]]))
     scores, losses = goal.scores(CausalLMOutput(logits=logits), batch, head, torch.tensor([1, 0]))
@@ -223,7 +223,7 @@ def test_neggrad_plus_is_gradient_difference_at_95_percent(unlearn):
     entry = next(e for e in trainer.state.log_history if "loss" in e)
     assert entry["loss"] == pytest.approx(0.95 * entry["retain_loss"] - 0.05 * entry["forget_loss"], rel=1e-5)
     alone = METHODS["neggrad_plus"](
-        SimpleNamespace(retain_weight=None, method_kwargs=None), RunInfo(1, 1, is_text=False, has_target=False)
+        SimpleNamespace(retain_weight=None, method_kwargs=None), RunInfo(1, 1, has_target=False)
     )
     assert alone.retain_weight(0.5) == 0.95
 

@@ -32,7 +32,7 @@ def test_distances_in_numpy(name):
     model, batch = model.double().eval(), make_batch(4)
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
     head = head_of(model)
-    rmu = METHODS["rmu"](SimpleNamespace(retain_weight=None, seed=5, method_kwargs=None), RunInfo(6, 10, is_text=True))
+    rmu = METHODS["rmu"](SimpleNamespace(retain_weight=None, seed=5, method_kwargs=None), RunInfo(6, 10))
     before = copy.deepcopy(model)
     rmu.on_init_end(model, False)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_three_layers_train_and_the_rest_comes_back(depth):
     model = LlamaForCausalLM(LlamaConfig(**{**DECODER, "num_hidden_layers": depth}))
     model.model.embed_tokens.weight.requires_grad_(False)
     before = {n for n, p in model.named_parameters() if p.requires_grad}
-    rmu = METHODS["rmu"](SimpleNamespace(retain_weight=None, seed=5, method_kwargs=None), RunInfo(6, 10, is_text=True))
+    rmu = METHODS["rmu"](SimpleNamespace(retain_weight=None, seed=5, method_kwargs=None), RunInfo(6, 10))
     rmu.on_init_end(model, False)
     layers = {int(n.split(".")[2]) for n, p in model.named_parameters() if p.requires_grad}
     assert rmu.layer == {2: 0, 8: 2, 14: 3}[depth]
