@@ -20,8 +20,9 @@ from hf_unlearn.data.splitting import select, subsample_numbers
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.types import Model
 
-# Samples of a dataset that are transcribed, which takes longer than a forward pass.
-TRANSCRIBED_SAMPLES = 64
+# Samples of a dataset that are transcribed, which takes longer than a forward pass: by an audit, and before and after
+# a run, which should not spend its time on them.
+TRANSCRIBED_SAMPLES, TRANSCRIBED_IN_RUNS = 200, 32
 
 
 def with_word_errors(
@@ -33,8 +34,9 @@ def with_word_errors(
     batch_size: int,
     seed: int = 0,
     generate_kwargs: Mapping[str, Any] | None = None,
+    samples: int = TRANSCRIBED_SAMPLES,
 ) -> DatasetStatistics:
-    """The statistics with the word errors of at most 64 samples of every dataset, by greedy decoding.
+    """The statistics with the word errors of some samples of every dataset, by greedy decoding.
 
     Args:
         statistics: by dataset.
@@ -45,11 +47,12 @@ def with_word_errors(
         batch_size: samples in a batch.
         seed: of the samples that are drawn.
         generate_kwargs: passed to `generate`.
+        samples: of a dataset that are drawn at most.
     """
     device = Accelerator().device
     measured = {}
     for name, dataset in datasets_by_name.items():
-        numbers = subsample_numbers(len(dataset), TRANSCRIBED_SAMPLES, seed)
+        numbers = subsample_numbers(len(dataset), samples, seed)
         loader: DataLoader = DataLoader(select(dataset, numbers), batch_size, collate_fn=data_collator)  # type: ignore[arg-type]
         shown = tqdm(loader, desc=f"Transcribing {name} samples", delay=1.0, leave=False)
         batches = (send_to_device(batch, device) for batch in shown)

@@ -163,6 +163,11 @@ def run_benchmark(
             raise ValueError(f"{role}: is a {given_class}; a benchmark asks causal language models, give one")
     if retain_model is not None and not benchmark.retain_models:
         raise ValueError(f"retain_model: {name} compares with none; leave it out")
+    if retain_model is not None and _vocabulary(retain_model) != _vocabulary(model):
+        raise ValueError(
+            f"retain_model: has {_vocabulary(retain_model)} tokens, the model {_vocabulary(model)}; give one with the "
+            "model's tokenizer"
+        )
     if subject is not None and name != "rwku":
         raise ValueError(f"subject: {name} is not about single people; leave it out")
     if find_spec("rouge_score") is None and name != "wmdp":
@@ -215,3 +220,7 @@ def _about(samples: Dataset, subject: str) -> Dataset:
             f"subject: there is nothing about {subject!r}{did_you_mean(subject, set(people))}; use a name of the data"
         )
     return samples.select([i for i, person in enumerate(people) if person == subject])
+
+
+def _vocabulary(model: Model) -> int:
+    return inner_model(model).get_output_embeddings().weight.shape[0]

@@ -23,7 +23,7 @@ from hf_unlearn.auditing.extraction import EXTRACTED_SAMPLES, can_extract, with_
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.auditing.subject import RETAIN_SAMPLES
 from hf_unlearn.auditing.text_metrics import perplexity
-from hf_unlearn.auditing.transcription import TRANSCRIBED_SAMPLES, with_word_errors
+from hf_unlearn.auditing.transcription import TRANSCRIBED_IN_RUNS, with_word_errors
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.columns import LABELS, is_transformed
 from hf_unlearn.data.finite import refuse_losses
@@ -208,8 +208,12 @@ class EvaluationMixin(Seq2SeqTrainer):
             limits = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
             limits = {name: value for name, value in limits.items() if value is not None}
             for dataset in readable.values():
-                self._count_generated(min(len(dataset), TRANSCRIBED_SAMPLES))
-            return dict(with_word_errors(statistics, self.model, readable, self._tokenizer, *options, limits))
+                self._count_generated(min(len(dataset), TRANSCRIBED_IN_RUNS))
+            return dict(
+                with_word_errors(
+                    statistics, self.model, readable, self._tokenizer, *options, limits, TRANSCRIBED_IN_RUNS
+                )
+            )
         if self._continues_text:
             asked = {"forget": readable["forget"]}
             self.cost.add("measuring", 2 * min(len(readable["forget"]), EXTRACTED_SAMPLES))  # written, and looked at

@@ -400,6 +400,9 @@ def test_data_and_models_that_do_not_fit(asked, wmdp_folder, tmp_path):
     model, _, tokenizer = asked
     with pytest.raises(ValueError, match="model: is a BertForMaskedLM; a benchmark asks causal language models"):
         run_benchmark("wmdp", tiny.make("bert_lm")[0], tokenizer, data=wmdp_folder)
+    other = tf.LlamaForCausalLM(tf.LlamaConfig(**{**tiny.GROUPED, "vocab_size": 44}))
+    with pytest.raises(ValueError, match="retain_model: has 44 tokens, the model 40; give one with the model's"):
+        run_benchmark("tofu-forget01", model, tokenizer, retain_model=other, data=wmdp_folder)
     write(tmp_path, "wmdp-bio/test.parquet", question=["who"], choice=[["a"] * 4], answer=[0])
     with pytest.raises(ValueError, match=r"data: wmdp-bio/test has no column 'choices', .*did you mean 'choice'"):
         run_benchmark("wmdp", model, tokenizer, data=tmp_path)

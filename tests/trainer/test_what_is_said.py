@@ -87,6 +87,17 @@ def test_a_recogniser_transcribes_once_by_default(unlearn, monkeypatch):
     assert metrics["forget_wer"] == pytest.approx(jiwer.wer(references, transcripts))
 
 
+def test_an_audit_takes_the_transcripts_of_the_run(unlearn):
+    """Models are compared on the same samples, where a dataset has more of them than are transcribed."""
+    trainer = unlearn("whisper", forget=40, max_steps=1)
+    trainer.processing_class = type("Processor", (), {"tokenizer": words()})()
+    trainer.model.generation_config.max_length = 8
+    metrics = trainer.train().metrics
+    report = trainer.audit(resamples=10)
+    assert report.metrics["forget_wer"] == pytest.approx(metrics["forget_wer"])
+    assert report.metrics_by_model["original"]["forget_wer"] == pytest.approx(metrics["forget_wer_before"])
+
+
 @pytest.mark.parametrize("given", ["file", "texts", "dataset"])
 def test_general_ability_is_watched(unlearn, given, tmp_path, capsys):
     text = " ".join(f"w{4 + (i * i) % 36}" for i in range(3000))
