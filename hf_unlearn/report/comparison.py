@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 ORIGINAL, RETRAINED = "original", "retrained"
-TIME, PASSES = "time / retraining", "passes / retraining"
+TIME, PASSES = "time / retraining", "passes / retrained"
 COLUMNS = ("forget", "retain", "unseen", "MIA", "gap", "forget loss / retrained", TIME, PASSES)
 
 
