@@ -128,6 +128,12 @@ def test_what_is_transcribed_counts(unlearn):
     assert cost_of(trainer)["measuring"] == 2 * MEASURED - 10
 
 
+def test_answers_that_are_asked_for_count(unlearn):
+    trainer = unlearn("gpt2", processing_class=tokenizer())
+    trainer.train()
+    assert cost_of(trainer)["measuring"] == MEASURED + 2 * 2 * 6  # written and looked at, before and after
+
+
 def test_a_resumed_run_goes_on_counting(unlearn):
     first = unlearn(max_steps=4, folder="parts", save_strategy="steps", save_steps=2)
     first.train()
