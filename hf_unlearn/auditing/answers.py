@@ -19,7 +19,7 @@ MAX_LOGITS = 2**26
 # Greedy decoding, whatever the model's own settings say: values that are given are not taken from these.
 GREEDY = {
     "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "temperature": 1.0, "top_p": 1.0, "top_k": 50,
+    "no_repeat_ngram_size": 0, "min_length": 0, "temperature": 1.0, "top_p": 1.0, "top_k": 50,
 }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """What a causal language model gives away of samples, against one sample and one token at a time."""
 
+import logging
+
 import numpy as np
 import pytest
 import tiny
@@ -47,7 +49,8 @@ def continued_slowly(model, prompt, count):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_continuations_are_greedy_token_by_token(author, batch_size):
+def test_continuations_are_greedy_token_by_token(author, batch_size, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     model, tokenizer, samples = author
     prompts = [samples[i]["input_ids"][: 2 + i % 4] for i in range(12)]
     limits = [1 + i % 6 for i in range(12)]
@@ -56,6 +59,7 @@ def test_continuations_are_greedy_token_by_token(author, batch_size):
     made = continuations(model, prompts, limits, tokenizer, batch_size)
     assert made == [continued_slowly(model, p, n) for p, n in zip(prompts, limits, strict=True)]
     assert len({len(tokens) for tokens in made}) > 2
+    assert not caplog.records, "transformers finds nothing to warn of"
 
 
 def test_answer_tokens_are_those_of_one_answer_at_a_time(author):
