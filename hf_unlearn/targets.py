@@ -58,11 +58,13 @@ class Objective:
             forget dataset.
         hidden_states: whether the model has to return its hidden states.
         teacher_passes: forward passes of another model that the scores of a sample take.
+        logits: whether `scores` asks for logits; of a language model they are otherwise computed a second time.
     """
 
     whole_step: ClassVar[bool] = False
     hidden_states: ClassVar[bool] = False
     teacher_passes: ClassVar[int] = 0
+    logits: ClassVar[bool] = False
 
     def scores(self, outputs: Any, batch: Mapping[str, Any], head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
         """The score [n] or scores [n, m] of every sample, and its loss [n] for the log.

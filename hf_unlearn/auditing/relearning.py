@@ -234,7 +234,7 @@ def _curve(
         if problem := label_problem(head, batch):
             raise ValueError(problem)
         trained.eval()
-        head.losses(trained(**head.inputs(batch)), batch).mean().backward()
+        head.losses(head.run(trained, batch), batch).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()

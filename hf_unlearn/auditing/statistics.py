@@ -113,7 +113,7 @@ def collect_statistics(
     for batch in tqdm(loader, desc=description, delay=1.0, leave=False, disable=quiet):
         if problem := label_problem(head, batch):
             raise ValueError(problem)
-        outputs = model(**head.inputs(batch))
+        outputs = head.run(model, batch, logits=scores)
         part = _batch_statistics(head, outputs, batch, log_probs)
         if scores:
             scores_by_name = {"loss": -part["losses"], **sample_scores(head, outputs, batch, tokenizer)}

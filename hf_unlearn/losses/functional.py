@@ -73,10 +73,7 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_loss_profiles(logits: Tensor, labels: Tensor, parts: int) -> Tensor:
-    """Each sample's cross-entropies in ascending order, averaged over `parts` equal shares of them.
-
-    A position that lies across two shares counts in both, in proportion, so samples of any length have profiles of one
-    length, and the mean of a profile is the sample's loss (`token_losses`).
+    """Each sample's cross-entropies in ascending order, averaged over `parts` equal shares of them: see `profiles_of`.
 
     Args:
         logits: `[batch, positions, classes]`.
@@ -91,10 +88,24 @@ def token_loss_profiles(logits: Tensor, labels: Tensor, parts: int) -> Tensor:
         >>> token_loss_profiles(logits, torch.tensor([[0, 0, 0, -100]]), 2).round(decimals=2)
         tensor([[1.8000, 6.6700]])
     """
-    losses, labelled = (
-        position_losses(logits, labels),
-        labels.to(logits.device) != IGNORED,
-    )  # shape: [batch, positions]
+    return profiles_of(position_losses(logits, labels), labels, parts)
+
+
+def profiles_of(losses: Tensor, labels: Tensor, parts: int) -> Tensor:
+    """Each sample's position losses in ascending order, averaged over `parts` equal shares of them.
+
+    A position that lies across two shares counts in both, in proportion, so samples of any length have profiles of one
+    length, and the mean of a profile is the sample's loss (`labelled_mean`).
+
+    Args:
+        losses: `[batch, positions]`.
+        labels: `[batch, positions]`, integer, -100 where there is no label.
+        parts: number of shares.
+
+    Returns:
+        Shape `[batch, parts]`, differentiable; 0 for a sample without labels.
+    """
+    labelled = labels.to(losses.device) != IGNORED  # shape: [batch, positions]
     order = losses.detach().masked_fill(~labelled, torch.inf).argsort(dim=1, stable=True)
     ordered = losses.gather(1, order)
     # On a line of length n * parts a sample's n positions are pieces of length `parts`, the shares pieces of length n.
@@ -118,9 +129,17 @@ def token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Shape `[batch]`, float32.
     """
-    labels = labels.to(logits.device)
-    labelled = labels != IGNORED
-    return ((logits.argmax(dim=-1) == labels) & labelled).sum(dim=1) / labelled.sum(dim=1)
+    return labelled_share(logits.argmax(dim=-1) == labels.to(logits.device), labels)
+
+
+def labelled_share(correct: Tensor, labels: Tensor) -> Tensor:
+    """Share of each sample's labelled positions `[batch, positions]` where `correct` is true; NaN for one with none.
+
+    Returns:
+        Shape `[batch]`, float32.
+    """
+    labelled = labels.to(correct.device) != IGNORED
+    return (correct & labelled).sum(dim=1) / labelled.sum(dim=1)
 
 
 def multi_label_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hf_unlearn.losses import functional
+from hf_unlearn.losses.labelled import LabelledOutputs, run_labelled
 
 Batch: TypeAlias = Mapping[str, Any]
 PerSampleLoss: TypeAlias = Callable[[Any, Batch], Tensor]
@@ -102,11 +103,34 @@ class Head:
                 inputs.setdefault("decoder_attention_mask", mask)
         return inputs
 
+    def run(self, model: Any, batch: Batch, *, logits: bool = False, **extra: Any) -> Any:
+        """Run a model on a collated batch, for `losses`, `correct`, `token_loss_profiles` and `decisions`.
+
+        A language model gives its predictions at the labelled positions alone (`LabelledOutputs`), and for losses the
+        logits of the batch are not even formed together, where the model allows it.
+
+        Args:
+            model: this head's, or one like it (a teacher, the same in a wrapper).
+            batch: not changed.
+            logits: whether logits (`decisions`) will be asked for; without, they are computed again where they are.
+            extra: further arguments of the model's forward.
+
+        Returns:
+            What the model returned; of a language model `hf_unlearn.losses.labelled.LabelledOutputs`.
+
+        Raises:
+            ValueError: as `inputs`.
+        """
+        inputs = self.inputs(batch)
+        if self.kind not in LANGUAGE_KINDS:
+            return model(**inputs, **extra)
+        return run_labelled(model, inputs, _position_labels(self.kind, batch["labels"]), logits, **extra)
+
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """The loss of each sample, in nats (in squared units of the target for regression).
 
         Args:
-            outputs: what the model returned for `inputs(batch)`.
+            outputs: what `run` returned, or the model for `inputs(batch)`.
             batch: the collated batch, labels included.
 
         Returns:
@@ -115,6 +139,8 @@ class Head:
         Raises:
             ValueError: labels and logits do not line up, or `per_sample_loss` did not return one number a sample.
         """
+        if isinstance(outputs, LabelledOutputs):
+            return functional.labelled_mean(*self.position_losses(outputs, batch))
         match self.kind_for(batch):
             case "multi_label":
                 return functional.multi_label_losses(outputs.logits, batch["labels"])
@@ -126,6 +152,17 @@ class Head:
                 return _custom_losses(self.per_sample_loss, outputs, batch)
             case kind:
                 return functional.token_losses(*_decisions(kind, outputs, batch))
+
+    def position_losses(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The cross-entropy of every choice in `decisions`, for the same kinds of head.
+
+        Returns:
+            Losses `[batch, n]`, 0 where there is no label, and labels `[batch, n]`, -100 where there is none.
+        """
+        if isinstance(outputs, LabelledOutputs):
+            return outputs.position_losses, outputs.labels.to(outputs.position_losses.device)
+        logits, labels = self.decisions(outputs, batch)
+        return functional.position_losses(logits, labels), labels.to(logits.device)
 
     def is_possible(self, batch: Batch) -> Tensor:
         """Whether each sample can have its labels at all: under CTC, a transcript needs a frame for every token.
@@ -151,7 +188,7 @@ class Head:
         """
         if self.kind not in TOKEN_KINDS:
             return None
-        return functional.token_loss_profiles(*_decisions(self.kind, outputs, batch), PROFILE_SIZE)
+        return functional.profiles_of(*self.position_losses(outputs, batch), PROFILE_SIZE)
 
     def decisions(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Every choice of one class out of many that a sample is scored on.
@@ -159,7 +196,8 @@ class Head:
         Not for kinds `"multi_label"`, `"regression"`, `"ctc"` and `"custom"`.
 
         Returns:
-            Logits `[batch, n, classes]`, and labels `[batch, n]`, -100 where there is none.
+            Logits `[batch, n, classes]`, and labels `[batch, n]`, -100 where there is none. n counts positions; with
+            the outputs of `run`, of a language model, labelled ones.
         """
         return _decisions(self.kind_for(batch), outputs, batch)
 
@@ -173,6 +211,8 @@ class Head:
         Returns:
             Shape `[batch]`, float32.
         """
+        if isinstance(outputs, LabelledOutputs):
+            return functional.labelled_share(outputs.correct, outputs.labels)
         match self.kind_for(batch):
             case "multi_label":
                 return functional.multi_label_accuracy(outputs.logits, batch["labels"])
@@ -185,6 +225,8 @@ class Head:
 
 def _decisions(kind: HeadKind, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits [batch, n, classes] and labels [batch, n] of every choice of one class that a sample is scored on."""
+    if isinstance(outputs, LabelledOutputs):
+        return outputs.logits, outputs.labels
     if kind == "question_answering":
         logits = torch.stack((outputs.start_logits, outputs.end_logits), dim=1)
         # The rule of transformers: negative positions are the first token, positions past the text are left out.
@@ -194,17 +236,20 @@ def _decisions(kind: HeadKind, outputs: Any, batch: Batch) -> tuple[Tensor, Tens
         labels = labels.masked_fill(labels == length, functional.IGNORED)
     elif kind == "single_label":
         logits, labels = outputs.logits.unsqueeze(1), batch["labels"].view(-1, 1)
-    elif kind == "causal_lm":
-        # The labels are shifted rather than the logits, which would be copied.
-        logits, labels = outputs.logits, F.pad(batch["labels"], (0, 1), value=functional.IGNORED)[:, 1:]
     else:
-        logits, labels = outputs.logits, batch["labels"]
+        logits, labels = outputs.logits, _position_labels(kind, batch["labels"])
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
             f"labels: found {list(labels.shape)} labels for {list(logits.shape[:-1])} predictions of a {kind} head; "
             "give each prediction its label (-100 for none), or pass per_sample_loss"
         )
     return logits, labels
+
+
+def _position_labels(kind: HeadKind, labels: Tensor) -> Tensor:
+    """The label [batch, positions] of the prediction at each position, -100 for none."""
+    # The labels are shifted rather than the logits, which would be copied.
+    return F.pad(labels, (0, 1), value=functional.IGNORED)[:, 1:] if kind == "causal_lm" else labels
 
 
 def _decoder_input_ids(model: Any, labels: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class Distillation(Objective):
     """
 
     teacher_passes = 1
+    logits = True
 
     def __init__(
         self, teacher: Callable[..., Any] | None, divergence: float = 1.0, loss: float = 0.0, lowered: float = 0.0
@@ -52,7 +53,7 @@ class Distillation(Objective):
     def scores(self, outputs: Any, batch: Batch, head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
         logits, labels = head.decisions(outputs, batch)  # shape: [n, decisions, classes], [n, decisions]
         with torch.no_grad():
-            teacher_logits, _ = head.decisions(self.teacher(**head.inputs(batch)), batch)
+            teacher_logits, _ = head.decisions(head.run(self.teacher, batch, logits=True), batch)
             teacher_logits = at_least_float32(teacher_logits)
             labels = labels.to(teacher_logits.device)
             labelled = labels != IGNORED

@@ -35,7 +35,7 @@ class NegativePreference(Objective):
     @override
     def scores(self, outputs: Any, batch: Batch, head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
         losses = head.losses(outputs, batch)
-        _, labels = head.decisions(outputs, batch)
+        _, labels = head.position_losses(outputs, batch)
         lengths = (labels != IGNORED).sum(dim=1).to(losses)
         log_ratios = lengths * (self.original[index.cpu()].to(losses) - losses)
         return 2 / self.beta * F.softplus(self.beta * log_ratios), losses.detach()
@@ -75,7 +75,7 @@ class PreferAlternative(Objective):
     @override
     def scores(self, outputs: Any, batch: Batch, head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
         losses = head.losses(outputs, batch)
-        _, labels = head.decisions(outputs, batch)
+        _, labels = head.position_losses(outputs, batch)
         lengths = (labels != IGNORED).sum(dim=1).to(losses)
         original_losses = torch.cat([self.original[index.cpu()], self.alternative[index.cpu()]]).to(losses)
         forget_ratios, alternative_ratios = (lengths * (original_losses - losses)).chunk(2)

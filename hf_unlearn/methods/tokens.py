@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from hf_unlearn.losses import Head
-from hf_unlearn.losses.functional import IGNORED, at_least_float32, labelled_mean, position_losses
+from hf_unlearn.losses.functional import IGNORED, at_least_float32, labelled_mean
 from hf_unlearn.losses.head import Batch
 from hf_unlearn.methods import bibliography
 from hf_unlearn.methods.base import SequenceMethod
@@ -36,8 +36,7 @@ class WeightedAscent(Objective):
 
     @override
     def scores(self, outputs: Any, batch: Batch, head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
-        logits, labels = head.decisions(outputs, batch)  # shape: [n, tokens, vocabulary], [n, tokens]
-        losses = position_losses(logits, labels)
+        losses, labels = head.position_losses(outputs, batch)  # shape: [n, tokens]
         probs = (-losses.detach()).exp()
         # 1 - p without the cancellation near p = 1.
         weights = probs**self.saturation * (-torch.expm1(-losses.detach())) ** self.importance
@@ -46,6 +45,8 @@ class WeightedAscent(Objective):
 
 class CrossEntropyWithoutLabel(Objective):
     """`-mean_t sum_v q_tv log p_tv`, q_t the model's own prediction without the label token, held fixed."""
+
+    logits = True
 
     @override
     def scores(self, outputs: Any, batch: Batch, head: Head, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,14 @@ factors; the k x d matrix of all gradients need not exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from hf_unlearn.losses.cross_entropy import CHUNK, residuals
 
 
 class Factors(Protocol):
@@ -180,6 +182,70 @@ class Scatter:
     def grouped(self, samples: int) -> Scatter:
         ids = self.ids.unflatten(0, (samples, -1)).flatten(1, 2)
         return Scatter(ids, self.grads.unflatten(0, (samples, -1)).flatten(1, 2), self.size, self.dtype)
+
+
+@dataclass(frozen=True)
+class CrossEntropyLayer:
+    """Gradients of a linear layer over a large vocabulary, by way of the cross-entropy of its outputs.
+
+    The gradients of the logits are formed again, for some rows of the weight at a time.
+
+    Attributes:
+        hidden: [k, t, q], the layer's input.
+        grads: [k, t], gradients of the cross-entropies.
+        labels: [k, t]; where there is none, `grads` are 0.
+        normalizers: [k, t, 2], see `hf_unlearn.losses.cross_entropy`.
+        weight: [p, q], unchanged while this is in use.
+        bias: [p], or None.
+        compute_dtype: of the layer's matrix product.
+    """
+
+    hidden: Tensor
+    grads: Tensor
+    labels: Tensor
+    normalizers: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    compute_dtype: torch.dtype
+
+    @property
+    def samples(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def stored_numel(self) -> int:
+        return self.hidden.numel()
+
+    def backprops(self, start: int, stop: int) -> Tensor:
+        """The gradients of the logits of the classes `start` to `stop`: [k, t, stop - start]."""
+        weight = self.weight[start:stop].to(self.compute_dtype)
+        bias = None if self.bias is None else self.bias[start:stop].to(self.compute_dtype)
+        hidden = self.hidden.flatten(0, 1).to(self.compute_dtype)
+        values = residuals(hidden, weight, bias, self.labels.flatten(), self.normalizers.flatten(0, 1), start)
+        return values.mul_(self.grads.flatten()[:, None]).to(self.weight.dtype).view(*self.labels.shape, -1)
+
+    def row_gradients(self, start: int, stop: int) -> Tensor:
+        return (self.backprops(start, stop).mT @ self.hidden.to(self.weight.dtype)).flatten(1)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        columns = self.hidden.to(self.weight.dtype)
+        columns = (columns * weights.to(columns)[:, None, None]).flatten(0, 1)  # shape: [k * t, q]
+        total = self.weight.new_empty(self.weight.shape)
+        for start, stop in self.blocks():
+            total[start:stop] = self.backprops(start, stop).flatten(0, 1).T @ columns
+        return total.flatten()
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """First and last row of the parts in which all backprops are formed."""
+        step = max(1, CHUNK // max(1, self.labels.numel()))
+        return ((start, min(start + step, len(self.weight))) for start in range(0, len(self.weight), step))
+
+    def grouped(self, samples: int) -> CrossEntropyLayer:
+        hidden, grads, labels, normalizers = (
+            values.unflatten(0, (samples, -1)).flatten(1, 2)
+            for values in (self.hidden, self.grads, self.labels, self.normalizers)
+        )
+        return replace(self, hidden=hidden, grads=grads, labels=labels, normalizers=normalizers)
 
 
 @dataclass(frozen=True)

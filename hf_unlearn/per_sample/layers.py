@@ -12,7 +12,8 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn.per_sample.factors import Dense, Factors, Lazy, Outer, Scatter
+from hf_unlearn.losses.labelled import LabelledCrossEntropy
+from hf_unlearn.per_sample.factors import CrossEntropyLayer, Dense, Factors, Lazy, Outer, Scatter
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Factors]]
 RULES: dict[type[nn.Module], Rule] = {}
@@ -128,6 +129,19 @@ def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, activations: Tensor, bac
         raise NotCovered("batch normalisation over the batch itself (it mixes samples; put it in eval mode)")
     normalized = F.batch_norm(activations, module.running_mean, module.running_var, eps=module.eps)
     return _affine(normalized.movedim(1, -1).to(backprops), backprops.movedim(1, -1), module.weight.dtype)
+
+
+def cross_entropy(scorer: LabelledCrossEntropy, activations: Tensor, grads: Tensor) -> dict[str, Factors]:
+    """A linear layer that has returned the cross-entropies of its outputs; `grads` [k, t] are their gradients."""
+    layer, dtype = scorer.layer, scorer.dtype
+    bias = None if layer.bias is None else layer.bias.detach()
+    weight = CrossEntropyLayer(
+        activations, grads, scorer.labels, scorer.normalizers, layer.weight.detach(), bias, dtype
+    )  # fmt: skip
+    factors: dict[str, Factors] = {"weight": weight}
+    if bias is not None:
+        factors["bias"] = Dense(torch.cat([weight.backprops(*block).sum(1) for block in weight.blocks()], 1))
+    return factors
 
 
 def leaf(module: nn.Module, activations: Tensor, backprops: Tensor) -> dict[str, Factors]:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.utils.parametrize import is_parametrized
 
+from hf_unlearn.losses.labelled import LabelledCrossEntropy
 from hf_unlearn.per_sample.factors import Dense, Factors, Recording
 from hf_unlearn.per_sample.graph_parameters import ParameterUse, find_uses, propagate
-from hf_unlearn.per_sample.layers import NotCovered, leaf, rule_of
+from hf_unlearn.per_sample.layers import NotCovered, cross_entropy, leaf, rule_of
 from hf_unlearn.per_sample.loop import Batch, Losses, batch_size
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -38,6 +39,7 @@ class LayerCall:
         version: of the activations' storage, by which writes into it are noticed.
         shape: of the output.
         edge: the place of the output in the graph.
+        scorer: of an output layer that has returned cross-entropies, what computed them.
     """
 
     module: nn.Module
@@ -46,6 +48,7 @@ class LayerCall:
     version: int
     shape: torch.Size
     edge: GradientEdge
+    scorer: LabelledCrossEntropy | None = None
 
 
 @dataclass
@@ -178,8 +181,11 @@ def _factors(
             continue
         names = {a: name for a, name in plan.layers[call.module].items() if name not in plan.graph_parameters}
         _check_batch_axis(call, list(names.values()), size)
-        rule = rule_of(call.module)
-        layer_factors = rule(call.module, call.activations, grad.view(call.shape))  # type: ignore[misc]
+        if call.scorer is not None:
+            layer_factors = cross_entropy(call.scorer, call.activations, grad.view(call.shape[:-1]))
+        else:
+            rule = rule_of(call.module)
+            layer_factors = rule(call.module, call.activations, grad.view(call.shape))  # type: ignore[misc]
         for attribute, name in names.items():
             shape = getattr(call.module, attribute).shape
             factors[name].append(_smallest(layer_factors[attribute], size, shape))
@@ -208,7 +214,13 @@ def _call_hook(calls: list[LayerCall]) -> Callable[..., None]:
                 origin = base
             is_only_input, edge = len(args) + len(kwargs) == 1, get_gradient_edge(origin)
             version = activations._version
-            calls.append(LayerCall(module, activations.detach(), is_only_input, version, output.shape, edge))
+            scorer = vars(module).get("forward")
+            calls.append(
+                LayerCall(
+                    module, activations.detach(), is_only_input, version, output.shape, edge,
+                    scorer if isinstance(scorer, LabelledCrossEntropy) else None,
+                )
+            )  # fmt: skip
 
     return hook
 

@@ -313,7 +313,7 @@ class EvaluationMixin(Seq2SeqTrainer):
 
         def losses(batch: Any) -> torch.Tensor:
             self.cost.add("calibration", batch_size(batch), gradient=True)
-            return self.head.losses(self.model(**self.head.inputs(batch)), batch)
+            return self.head.losses(self.head.run(self.model, batch), batch)
 
         return CalibrationPass(
             gradients=PerSampleGradients(self.model.eval(), losses, self.args.per_sample_engine),

@@ -156,7 +156,8 @@ class LossStep:
 
     def _scores(self, objective: Objective, model: nn.Module, batch: Batch, index: Tensor) -> tuple[Tensor, Tensor]:
         extra = {"output_hidden_states": True} if objective.hidden_states else {}
-        scores, losses = objective.scores(model(**self.head.inputs(batch), **extra), batch, self.head, index)
+        outputs = self.head.run(model, batch, logits=objective.logits, **extra)
+        scores, losses = objective.scores(outputs, batch, self.head, index)
         self.cost.add("steps", batch_size(batch), gradient=torch.is_grad_enabled())
         self.cost.add("steps", batch_size(batch) * objective.teacher_passes)
         return scores, losses

@@ -183,7 +183,7 @@ class SurgeryStep(LossStep):
 
     def _retain_losses(self, batch: Batch) -> Tensor:
         self.cost.add("steps", batch_size(batch), gradient=True)
-        return self._scaled(self.head.losses(self.model(**self.head.inputs(batch)), batch))
+        return self._scaled(self.head.losses(self.head.run(self.model, batch), batch))
 
     def _scaled(self, losses: Tensor) -> Tensor:
         scaler = self.accelerator.scaler

@@ -414,7 +414,7 @@ class UnlearningTrainer(ResumingMixin):
         if batch is None:
             return  # fewer forget samples than processes
         with self.compute_loss_context_manager():
-            losses = self.head.losses(self.method.original_model(**self.head.inputs(batch)), batch).cpu()
+            losses = self.head.losses(self.head.run(self.method.original_model, batch), batch).cpu()
         self.cost.add("measuring", len(losses))
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         expected = self.unlearning_state.original_losses[rank::processes][: len(losses)]
@@ -466,7 +466,7 @@ class UnlearningTrainer(ResumingMixin):
         batch = self._prepare_inputs(self._flat_collator()([self._readable(self.forget_ds)[0]]))
         parameters = trainable_parameters(self.model)
         with torch.enable_grad(), self.compute_loss_context_manager():
-            losses = self.head.losses(self.model.eval()(**self.head.inputs(batch)), batch)
+            losses = self.head.losses(self.head.run(self.model.eval(), batch), batch)
         return parameters.keys() - reachable_parameters(losses, parameters)
 
 

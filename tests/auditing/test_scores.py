@@ -226,6 +226,7 @@ def test_rows_of_one_length_are_measured_together():
     plain = Dataset.from_list([{name: values.tolist() for name, values in sample.items()} for sample in samples])
     transformed = Dataset.from_dict({"number": range(4)})
     transformed.set_transform(lambda batch: {name: [samples[i][name] for i in batch["number"]] for name in short})
+    statistics_of(model, tiny.Samples(samples), batch_size=2)  # the first batch is looked at more than once
     model.get_input_embeddings().register_forward_hook(lambda module, given, _: shapes.append(given[0].shape))
     for same_samples in (tiny.Samples(samples), plain, plain.with_format("torch"), transformed):
         statistics = statistics_of(model, same_samples, batch_size=2)

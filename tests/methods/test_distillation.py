@@ -57,7 +57,8 @@ def decisions(seed=0):
 
 def score(objective, head, batch, logits):
     logits = logits.clone().requires_grad_()
-    scores, losses = objective.scores(CausalLMOutput(logits=logits), batch, head, torch.arange(SAMPLES))
+    outputs = head.run(lambda **_: CausalLMOutput(logits=logits), batch, logits=True)
+    scores, losses = objective.scores(outputs, batch, head, torch.arange(SAMPLES))
     scores.sum().backward()
     return scores.detach().numpy(), losses.numpy(), logits.grad.numpy()
 

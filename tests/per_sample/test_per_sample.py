@@ -21,11 +21,18 @@ RECORDED = [name for name in ARCHITECTURES if name not in BY_THE_LOOP]
 
 def losses_of(model):
     head = head_of(model)
+    return lambda batch: head.losses(head.run(model, batch), batch)
+
+
+def full_losses_of(model):
+    """From all logits of the model."""
+    head = head_of(model)
     return lambda batch: head.losses(model(**head.inputs(batch)), batch)
 
 
 def largest_error(model, batch, losses=None, oracle=None):
     """Over all tensors, relative to the tensor (or to a thousandth of the largest, where it is smaller)."""
+    oracle = oracle or losses or full_losses_of(model)
     losses = losses or losses_of(model)
     engine, loop = PerSampleGradients(model, losses, "hooks"), PerSampleGradients(model, oracle or losses, "loop")
     actual, expected = engine(batch), loop(batch)
