@@ -55,7 +55,7 @@ class AuditOptions(TypedDict, total=False):
     group_column: str | None
     data_collator: Collator | None
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None
-    batch_size: int
+    batch_size: int | None
     resamples: int
     seed: int
     cache_dir: str | Path | None
@@ -77,7 +77,7 @@ def audit(
     group_column: str | None = None,
     data_collator: Collator | None = None,
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     resamples: int = 1000,
     seed: int = 0,
     cache_dir: str | Path | None = None,
@@ -106,7 +106,7 @@ def audit(
         processing_class: tokenizer or processor. Speech and text-to-text models are then judged by word error rate as
             well; causal language models are asked for some forget and unseen samples (see
             `hf_unlearn.auditing.extraction`), and attacked by the zlib ratio.
-        batch_size: samples a batch.
+        batch_size: samples a batch; default: at most 64, and of language models no more than have logits of 256 MiB.
         resamples: bootstrap samples.
         seed: of the bootstrap, of the retain samples that are drawn and of relearning.
         cache_dir: where per-sample losses and scores are kept, so that a second audit is instant.
@@ -228,15 +228,15 @@ def _collect(subject: Subject) -> _Collected:
         samples = TRANSCRIBED_SAMPLES if subject.measured_original is None else TRANSCRIBED_IN_RUNS
         for name, model in subject.models.items():
             statistics[name] = with_word_errors(
-                statistics[name], model, measured, subject.tokenizer, subject.data_collator, subject.batch_size,
-                subject.seed, samples=samples,
+                statistics[name], model, measured, subject.tokenizer, subject.data_collator,
+                subject.generation_batch_size, subject.seed, samples=samples,
             )  # fmt: skip
     asked = {name: measured[name] for name in ("forget", "unseen")}
     for name, model in subject.models.items():
         if can_extract(model, subject.kind, subject.tokenizer):
             statistics[name] = with_extraction(
-                statistics[name], model, asked, subject.tokenizer, subject.data_collator, subject.batch_size,
-                subject.seed,
+                statistics[name], model, asked, subject.tokenizer, subject.data_collator,
+                subject.generation_batch_size, subject.seed,
             )  # fmt: skip
     return _Collected(
         statistics=statistics,

@@ -34,7 +34,7 @@ def statistics_of(
     dataset: AnyDataset,
     *,
     data_collator: Collator | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     description: str = "Measuring",
     cache_dir: str | Path | None = None,
     scores: bool = False,
@@ -47,7 +47,8 @@ def statistics_of(
         model: a model with a head.
         dataset: samples ready for the model.
         data_collator: samples to batch; default: the model's.
-        batch_size: samples a batch and process.
+        batch_size: samples a batch and process; default: at most 64, and of language models no more than have logits
+            of 256 MiB.
         description: of the progress bar.
         cache_dir: where statistics are kept, by a fingerprint of model, samples and settings: losses and scores, no
             sample. A collator that cannot be hashed is refused.

@@ -62,7 +62,7 @@ def relearn(
         samples: forget samples to train on, drawn with `seed`.
         steps: optimizer steps.
         learning_rate: default: 3e-4, times `sqrt(1e6 / weights)` for models of more than a million weights.
-        batch_size: samples a batch, in training and when measuring.
+        batch_size: samples of a training batch.
         seed: of the samples that are drawn, and of their order.
         measure_every: steps between two measurements; before the first step and after the last is always measured.
         data_collator: samples to batch; default: `readable_collator(model)`.
@@ -217,7 +217,7 @@ def _curve(
     def measure(step: int) -> None:
         statistics = collect_statistics(
             trained, measured_ds, head=head, collator=collator, accelerator=accelerator,
-            batch_size=training.batch_size,
+            batch_size=None,
         )  # fmt: skip
         curve["steps"].append(step)
         curve["forget_loss"].append(float(statistics.losses.double().mean()))

@@ -20,7 +20,10 @@ from hf_unlearn.data.collator import Collator
 from hf_unlearn.data.columns import is_transformed
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses import Head, label_problem
-from hf_unlearn.losses.head import Batch
+from hf_unlearn.losses.head import LANGUAGE_KINDS, Batch
+
+# Samples that are measured together where nobody says how many; bytes of their logits; samples that these are seen by.
+MEASURED_TOGETHER, LOGITS_BYTES, PROBED = 64, 2**28, 4
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def collect_statistics(
     head: Head,
     collator: Collator,
     accelerator: Accelerator,
-    batch_size: int,
+    batch_size: int | None,
     description: str = "Measuring",
     scores: bool = False,
     log_probs: bool = False,
@@ -92,7 +95,7 @@ def collect_statistics(
         head: scores the samples.
         collator: samples to batch.
         accelerator: places the batches, and gathers the statistics.
-        batch_size: samples a batch and process.
+        batch_size: samples a batch and process; None: see `measuring_batch_size`.
         description: text of the progress bar, shown when the pass takes more than a second.
         scores: whether to compute the scores of membership attacks as well.
         tokenizer: for the scores of language models that need the text.
@@ -102,9 +105,13 @@ def collect_statistics(
         ValueError: a label is missing or out of range.
     """
     # Samples of a random transform have other lengths every time: one process decides.
-    shared = [_longest_first(dataset) if accelerator.is_main_process else []]
+    shared: list[Any] = [None, batch_size]
+    if accelerator.is_main_process:
+        shared[0] = _longest_first(dataset)
+        if batch_size is None:
+            shared[1] = _measuring_batch_size(head, dataset, shared[0], collator)
     broadcast_object_list(shared)
-    order = shared[0]
+    order, batch_size = shared
     ordered: Subset = Subset(dataset, order)  # type: ignore[arg-type]
     loader = accelerator.prepare(DataLoader(ordered, batch_size=batch_size, collate_fn=collator))
     parts: list[dict[str, Tensor]] = []
@@ -124,6 +131,35 @@ def collect_statistics(
     score_names = [name for name in columns if name.startswith("score ")]
     score_columns = {name.removeprefix("score "): columns.pop(name) for name in score_names}
     return SampleStatistics(**columns, scores=score_columns)
+
+
+def measuring_batch_size(head: Head, batch: Batch) -> int:
+    """How many samples of a language model are measured together: as many as have logits of 256 MiB, 64 at most.
+
+    Args:
+        head: of a language model.
+        batch: some samples of the dataset, its longest ones, where it is known which these are.
+
+    Examples:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from hf_unlearn.losses import head_of
+        >>> config = LlamaConfig(
+        ...     vocab_size=32_768, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        ... )
+        >>> head = head_of(LlamaForCausalLM(config))
+        >>> [measuring_batch_size(head, {"labels": torch.ones(1, tokens)}) for tokens in (3, 257, 9000)]
+        [64, 8, 1]
+    """
+    positions = int(head.label_counts(batch).max())
+    vocabulary = head.model.config.get_text_config(decoder=True).vocab_size
+    return max(1, min(MEASURED_TOGETHER, LOGITS_BYTES // (4 * max(1, positions) * vocabulary)))
+
+
+def _measuring_batch_size(head: Head, dataset: AnyDataset, order: list[int], collator: Collator) -> int:
+    if head.kind not in LANGUAGE_KINDS:
+        return MEASURED_TOGETHER
+    batch = collator([dataset[i] for i in order[:PROBED]])
+    return measuring_batch_size(head, batch) if "labels" in batch else MEASURED_TOGETHER  # refused when it is measured
 
 
 def _batch_statistics(head: Head, outputs: Any, batch: Batch, log_probs: bool) -> dict[str, Tensor]:

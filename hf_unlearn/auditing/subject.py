@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_unlearn.auditing.attack_scores import DatasetStatistics
 from hf_unlearn.auditing.shadows import Shadows
+from hf_unlearn.auditing.statistics import MEASURED_TOGETHER
 from hf_unlearn.data.collator import Collator, columns_read
 from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.data.splitting import subsample
@@ -44,7 +45,7 @@ class Subject:
     kind: str
     data_collator: Collator
     tokenizer: Any
-    batch_size: int
+    batch_size: int | None
     cache_dir: str | Path | None
     resamples: int
     seed: int
@@ -56,6 +57,11 @@ class Subject:
         retain_ds = subsample(self.datasets_by_name["retain"], RETAIN_SAMPLES, self.seed)
         general = {} if self.general_ds is None else {"general": self.general_ds}
         return {**self.datasets_by_name, "retain": retain_ds, **general}
+
+    @property
+    def generation_batch_size(self) -> int:
+        """Samples that are transcribed or asked for together."""
+        return MEASURED_TOGETHER if self.batch_size is None else self.batch_size
 
     def measuring_options(self) -> dict[str, Any]:
         """Keyword arguments of `statistics_of`."""

@@ -32,7 +32,7 @@ class AuditSettings(DataSettings):
     relearning: bool = setting(False, "Also try to recover the forgotten data.")
     group_column: str | None = setting(None, "Column to break the metrics down by.")
     general_ds: str | None = setting(None, GENERAL_DS)
-    batch_size: int = setting(256, "Samples in a batch.")
+    batch_size: int | None = setting(None, "Samples in a batch (default: by tokens and vocabulary, at most 64).")
     cache_dir: str | None = setting(None, "Where per-sample statistics are saved, which a second audit then reads.")
     seed: int = setting(42, "Seed of a random --forget, as in run, and of everything else.")
 
@@ -49,7 +49,8 @@ def main(argv: list[str]) -> int:
     with before_work():
         settings.require("model", "dataset", "forget")
         check_at_least(0, settings, "seed")
-        check_at_least(1, settings, "batch_size")
+        if settings.batch_size is not None:
+            check_at_least(1, settings, "batch_size")
     if settings.unseen_split is None and settings.unseen_dataset is None:
         raise UsageError(
             "unseen_split: is missing, and forgotten samples are compared with samples never trained on; give it, or "

@@ -164,6 +164,10 @@ class Head:
         logits, labels = self.decisions(outputs, batch)
         return functional.position_losses(logits, labels), labels.to(logits.device)
 
+    def label_counts(self, batch: Batch) -> Tensor:
+        """How many labels of each sample are scored, of heads that score a sample on several tokens: `[batch]`."""
+        return (_position_labels(self.kind, batch["labels"]) != functional.IGNORED).sum(dim=1)
+
     def is_possible(self, batch: Batch) -> Tensor:
         """Whether each sample can have its labels at all: under CTC, a transcript needs a frame for every token.
 

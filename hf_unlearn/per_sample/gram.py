@@ -98,8 +98,13 @@ def weighted_sum(
     sums = {}
     for name, parameter in like.items():
         pairs = zip(recordings, weights[name], strict=True)
-        terms = [f.combine(local) for recording, local in pairs for f in recording.factors[name]]
-        sums[name] = (sum(terms[1:], terms[0]) if terms else torch.zeros_like(parameter)).view_as(parameter)
+        terms = (f.combine(local) for recording, local in pairs for f in recording.factors[name])
+        total = next(terms, None)
+        if total is None:
+            total = torch.zeros_like(parameter)
+        for term in terms:
+            total.add_(term)
+        sums[name] = total.view_as(parameter)
     return sums
 
 

@@ -103,7 +103,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     `num_train_epochs` is one pass over the larger),
     `per_device_train_batch_size` and `retain_batch_size` (64, with heads that score a sample on many tokens 16; no
     more samples a step than their dataset has; with a DeepSpeed config among the arguments always 64),
-    `per_device_eval_batch_size` (64), `lr_scheduler_type` (cosine to a tenth),
+    `per_device_eval_batch_size` (64; of language models, fewer are measured together where their logits would take
+    more than 256 MiB), `lr_scheduler_type` (cosine to a tenth),
     `output_dir` ("unlearned"; where it has the files of another run "unlearned-2", and so on),
     `logging_steps` (10), `save_strategy` ("no", "steps" where `save_steps` is given), `logging_nan_inf_filter` (False:
     divergence must show),
@@ -148,7 +149,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     learning_rate: float | None = field(default=None, metadata={"help": "Default: the method's own."})  # type: ignore[assignment]
     num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the larger dataset."})  # type: ignore[assignment]
     per_device_train_batch_size: int = field(default=None, metadata={"help": "Forget samples a device."})  # type: ignore[assignment]
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples per device when measuring."})
+    per_device_eval_batch_size: int = field(default=None, metadata={"help": "Samples per device when measuring."})  # type: ignore[assignment]
     lr_scheduler_type: SchedulerType | str = field(default=METHODS_OWN, metadata={"help": "Learning rate schedule."})
     optim: OptimizerNames | str = field(default=METHODS_OWN, metadata={"help": "Optimizer."})
     max_grad_norm: float = field(default=METHODS_OWN, metadata={"help": "Norm to clip gradients to."})
@@ -184,6 +185,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         if self.per_device_train_batch_size is None:
             self.default_batch_sizes = (BATCH_SIZE, BATCH_SIZE)
             self.per_device_train_batch_size = BATCH_SIZE
+        self._leaves_eval_batch_size = self.per_device_eval_batch_size is None
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = BATCH_SIZE
         if self.num_train_epochs is None:
             self.num_train_epochs = 3.0  # unused: max_steps overrides it, which the trainer sets by the data
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "cosine_with_min_lr":
@@ -275,6 +279,12 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         """Whether the batch size is still the default: one may be set later, too."""
         sizes = self.default_batch_sizes
         return sizes is not None and self.per_device_train_batch_size == sizes[0]
+
+    @property
+    def measuring_batch_size(self) -> int | None:
+        """Samples that a device measures together; None where nobody has said how many."""
+        is_default = self._leaves_eval_batch_size and self.per_device_eval_batch_size == BATCH_SIZE
+        return None if is_default else self.eval_batch_size
 
     @property
     def effective_retain_batch_size(self) -> int:

@@ -147,7 +147,7 @@ class EvaluationMixin(Seq2SeqTrainer):
         """
         settings: AuditOptions = {
             "request": self.request, "data_collator": self.data_collator, "seed": self.args.seed,
-            "batch_size": self.args.eval_batch_size, "training": self.state.log_history,
+            "batch_size": self.args.measuring_batch_size, "training": self.state.log_history,
         }  # fmt: skip
         if self._transcribes or self._continues_text:
             settings["processing_class"] = self.processing_class  # type: ignore[typeddict-item]
@@ -265,7 +265,7 @@ class EvaluationMixin(Seq2SeqTrainer):
             head=self.head,
             collator=self._flat_collator(),
             accelerator=self.accelerator,
-            batch_size=self.args.eval_batch_size,
+            batch_size=self.args.measuring_batch_size,
             description=description,
             scores=scores,
             tokenizer=self._tokenizer if self._continues_text else None,  # as an audit has it

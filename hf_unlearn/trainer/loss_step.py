@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from hf_unlearn.losses import Head
@@ -82,11 +82,19 @@ class LossStep:
             inputs: a batch of pairs: `"forget"`, `"retain"`, `"index"`.
             retain_weight: in [0, 1].
             is_last: whether it is the last batch of the step.
+
+        Returns:
+            The loss. On a single process the gradient of the forget samples is in `p.grad` by then, and what is
+            returned has that of the retain samples alone.
         """
         total = torch.zeros((), device=self.accelerator.device)
         if retain_weight < 1:
             share = self.forget_share(model, inputs["forget"], inputs["index"])
             total = total + (1 - retain_weight) * share * self.num_batches * self.accelerator.num_processes
+            if retain_weight > 0 and self._halves_graph:
+                # The activations of the forget samples are freed before those of the retain samples are made.
+                self.accelerator.backward(total / self.num_batches)
+                total = total.detach()
         if retain_weight > 0:
             scores, losses = self._scores(self.retain_objective, model, inputs["retain"], NO_INDEX)
             self.retain_losses.append(losses.detach())
@@ -94,6 +102,13 @@ class LossStep:
             total = total + retain_weight * self.retain_objective.combine(scores)
         self.record(retain_weight=retain_weight)
         return total
+
+    @property
+    def _halves_graph(self) -> bool:
+        """Whether the forget samples may have a backward pass of their own: not where processes or LOMO count them."""
+        accelerator = self.accelerator
+        is_alone = accelerator.distributed_type == DistributedType.NO and not accelerator.has_lomo_optimizer
+        return is_alone and torch.is_grad_enabled()
 
     def forget_share(self, model: nn.Module, batch: Batch, index: Tensor) -> Tensor:
         """One batch's share of the step's forgetting objective: shares add up over batches and processes.

@@ -224,4 +224,4 @@ def combined_gradient(
     log = {name: sum(c.log[name] for c in combinations.values()) / len(combinations) for name in log_names}
     by_name = {name: combinations[name if per_tensor else ""] for name in forget}
     retain = basis.combine({name: combination.retain for name, combination in by_name.items()}, forget)
-    return {name: by_name[name].forget * g + retain[name] for name, g in forget.items()}, log
+    return {name: retain[name].add_(g, alpha=by_name[name].forget) for name, g in forget.items()}, log

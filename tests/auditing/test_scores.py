@@ -13,10 +13,12 @@ from scipy.stats import entropy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hf_unlearn import UnlearningArguments
 from hf_unlearn.auditing import sample_scores as scores_module
+from hf_unlearn.auditing import statistics as statistics_module
 from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.sample_scores import sample_scores
-from hf_unlearn.auditing.statistics import collect_statistics
+from hf_unlearn.auditing.statistics import collect_statistics, measuring_batch_size
 from hf_unlearn.data.collator import default_collator
 from hf_unlearn.losses import head_of
 
@@ -338,3 +340,27 @@ def test_the_cache_holds_numbers_only(tmp_path, tokenizer):
     assert content.pop("token_loss_profiles").shape == (9, 8)
     tensors = [*content.pop("scores").values(), *(value for value in content.values() if value is not None)]
     assert len(tensors) == 7 and all(tensor.shape == (9,) and tensor.is_floating_point() for tensor in tensors)
+
+
+def test_batches_of_measuring_follow_tokens_times_vocabulary(monkeypatch):
+    """Nobody says how many: 256 MiB of logits at most, by the longest samples; whoever says is obeyed."""
+    model, make_batch = make("gpt2")
+    samples = tiny.samples(make_batch(9, seed=4))
+    most = max(len(sample["labels"]) for sample in samples) - 1  # a first token is not predicted
+    sizes = []
+    monkeypatch.setattr(statistics_module, "LOGITS_BYTES", 3 * most * 4 * tiny.VOCAB)
+    statistics_of(model, tiny.Samples(samples), batch_size=4)  # the first batch is looked at more than once
+    model.register_forward_hook(lambda module, args, given, _: sizes.append(len(given["input_ids"])), with_kwargs=True)
+    expected = statistics_of(model, tiny.Samples(samples), batch_size=4)
+    assert sizes == [4, 4, 1]
+    sizes.clear()
+    actual = statistics_of(model, tiny.Samples(samples))
+    assert sizes == [3, 3, 3]
+    torch.testing.assert_close(actual.losses, expected.losses)
+    for given, size in ((None, None), (64, 64), (5, 5)):
+        settings = {} if given is None else {"per_device_eval_batch_size": given}
+        args = UnlearningArguments(use_cpu=True, **settings)
+        assert args.measuring_batch_size == size and args.eval_batch_size == (given or 64)
+    assert measuring_batch_size(head_of(model), make_batch(1)) < 64
+    monkeypatch.undo()
+    assert measuring_batch_size(head_of(model), make_batch(1)) == 64

@@ -475,3 +475,22 @@ def test_batches_of_the_collators_of_transformers(unlearn, method, batch_class):
     for name, weight in plain.model.state_dict().items():
         torch.testing.assert_close(wrapped.model.state_dict()[name], weight, rtol=0, atol=0)
     assert wrapped.evaluate()["eval_forget_loss"] == plain.evaluate()["eval_forget_loss"]
+
+
+@pytest.mark.parametrize("method", ["nabla_tau", "grad_diff"])
+def test_forget_samples_have_left_the_graph_before_retain_samples_run(unlearn, method):
+    """Half of the activations at a time: the gradient of the forget samples is there when retain samples run."""
+    had_gradient = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            def note(module, given):
+                had_gradient.append(any(p.grad is not None for p in model.parameters()))
+
+            self.handle = model.register_forward_pre_hook(note)
+
+        def on_step_end(self, *args, **kwargs):
+            self.handle.remove()
+
+    unlearn(method=method, max_steps=2, callbacks=[Watch()], stop_at_target=False).train()
+    assert had_gradient == [False, True] * 2
