@@ -108,6 +108,15 @@ class Basis:
             totals = {name: total + sums[name] for name, total in totals.items()}
         return {name: sum_over_processes(total) for name, total in totals.items()}
 
+    def add_combination(self, weights: Mapping[str, Tensor], totals: Gradient) -> None:
+        """Add `combine` to totals, in place and a tensor at a time: there is no second copy of all gradients."""
+        if self._chunks:
+            for name, term in self.combine(weights, totals).items():
+                totals[name].add_(term)
+            return
+        for name, total in totals.items():
+            total.add_(combine(self.recordings, {name: weights[name]}, {name: total})[name])
+
     def _gram(self, gradient: Gradient, per_tensor: bool, precise: bool) -> Products:
         if not self._chunks:
             return gram(self.recordings, gradient, per_tensor, precise)

@@ -100,7 +100,9 @@ class SurgeryStep(LossStep):
 
     def _write_gradient(self, retain_weight: float) -> None:
         # The basis is all retain samples of the step: projections of parts do not add up to the projection of the sum.
-        forget = {name: self.accelerator.reduce(g, "sum") for name, g in self._forget_gradient.items()}
+        names = list(self._forget_gradient)
+        # `reduce` copies, so each gradient goes when its copy has come.
+        forget = {name: self.accelerator.reduce(self._forget_gradient.pop(name), "sum") for name in names}
         if self.method.needs_every_gradient:
             self._forget_gradient = {}
             for name, p in self.per_sample.parameters.items():
@@ -108,7 +110,7 @@ class SurgeryStep(LossStep):
             return
         losses = self.accelerator.gather(self.basis.losses)
         products = self.basis.gram(forget, self.per_tensor)
-        self._forget_gradient, self._gramians = {}, {key: gramian for key, (gramian, _) in products.items()}
+        self._gramians = {key: gramian for key, (gramian, _) in products.items()}
         if not all(gramian.isfinite().all() and cross.isfinite().all() for gramian, cross in products.values()):
             # For the loss scaler, or the log, to see: there is no geometry of what has overflowed.
             update, self._gramians = {name: torch.full_like(g, torch.nan) for name, g in forget.items()}, {}
@@ -204,7 +206,7 @@ def combined_gradient(
     Args:
         method: combines them.
         basis: the retain samples of the step.
-        forget: name to gradient of the forgetting loss, the same on every process.
+        forget: name to gradient of the forgetting loss, the same on every process; the result takes its place.
         products: Gram matrix and slopes, as `gram` gives them: by parameter, or under "" for all together.
         retain_weight: in [0, 1].
         retain_loss: mean over the step.
@@ -223,5 +225,6 @@ def combined_gradient(
     log_names = next(iter(combinations.values())).log
     log = {name: sum(c.log[name] for c in combinations.values()) / len(combinations) for name in log_names}
     by_name = {name: combinations[name if per_tensor else ""] for name in forget}
-    retain = basis.combine({name: combination.retain for name, combination in by_name.items()}, forget)
-    return {name: retain[name].add_(g, alpha=by_name[name].forget) for name, g in forget.items()}, log
+    update = {name: g.mul_(by_name[name].forget) for name, g in forget.items()}
+    basis.add_combination({name: combination.retain for name, combination in by_name.items()}, update)
+    return update, log
