@@ -28,6 +28,7 @@ FORGET_TARGETS: tuple[ForgetTargetName, ...] = get_args(ForgetTargetName)
 ForgetTargetSetting: TypeAlias = float | str | list[float] | list[list[float]] | None
 TargetKind: TypeAlias = Literal["distribution", "masked_class", "mean", "none"]
 Hinge: TypeAlias = Literal["squared", "linear", "two_sided"]
+DRAWS = 50
 
 
 class Statistics(Protocol):
@@ -90,6 +91,14 @@ class ForgetTarget(Objective):
     def value(self) -> float | None:
         """The mean loss that the forget dataset should end with, if known; logged as the target."""
         return None
+
+    def is_reached(self, losses: Tensor) -> bool:
+        """Whether forget losses [n] have risen to the target: their mean to that of the target losses."""
+        return self.value is not None and float(losses.mean()) >= self.value
+
+    def is_met(self, scores: Tensor) -> bool:
+        """Whether the scores [n] or [n, m] of forget samples are as near to the target as chance would have them."""
+        return self.is_reached(scores)
 
     def state(self) -> dict[str, Any]:
         """The state that a resumed run restores the target from."""
@@ -183,9 +192,41 @@ class DistributionTarget(ForgetTarget):
         return torch.from_numpy(np.quantile(self.losses.numpy(), levels, axis=0, method="hazen")).to(like)
 
     @override
-    def combine(self, scores: Tensor) -> Tensor:
-        """Mean distance of the sorted scores to the quantiles."""
-        return (self.quantiles(len(scores), scores) - scores.sort(dim=0).values).abs().mean()
+    def is_met(self, scores: Tensor) -> bool:
+        """Whether scores are no further from the target losses than as many others of these are on average.
+
+        The target losses are a sample, too: of two samples the squared distances add up.
+        """
+        scores = scores.double()
+        count, generator = len(scores), torch.Generator().manual_seed(0)
+        draws = torch.randint(len(self.losses), (DRAWS, count), generator=generator)
+        by_chance = torch.stack([self._distance(self.losses[draw]) for draw in draws]).mean()
+        return bool(self._distance(scores) <= by_chance * (1 + count / len(self.losses)) ** 0.5)
+
+    def _distance(self, scores: Tensor) -> Tensor:
+        return self.distances(scores).abs().mean()
+
+    def distances(self, scores: Tensor, others: Tensor | None = None) -> Tensor:
+        """How far each score is from its quantile of the target losses; shape of `scores`.
+
+        Args:
+            scores: of the samples of a step, [n] or [n, m].
+            others: the latest scores known of other forget samples, [k] or [k, m]: a sample's rank is that among all
+                of them, so that a few samples a step, which are few by chance of one kind, are not taken for the
+                whole forget dataset.
+        """
+        known = scores.detach() if others is None else torch.cat([scores.detach(), others.to(scores)])
+        ranks = known.argsort(dim=0).argsort(dim=0)[: len(scores)]
+        return scores - self.quantiles(len(known), scores).gather(0, ranks)
+
+    @override
+    def combine(self, scores: Tensor, others: Tensor | None = None) -> Tensor:
+        """Mean distance of the scores to their quantiles; see `distances`."""
+        return self.distances(scores, others).abs().mean()
+
+    def matched(self, scores: Tensor) -> Tensor:
+        """The part of the scores that is matched to target losses."""
+        return scores
 
 
 class MaskedClassTarget(DistributionTarget):
@@ -224,10 +265,28 @@ class MaskedClassTarget(DistributionTarget):
         return torch.stack((divergence, losses), dim=1), losses.detach()
 
     @override
-    def combine(self, scores: Tensor) -> Tensor:
-        """Mean divergence plus a twentieth of the mean squared distance of the sorted losses to the quantiles."""
+    def is_reached(self, losses: Tensor) -> bool:
+        """Whether half of the forget samples have at least the lowest tenth of the target losses.
+
+        They rise to their mean ever more slowly, and the class is not predicted long before.
+        """
+        return bool(losses.median() >= self.losses.quantile(0.1))
+
+    @override
+    def is_met(self, scores: Tensor) -> bool:
+        """As `is_reached`, by the losses among the scores."""
+        return self.is_reached(scores[:, 1])
+
+    @override
+    def combine(self, scores: Tensor, others: Tensor | None = None) -> Tensor:
+        """Mean divergence plus a twentieth of the mean squared distance of the losses to their quantiles."""
         divergence, losses = scores.unbind(1)
-        return divergence.mean() + (self.quantiles(len(losses), losses) - losses.sort().values).square().mean() / 20
+        return divergence.mean() + self.distances(losses, others).square().mean() / 20
+
+    @override
+    def matched(self, scores: Tensor) -> Tensor:
+        """The losses [n] of scores [n, 2]."""
+        return scores[:, 1]
 
 
 def restore_target(state: Mapping[str, Any]) -> ForgetTarget:

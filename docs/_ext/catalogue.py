@@ -106,10 +106,14 @@ def defaults(method: type[Method]) -> str:
             f"`{name}={value!r}`" for name, value in method.default_arguments.items()
         )
         return f"as published: {values}; retain weight and length as above"
+    length = (
+        "until the target is reached"
+        if method.raises_forget_loss
+        else f"{method.passes} passes over the larger dataset"
+    )
     return (
-        f"learning rate {method.learning_rate:g} for all weights of a model of up to a million, retain weight "
-        f"{method.default_retain_weight:.4g}, {method.passes} passes over the larger dataset and at least "
-        f"{method.min_steps} steps"
+        f"learning rate {method.learning_rate:g} for all weights, calibrated in the first steps where there is a "
+        f"target; retain weight {method.default_retain_weight:.4g}; {length}"
     )
 
 

@@ -122,12 +122,12 @@ class Method:
         lora_by_default: whether `peft_config="auto"` adds an adapter.
         needs_alternative_ds: whether the trainer needs an `alternative_ds`.
         needs_original_model: whether the original model is called at every step; see `OriginalModel`.
+        needs_original_losses: whether the objective needs the original's loss on every forget sample.
         needs_full_weights: whether the method needs every weight and its whole gradient: no adapter that the trainer
             adds, no sharded weights.
         head_kinds: the kinds of head (`Head.kind`) that are supported; empty for all.
         learning_rate: default for all weights of a small model; see `UnlearningArguments`.
-        passes, min_steps: default number of steps: passes over the larger dataset, and no fewer than; see
-            `hf_unlearn.trainer.defaults`.
+        passes: over the larger dataset, of a method that lets forget samples fade; see `hf_unlearn.trainer.defaults`.
         default_retain_weight: where no `retain_weight` is given; at least 0.9 where there is no target.
         default_arguments: values of arguments of the trainer that are not given, of a form that is as published.
         trains_in_eval_mode: whether steps are taken in eval mode, without dropout.
@@ -147,11 +147,11 @@ class Method:
     lora_by_default: ClassVar[bool] = False
     needs_alternative_ds: ClassVar[bool] = False
     needs_original_model: ClassVar[bool] = False
+    needs_original_losses: ClassVar[bool] = False
     needs_full_weights: ClassVar[bool] = False
     head_kinds: ClassVar[tuple[str, ...]] = ()
     learning_rate: ClassVar[float] = 3e-4
     passes: ClassVar[int] = 4
-    min_steps: ClassVar[int] = 100
     default_retain_weight: ClassVar[float] = 0.5
     default_arguments: ClassVar[Mapping[str, Any]] = {}
     trains_in_eval_mode: ClassVar[bool] = True
@@ -316,5 +316,4 @@ class SequenceMethod(Method):
 
     head_kinds = ("causal_lm", "seq2seq_lm")
     learning_rate = 1e-3
-    passes, min_steps = 2, 50
     default_retain_weight = 0.9

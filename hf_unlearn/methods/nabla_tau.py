@@ -13,11 +13,8 @@ from hf_unlearn.methods.base import Method
 
 # The authors measure the unseen loss again every five passes over the forget dataset (published notebooks).
 REFRESH_PASSES = 5
-REFRESHES = 10  # tenths of a run
 # For images they pass about three times over the retain dataset.
 RETAIN_PASSES = 3
-# With fewer retain samples a forget sample, unseen samples are damaged, and a target that follows them diverges.
-RETAIN_PER_FORGET = 2
 
 
 class NablaTau(Method):
@@ -25,12 +22,7 @@ class NablaTau(Method):
 
     As published it is `nabla_tau_images` and `nabla_tau_text`. This form is proposed here: the target follows the
     request (`hf_unlearn.targets`): quantile matching for samples and groups, the original's prediction without the
-    class for a whole class, with a retain weight of 0.7. In the second half of the run, when the learning rate falls,
-    a target from unseen data follows the model (proposed here): the unseen losses `l(x; theta_t)` are measured again
-    at t = 5/10, 6/10, ..., 9/10 of the steps. The losses of unseen samples under the original are too low where many
-    samples are forgotten, as a model trained on fewer samples errs more. Its limit: damage to unseen samples raises
-    the target, too. When it was followed from the first step on, this did more harm than good, and with less than two
-    retain samples a forget sample the target diverges, so there it stays fixed.
+    class for a whole class, with a retain weight of 0.7.
     """
 
     name = "nabla_tau"
@@ -38,14 +30,7 @@ class NablaTau(Method):
     paper = "Trippa et al. 2024, arXiv 2403.14339"
     bibtex = bibliography.TRIPPA_2024
     converges_at_target = True
-    passes, min_steps = 2, 50
     default_retain_weight = 0.7
-
-    @override
-    def remeasures_target(self, step: int, max_steps: int, forget_per_step: int) -> bool:
-        """Every tenth of the run from its middle on."""
-        enough_retain_samples = self.info.retain_samples >= RETAIN_PER_FORGET * self.info.forget_samples
-        return enough_retain_samples and 2 * step >= max_steps and step % max(1, max_steps // REFRESHES) == 0
 
 
 class PublishedNablaTau(Method):

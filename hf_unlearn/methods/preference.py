@@ -103,6 +103,7 @@ class NPO(SequenceMethod):
     title = "NPO"
     paper = "Zhang et al. 2024, arXiv 2404.05868"
     bibtex = bibliography.ZHANG_2024
+    needs_original_losses = True
     hyperparameters = NPOHyperparameters
     hp: NPOHyperparameters
 
@@ -135,6 +136,7 @@ class IdkDPO(SequenceMethod):
     paper = "Maini et al. 2024, arXiv 2401.06121"
     bibtex = bibliography.MAINI_2024
     needs_alternative_ds = True
+    needs_original_losses = True
     hyperparameters = IdkDPOHyperparameters
     hp: IdkDPOHyperparameters
 

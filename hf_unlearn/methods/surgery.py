@@ -65,7 +65,6 @@ class SurgeryMethod(Method):
     is_gradient_surgery = True
     needs_every_gradient: ClassVar[bool] = False
     lora_by_default = True
-    passes, min_steps = NablaTau.passes, NablaTau.min_steps
 
     def __init__(self, settings: MethodSettings, info: RunInfo, hyperparameters: object | None = None):
         super().__init__(settings, info, hyperparameters)

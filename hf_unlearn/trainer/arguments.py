@@ -29,7 +29,7 @@ BATCH_SIZE = 64
 METHODS_OWN: Any = None
 DEFAULTS = {
     "forgetting_loss": "nabla_tau", "projection_scope": "global", "forget_target": "auto", "hinge": "squared",
-    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_type": "constant",
     **{name: Seq2SeqTrainingArguments.__dataclass_fields__[name].default for name in ("optim", "max_grad_norm")},
 }  # fmt: skip
 OUTPUT_DIR = "unlearned"
@@ -75,8 +75,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             unseen losses), `"none"`, a number (tau), or a list of losses of samples never trained on (of samples of
             many tokens: their token-loss profiles, see `hf_unlearn.losses.Head.token_loss_profiles`).
         hinge: `"squared"` (default), `"linear"` or `"two_sided"`, with `forget_target="mean"` or a number.
-        stop_at_target: stop when the forget loss (for a class: accuracy) on a fixed sample of the forget dataset
-            reaches the target, checked every few steps. Default: for methods that would not end by themselves.
+        stop_at_target: stop when the forget losses of the last steps are at the target, and for methods that would end
+            by themselves the retain loss is back. Default: where no number of steps is given, and always for methods
+            that would not end by themselves.
 
     > Parameters that say what training cost
 
@@ -98,13 +99,14 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     Forms that are as published (`nabla_tau_images`, `nabla_tau_text`, `orthograd_adam`) have their own; see
     `Method.default_arguments`. All others:
 
-    `learning_rate` (method's own, smaller for larger models when all weights are trained), `max_steps` (two to four
-    passes over the larger dataset, by the method, eight over the forget dataset, 240 at most; one of
-    `num_train_epochs` is one pass over the larger),
+    `learning_rate` (the method's own, calibrated in the first steps where there is a target), `max_steps` (until the
+    target is reached, four times the planned fifteen steps or one and a half passes over the forget dataset at most;
+    one of `num_train_epochs` is one pass over the larger dataset),
     `per_device_train_batch_size` and `retain_batch_size` (64, with heads that score a sample on many tokens 16; no
     more samples a step than their dataset has; with a DeepSpeed config among the arguments always 64),
     `per_device_eval_batch_size` (64; of language models, fewer are measured together where their logits would take
-    more than 256 MiB), `lr_scheduler_type` (cosine to a tenth),
+    more than 256 MiB), `lr_scheduler_type` (held, then falling to a tenth at the target; see
+    `hf_unlearn.trainer.pace`),
     `output_dir` ("unlearned"; where it has the files of another run "unlearned-2", and so on),
     `logging_steps` (10), `save_strategy` ("no", "steps" where `save_steps` is given), `logging_nan_inf_filter` (False:
     divergence must show),
@@ -173,7 +175,13 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     def _resolve_unset(self) -> None:
         """Defaults that `TrainingArguments` needs at once; the trainer fits them to method, model and data."""
-        for name, value in {**DEFAULTS, **METHODS[self.method].default_arguments}.items():
+        defaults = {**DEFAULTS, **METHODS[self.method].default_arguments}
+        # Then the rate follows the run, see `hf_unlearn.trainer.pace`.
+        self.has_default_schedule = (
+            self.lr_scheduler_type is None and "lr_scheduler_type" not in METHODS[self.method].default_arguments
+        )
+        self.calibrates_learning_rate = False  # the trainer sets it, where neither rate nor schedule is given
+        for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         self.has_default_output_dir = self.output_dir is None

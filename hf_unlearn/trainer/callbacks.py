@@ -13,15 +13,13 @@ from transformers.trainer_utils import SaveStrategy
 from typing_extensions import Unpack, override
 
 from hf_unlearn.auditing.audit import AuditOptions
-from hf_unlearn.data.splitting import subsample
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.methods import Method
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.evaluation import EvaluationMixin
-from hf_unlearn.trainer.guard import CHECK_STEPS, DivergenceGuard, check_samples
+from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.hub import HubMixin
 from hf_unlearn.trainer.loss_step import LossStep, trainable_parameters
-from hf_unlearn.trainer.outcome import CLASS_ACCURACY
 
 logger = logging.getLogger(__name__)
 RESAMPLES = 200
@@ -50,7 +48,7 @@ class StepCallback(TrainerCallback):
 
 
 class TargetStoppingCallback(TrainerCallback):
-    """Stops training when, on a fixed sample, the forget loss (a class: accuracy) is at its target.
+    """Ends a run when its pace says so: at its target, once the rate has fallen.
 
     The guard is asked first: a model that has been destroyed has reached no target.
 
@@ -61,24 +59,17 @@ class TargetStoppingCallback(TrainerCallback):
 
     def __init__(self, trainer: HubMixin, guard: DivergenceGuard):
         self.trainer, self.guard = trainer, guard
-        self.forget_ds = subsample(trainer.forget_ds, check_samples(trainer.head.kind))
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Every few steps: measure, and stop if there."""
-        if state.global_step % CHECK_STEPS or self.guard.reason is not None:
-            return
-        forget, target = self.trainer._collect_statistics(self.forget_ds), self.trainer.unlearning_state.target
-        if self.trainer.request == "class" and not forget.correct.isnan().any():
-            is_reached = float(forget.correct.mean()) <= CLASS_ACCURACY
-        else:
-            is_reached = target.value is not None and not float(forget.losses.mean()) < target.value
-        if not is_reached:
+        """Stop where the run has ended."""
+        pace = self.trainer.pace
+        if pace is None or pace.arrived is None or state.global_step < pace.last_step or self.guard.reason is not None:
             return
         if not self.guard.is_good(state.global_step):
             self.guard.stop(state.global_step, control)
             return
-        logger.info(f"Forgetting target reached at step {state.global_step}")
+        logger.info(f"Forgetting target reached at step {pace.arrived}")
         self.trainer.unlearning_state.ended = control.should_training_stop = True
         control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from hf_unlearn.auditing.statistics import SampleStatistics
 from hf_unlearn.hub.release_files import ADAPTER_CONFIG
 from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.loading import load_whole
@@ -32,11 +31,12 @@ class UnlearningState:
 
     Attributes:
         target: the forgetting target.
-        original_losses: losses [forget samples] of the original model.
+        original_losses: losses [forget samples] of the original model; NaN where they were not measured.
+        latest_scores: [forget samples] or [forget samples, 8], see `hf_unlearn.trainer.loss_step.LossStep`.
         metrics_before: metrics of the original model.
-        original_statistics: per-sample statistics of the original model, with scores, by dataset.
         original_hash: hash of the original weights; None where they are sharded.
-        retain_loss_before: loss of the original model on the retain samples that the guard watches.
+        retain_error: standard error of the retain loss among the metrics.
+        pace: `hf_unlearn.trainer.pace.Pace.state_dict`; empty before the first checkpoint.
         hyperparameters: the method's, by name, as the run has them.
         method: `Method.state_dict`, as it was when the checkpoint was written.
         identity: settings and samples, see `hf_unlearn.trainer.identity`; empty before the first checkpoint.
@@ -46,10 +46,11 @@ class UnlearningState:
 
     target: ForgetTarget
     original_losses: Tensor
+    latest_scores: Tensor
     metrics_before: dict[str, float]
-    original_statistics: dict[str, SampleStatistics]
-    retain_loss_before: float
+    retain_error: float
     original_hash: str | None = None
+    pace: Mapping[str, Any] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     method: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -58,16 +59,14 @@ class UnlearningState:
 
     def save(self, folder: str) -> None:
         """Write it to a checkpoint folder."""
-        statistics = {name: vars(of_dataset) for name, of_dataset in self.original_statistics.items()}
-        state = {**vars(self), "target": self.target.state(), "original_statistics": statistics}
+        state = {**vars(self), "target": self.target.state()}
         torch.save(state, os.path.join(folder, STATE_FILE))
 
     @classmethod
     def load(cls, folder: str) -> UnlearningState:
         """Read it from a checkpoint folder."""
         state = torch.load(os.path.join(folder, STATE_FILE), weights_only=True)
-        statistics = {name: SampleStatistics(**values) for name, values in state["original_statistics"].items()}
-        return cls(**{**state, "target": restore_target(state["target"]), "original_statistics": statistics})
+        return cls(**{**state, "target": restore_target(state["target"])})
 
 
 class CheckpointingMixin(EvaluationMixin):

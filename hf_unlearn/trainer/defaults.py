@@ -11,13 +11,13 @@ from torch import nn
 from hf_unlearn.losses.head import TOKEN_KINDS
 from hf_unlearn.methods import Method, RunInfo
 from hf_unlearn.trainer.arguments import BATCH_SIZE, UnlearningArguments
+from hf_unlearn.trainer.pace import planned_steps
 
 logger = logging.getLogger(__name__)
 
 # A sample of many tokens is many decisions.
 BATCH_SIZE_OF_TOKENS = 16
-MAX_STEPS = 240
-FORGET_PASSES = 8
+MAX_PLANS, MAX_STEPS = 4, 240
 # Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
 STEPS_WITHOUT_TARGET = 30
 ADAPTER_LEARNING_RATE = 2e-3
@@ -38,9 +38,9 @@ def resolve_defaults(args: UnlearningArguments, method: Method, head_kind: str, 
             f"model: what trains is {' and '.join(sorted(rounding))}, in which small steps are lost to rounding; load "
             "it with dtype=torch.float32, and set bf16=True for speed"
         )
+    args.calibrates_learning_rate = args.learning_rate is None and args.has_default_schedule and method.info.has_target
     if args.learning_rate is None:
-        num_weights = sum(p.numel() for p in trainable)
-        args.learning_rate = default_learning_rate(method, num_weights, isinstance(model, PeftModel))
+        args.learning_rate = ADAPTER_LEARNING_RATE if isinstance(model, PeftModel) else method.learning_rate
     batches_per_step = args.gradient_accumulation_steps * args.world_size * max(1, args.n_gpu)
     # DeepSpeed has read its batch size from the arguments when they were made.
     if args.has_default_batch_size and not args.deepspeed:
@@ -88,31 +88,23 @@ def default_batch_sizes(head_kind: str, info: RunInfo, batches_per_step: int) ->
     return forget, retain
 
 
-def default_learning_rate(method: Method, num_weights: int, is_adapter: bool) -> float:
-    """2e-3 for an adapter; for all weights the method's own, smaller for more than a million of them.
-
-    Args:
-        method: the method.
-        num_weights: number of trainable weights.
-        is_adapter: whether they are an adapter's.
-    """
-    return ADAPTER_LEARNING_RATE if is_adapter else method.learning_rate * min(1.0, (1e6 / num_weights) ** 0.5)
-
-
 def default_steps(method: Method, forget_per_step: int, retain_per_step: int) -> int:
-    """The method's passes over the larger dataset or eight over the forget dataset, whichever is more; at most 240.
+    """The steps after which a run ends that has not reached its target: four times those in which it should.
+
+    A method that lets forget samples fade takes its passes over the larger dataset, at most 240 steps.
 
     Args:
-        method: has the sizes of the datasets, and its least number of steps.
+        method: has the sizes of the datasets.
         forget_per_step: forget samples of an optimizer step, over all processes and accumulated batches.
         retain_per_step: retain samples of one.
 
     Examples:
         >>> from types import SimpleNamespace
-        >>> info = RunInfo(forget_samples=100, retain_samples=4000)
-        >>> default_steps(SimpleNamespace(passes=2, min_steps=50, info=info), 64, 64)
-        126
+        >>> info = RunInfo(forget_samples=2000, retain_samples=4000)
+        >>> default_steps(SimpleNamespace(raises_forget_loss=True, info=info), 64, 64)
+        192
     """
     forget_pass = math.ceil(method.info.forget_samples / forget_per_step)
-    longer_pass = max(forget_pass, math.ceil(method.info.retain_samples / retain_per_step))
-    return min(max(method.passes * longer_pass, FORGET_PASSES * forget_pass, method.min_steps), MAX_STEPS)
+    if method.raises_forget_loss:
+        return MAX_PLANS * planned_steps(forget_pass)
+    return min(method.passes * max(forget_pass, math.ceil(method.info.retain_samples / retain_per_step)), MAX_STEPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -32,13 +33,15 @@ from hf_unlearn.data.randomness import unchanged_randomness
 from hf_unlearn.data.splitting import select, subsample, subsample_numbers
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses.head import LANGUAGE_KINDS
-from hf_unlearn.methods import CalibrationPass
+from hf_unlearn.methods import CalibrationPass, Method
 from hf_unlearn.models.types import Model, inner_model
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.loop import batch_size
 from hf_unlearn.report.audit_report import AuditReport
+from hf_unlearn.targets import TargetKind
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.cost import CostCounter, RunCost, training_epochs
+from hf_unlearn.trainer.pace import Draw, Pace, draw_counts, planned_steps
 from hf_unlearn.trainer.setup import RunSetup
 
 
@@ -52,7 +55,11 @@ class EvaluationMixin(Seq2SeqTrainer):
     """
 
     model: Model  # narrower than in `Trainer`
+    method: Method
+    target_kind: TargetKind
     _pairs: PairedDataset  # of the run, once it has begun
+    _draws: dict[str, Draw]  # likewise
+    pace: Pace | None = None  # likewise
 
     def __init__(self, *, args: UnlearningArguments, setup: RunSetup, **kwargs: Any):
         self.args: UnlearningArguments = args
@@ -200,9 +207,11 @@ class EvaluationMixin(Seq2SeqTrainer):
         return not self._is_sharded and can_extract(self.model, self.head.kind, self._tokenizer)
 
     @unchanged_randomness()
-    def _with_words(self, statistics: dict[str, SampleStatistics]) -> dict[str, SampleStatistics]:
+    def _with_words(
+        self, statistics: dict[str, SampleStatistics], measured: Mapping[str, AnyDataset]
+    ) -> dict[str, SampleStatistics]:
         """The statistics, with what the model says of some samples, in words."""
-        readable = {name: self._readable(dataset) for name, dataset in self._measured_datasets().items()}
+        readable = {name: self._readable(dataset) for name, dataset in measured.items()}
         options = (self._flat_collator(), self.args.eval_batch_size, self.args.seed)
         if self._transcribes:
             limits = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
@@ -237,21 +246,55 @@ class EvaluationMixin(Seq2SeqTrainer):
 
     # ---- statistics of samples ----
 
-    def _measured_datasets(self) -> dict[str, AnyDataset]:
-        named = {"forget": self.forget_ds, "retain": subsample(self.retain_ds, RETAIN_SAMPLES, self.args.seed)}
+    def _named_datasets(self) -> dict[str, AnyDataset]:
+        named = {"forget": self.forget_ds, "retain": self.retain_ds}
         others = {"unseen": self.unseen_ds, "general": self.general_ds}
         return named | {name: dataset for name, dataset in others.items() if dataset is not None}
 
-    def _dataset_statistics(self, scores: bool = False) -> dict[str, SampleStatistics]:
+    def _measured_datasets(self) -> dict[str, AnyDataset]:
+        return self._named_datasets() | {"retain": subsample(self.retain_ds, RETAIN_SAMPLES, self.args.seed)}
+
+    def _draw_samples(self) -> dict[str, Draw]:
+        """The samples that are measured before and after a run: few beside those of its steps."""
+        per_step = self._pairs.forget_per_step + self._pairs.retain_per_step
+        steps = planned_steps(math.ceil(len(self.forget_ds) / self._pairs.forget_per_step))
+        if not self.args.has_default_steps:
+            steps = min(steps, max(1, self.state.max_steps))
+        counts = draw_counts(3 * steps * per_step, sets_target=self.target_kind != "masked_class")
+        if self.target_kind == "masked_class" or self.method.needs_original_losses:
+            counts["forget"] = len(self.forget_ds), counts["forget"][1]
+        draws = {}
+        for name, dataset in self._named_datasets().items():
+            before = subsample_numbers(len(dataset), counts[name][0], self.args.seed)
+            places = subsample_numbers(len(before), counts[name][1], self.args.seed)
+            draws[name] = Draw(before, [before[place] for place in places])
+        return draws
+
+    def _dataset_statistics(
+        self, numbers: Mapping[str, list[int]] | None = None, scores: bool = False
+    ) -> dict[str, SampleStatistics]:
         """Of the forget dataset, of at most 2,000 retain samples, and of unseen and general ones where there are any.
 
         Args:
+            numbers: of samples, by the names of the datasets: those alone.
             scores: whether with the scores of attacks, as an audit compares them.
         """
-        return self._with_words({
+        measured, named = self._measured_datasets(), self._named_datasets()
+        if numbers is not None:
+            measured = {name: select(named[name], of_dataset) for name, of_dataset in numbers.items()}
+        statistics = {
             name: self._collect_statistics(dataset, f"Measuring {name} samples", scores)
-            for name, dataset in self._measured_datasets().items()
-        })  # fmt: skip
+            for name, dataset in measured.items()
+        }
+        return self._with_words(statistics, measured)
+
+    def _metrics_before(self, statistics: Mapping[str, SampleStatistics]) -> dict[str, float]:
+        """The metrics of the samples that are measured again at the end."""
+        chosen = {}
+        for name, draw in self._draws.items():
+            after = set(draw.after)
+            chosen[name] = statistics[name].select(torch.tensor([number in after for number in draw.before]))
+        return self._metrics_of(chosen)
 
     @unchanged_randomness()
     def _collect_statistics(
@@ -274,11 +317,8 @@ class EvaluationMixin(Seq2SeqTrainer):
 
     def _refuse_unmeasurable(self, statistics: Mapping[str, SampleStatistics]) -> None:
         """Refuse samples that have no finite loss under the original model."""
-        named = {"forget": self.forget_ds, "retain": self.retain_ds, "unseen": self.unseen_ds}
-        for name, dataset in (named | {"general": self.general_ds}).items():
-            if dataset is not None:
-                numbers = subsample_numbers(len(dataset), len(statistics[name]), self.args.seed)
-                refuse_losses(f"{name}_ds", dataset, statistics[name].losses, numbers)
+        for name, dataset in self._named_datasets().items():
+            refuse_losses(f"{name}_ds", dataset, statistics[name].losses, self._draws[name].before)
 
     def refuse_samples_without_loss(self, first_step: int, last_step: int) -> None:
         """Refuse samples of a part of the run that have no finite loss under the weights as they are now.

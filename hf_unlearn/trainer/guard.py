@@ -12,26 +12,17 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from typing_extensions import override
 
-from hf_unlearn.data.splitting import subsample
-from hf_unlearn.losses.head import TOKEN_KINDS
+from hf_unlearn.data.splitting import select
 from hf_unlearn.trainer.hub import HubMixin
 from hf_unlearn.trainer.loss_step import trainable_parameters
 
 logger = logging.getLogger(__name__)
 # Ascent is exponential near the end: check often, on few samples.
 CHECK_STEPS = 5
-CHECK_SAMPLES = 256
-CHECK_SAMPLES_OF_TOKENS = 64  # beside batches that are four times smaller, too
-GUARD_SAMPLES = 64  # of the retain dataset, compared with themselves before the first step
 # A rise of ln 2 halves the probability that the model gives to what it should keep.
 RETAIN_GUARD = math.log(2)
 # Kinds of head whose losses are no nats a decision: what they may rise by follows their size.
 KINDS_WITHOUT_UNIT = ("regression", "ctc", "custom")
-
-
-def check_samples(head_kind: str) -> int:
-    """The number of forget samples that are measured to see whether the target is reached, for a kind of head."""
-    return CHECK_SAMPLES_OF_TOKENS if head_kind in TOKEN_KINDS else CHECK_SAMPLES
 
 
 def retain_limit(loss_before: float, head_kind: str) -> float:
@@ -66,7 +57,6 @@ class DivergenceGuard(TrainerCallback):
 
     def __init__(self, trainer: HubMixin):
         self.trainer = trainer
-        self.retain_ds = subsample(trainer.retain_ds, GUARD_SAMPLES)
         self.reason: str | None = None
         self.good_step = 0
         self._weights: dict[str, Tensor] = {}
@@ -82,8 +72,9 @@ class DivergenceGuard(TrainerCallback):
         self._keep_weights(step)
 
     def retain_loss(self) -> float:
-        """Mean loss of the model as it is now on the retain samples that are watched."""
-        return float(self.trainer._collect_statistics(self.retain_ds).losses.mean())
+        """Mean loss of the model as it is now on the retain samples that are measured before and after the run."""
+        drawn = select(self.trainer.retain_ds, self.trainer._draws["retain"].after)
+        return float(self.trainer._collect_statistics(drawn).losses.mean())
 
     def add_loss(self, loss: Tensor) -> None:
         """Take in the loss of a batch of the step."""
@@ -117,7 +108,8 @@ class DivergenceGuard(TrainerCallback):
                 measured.
         """
         state = self.trainer.unlearning_state
-        limit = retain_limit(state.retain_loss_before, self.trainer.head.kind)
+        before = state.metrics_before["retain_loss"]
+        limit = retain_limit(before, self.trainer.head.kind)
         if self._is_finite is not None:
             finite = self.trainer.accelerator.reduce(self._is_finite.float(), "sum")
             if float(finite) < self.trainer.accelerator.num_processes:
@@ -125,10 +117,10 @@ class DivergenceGuard(TrainerCallback):
                 return False
         if retain_losses:
             loss = float(self.trainer.accelerator.reduce(torch.cat(list(retain_losses)).mean(), "mean"))
-        if not retain_losses or not loss <= (state.retain_loss_before + limit) / 2:
+        if not retain_losses or not loss <= (before + limit) / 2:
             loss = self.retain_loss()
         if not loss <= limit:
-            self.reason = f"the retain loss rose from {state.retain_loss_before:.3g} to {loss:.3g}, by more than ln 2"
+            self.reason = f"the retain loss rose from {before:.3g} to {loss:.3g}, by more than ln 2"
             return False
         self._keep_weights(step)
         return True

@@ -95,7 +95,7 @@ class HubMixin(WeightsMixin):
         On the trainer's own datasets the original model is compared with, which was measured before the first step.
         """
         if unseen_ds is None and self._unlearning_state is not None and not {"original", "seed"} & options.keys():
-            options["original"] = self._unlearning_state.original_statistics
+            options["original"] = self._original_statistics()
         report = super().audit(unseen_ds, **options)
         cost = {} if self._cost_sentence is None else {"cost": self._cost_sentence}
         self.audit_report = replace(report, about={**report.about, **cost})

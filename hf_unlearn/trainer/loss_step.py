@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from hf_unlearn.losses import Head
 from hf_unlearn.methods import Method
 from hf_unlearn.per_sample.loop import batch_size
-from hf_unlearn.targets import Objective
+from hf_unlearn.targets import DistributionTarget, Objective
 from hf_unlearn.trainer.cost import PASSES_WITH_GRADIENT, CostCounter
+from hf_unlearn.trainer.pace import Observation
 
 Batch = Mapping[str, Any]
 NO_INDEX = torch.empty(0, dtype=torch.long)
@@ -43,6 +44,9 @@ class LossStep:
 
     Attributes:
         retain_losses: of the retain samples of the step so far, on this process, a tensor a batch.
+        forget_samples: of the forget samples of the step so far, likewise: their scores, losses and numbers.
+        latest_scores: of all forget samples, [samples] or [samples, m], those that a target matches to its losses;
+            NaN where they are not known.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class LossStep:
         self.objective, self.retain_objective = objective, method.retain_objective()
         self.num_batches = 1
         self.retain_losses: list[Tensor] = []
+        self.forget_samples: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.latest_scores = torch.empty(0)
         self._weights: list[Tensor] = []
         self._value = torch.zeros(())
         self._log: dict[str, list[Any]] = {}
@@ -69,10 +75,11 @@ class LossStep:
         This is one forward pass more over the forget samples, and only under gradient accumulation: with one batch a
         step the scores are those of the batch.
         """
-        self.num_batches, self._weights, self.retain_losses = len(batches), [], []
+        self.num_batches, self._weights = len(batches), []
+        self.retain_losses, self.forget_samples = [], []
         if self.num_batches > 1 and self.objective.whole_step and retain_weight < 1:
             scores = [self._scores(self.objective, model, b["forget"], b["index"])[0] for b in batches]
-            self._weigh(scores)
+            self._weigh(scores, [b["index"] for b in batches])
 
     def loss(self, model: nn.Module, inputs: Batch, retain_weight: float, is_last: bool) -> Tensor:
         """The loss of one batch, such that the mean over batches and processes is the loss of the step.
@@ -118,12 +125,13 @@ class LossStep:
         dF/ds_i.
         """
         scores, losses = self._scores(self.objective, model, batch, index)
+        self.forget_samples.append((scores.detach(), losses, index.to(scores.device)))
         self.record(forget_loss=losses.mean())
         num_shares = self.num_batches * self.accelerator.num_processes
         if not self.objective.whole_step:
             return self.objective.combine(scores) / num_shares
         if not self._weights:
-            self._weigh([scores.detach()])
+            self._weigh([scores.detach()], [index])
         share = (self._weights.pop(0) * scores).sum()
         return share + (self._value / num_shares - share).detach()
 
@@ -140,6 +148,27 @@ class LossStep:
         of_forget = forget * (PASSES_WITH_GRADIENT + self.objective.teacher_passes + scored_before)
         of_retain = retain * (PASSES_WITH_GRADIENT + self.retain_objective.teacher_passes)
         return sum((weight < 1) * of_forget + (weight > 0) * of_retain for weight in retain_weights)
+
+    def observation(self) -> Observation:
+        """The losses of the step over all its batches and processes, on the CPU; all processes have to call it."""
+        parts = list(zip(*self.forget_samples, strict=True))  # empty where only retain samples count
+        scores, losses, numbers = (self._gathered(part) for part in parts) if parts else (torch.empty(0),) * 3
+        return Observation(scores, losses, numbers, self._gathered(self.retain_losses))
+
+    def remember(self, observation: Observation) -> None:
+        """Keep the scores of the step's forget samples, for the ranks of others."""
+        if isinstance(self.objective, DistributionTarget) and len(observation.scores):
+            scores = self.objective.matched(observation.scores)
+            self.latest_scores[observation.numbers.long()] = scores.to(self.latest_scores)
+
+    def _others(self, numbers: Tensor) -> Tensor:
+        """The latest scores known of forget samples that are not in the step."""
+        is_known = ~self.latest_scores.view(len(self.latest_scores), -1).isnan().any(1)
+        is_known[numbers.long()] = False
+        return self.latest_scores[is_known]
+
+    def _gathered(self, tensors: Sequence[Tensor]) -> Tensor:
+        return self.accelerator.gather(torch.cat(list(tensors))).cpu() if tensors else torch.empty(0)
 
     def on_pre_optimizer_step(self, is_logged: bool) -> None:
         """Before the optimizer's step; `is_logged`: whether the log is written after it."""
@@ -178,11 +207,14 @@ class LossStep:
         return scores, losses
 
     @torch.enable_grad()
-    def _weigh(self, scores: Sequence[Tensor]) -> None:
+    def _weigh(self, scores: Sequence[Tensor], numbers: Sequence[Tensor]) -> None:
         """dF/ds_i of every forget sample of the step, from the detached scores of this process's batches."""
         local = torch.cat(list(scores))
         gathered = self.accelerator.gather(local).requires_grad_()
-        value = self.objective.combine(gathered)
+        if isinstance(self.objective, DistributionTarget):
+            value = self.objective.combine(gathered, self._others(self._gathered(numbers)))
+        else:
+            value = self.objective.combine(gathered)
         (gradient,) = torch.autograd.grad(value, gathered)
         local_gradient = gradient.view(self.accelerator.num_processes, *local.shape)[self.accelerator.process_index]
         self._value, self._weights = value.detach(), list(local_gradient.split([len(s) for s in scores]))

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import (
     EvalPrediction,
@@ -37,7 +38,7 @@ from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.models.types import Model, ProcessingClass
 from hf_unlearn.per_sample.graph_parameters import reachable_parameters
 from hf_unlearn.report.tables import print_metrics
-from hf_unlearn.targets import Objective, make_target
+from hf_unlearn.targets import DistributionTarget, Objective, make_target
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback
 from hf_unlearn.trainer.checkpointing import UnlearningState
@@ -46,6 +47,7 @@ from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.loss_step import LossStep, trainable_parameters
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
+from hf_unlearn.trainer.pace import FIRST, Pace
 from hf_unlearn.trainer.resuming import ResumingMixin
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
 from hf_unlearn.trainer.surgery_step import SurgeryStep
@@ -174,9 +176,7 @@ class UnlearningTrainer(ResumingMixin):
                 raise
         self.guard = DivergenceGuard(self)
         self.add_callback(self.guard)
-        ends_by_itself = self.method.converges_at_target and self.target_kind != "none"
-        if not ends_by_itself if args.stop_at_target is None else args.stop_at_target:
-            self.add_callback(TargetStoppingCallback(self, self.guard))
+        self.add_callback(TargetStoppingCallback(self, self.guard))
 
     # ---- the model ----
 
@@ -194,6 +194,7 @@ class UnlearningTrainer(ResumingMixin):
         model = adapted(made, self.peft_config, self.method.lora_by_default)
         if getattr(self, "is_in_train", False):  # `Trainer.__init__` makes a model before it is complete itself
             self._init_method(model)
+            self._original_weights = {n: p.detach().cpu().clone() for n, p in trainable_parameters(model).items()}
         return model
 
     def _init_method(self, model: Any) -> None:
@@ -244,9 +245,11 @@ class UnlearningTrainer(ResumingMixin):
         if batches:
             self._remeasure_target()
             self._set_mode()
+            self._look_again()
             with self.compute_loss_context_manager():
                 on_device = [self._prepare_inputs(batch) for batch in batches]
                 self.step.prepare_step(self._forward_model, on_device, self._retain_weight())
+            self._last_forget: list[Any] = [batch["forget"] for batch in on_device]
         return batches, None
 
     @override
@@ -268,6 +271,9 @@ class UnlearningTrainer(ResumingMixin):
             parameters = trainable_parameters(self.model)
             self.step.record(**self.method.on_pre_optimizer_step(parameters, self._progress(), self.step.loss_scale))
             self.guard.check_step(parameters, self.step.retain_losses, self.state.global_step)
+            observation = self.step.observation()
+            self._pace.observe(self.state.global_step, observation)
+            self.step.remember(observation)
         return loss
 
     def _set_mode(self) -> None:
@@ -275,6 +281,19 @@ class UnlearningTrainer(ResumingMixin):
             self._eval_mode.apply(self.model)
         else:
             self.model.train()
+
+    @override
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """As `Trainer`'s; by default the rate follows the run."""
+        if self.lr_scheduler is None and self.args.has_default_schedule:
+            first = FIRST if self.args.calibrates_learning_rate else 1.0
+
+            def rate(step: int) -> float:
+                return first if self.pace is None else self.pace.rate(step)
+
+            self.lr_scheduler = LambdaLR(cast(torch.optim.Optimizer, optimizer or self.optimizer), rate)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _retain_weight(self) -> float:
         return self.method.retain_weight(self._progress(), self.state.global_step)
@@ -314,11 +333,13 @@ class UnlearningTrainer(ResumingMixin):
         if resume_from_checkpoint and not self.method.is_iterative:
             raise ValueError(f"resume_from_checkpoint: {self.args.method} takes no steps, there is nothing to resume")
         self._read_hyperparameters()
+        self.pace = None
         checkpoint = self._resolve_checkpoint(resume_from_checkpoint)
         self.cost = CostCounter()
         if self.model_init is None:
             # The weights of a checkpoint come later, and are not those of the original.
             self._init_method(self.model)
+            self._keep_original_weights()
         self._configure_ddp()
         try:
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -337,11 +358,12 @@ class UnlearningTrainer(ResumingMixin):
     def _judge_ending(self) -> Outcome:
         """How the run ended, by the metrics of the model that it leaves; a destroyed one is not left."""
         steps, before = self.state.global_step, self.unlearning_state.metrics_before
-        statistics = self._dataset_statistics()
+        drawn = {name: draw.after for name, draw in self._draws.items()}
+        statistics = self._dataset_statistics(drawn)
         metrics = self._metrics_of(statistics)
         if self.guard.reason is None and not self.guard.accepts(metrics):
             self.guard.put_back(steps)
-            statistics = self._dataset_statistics()
+            statistics = self._dataset_statistics(drawn)
             metrics = self._metrics_of(statistics)
         return outcome_of(
             target=self.unlearning_state.target, request=self.request, steps=steps,
@@ -351,7 +373,9 @@ class UnlearningTrainer(ResumingMixin):
 
     def _warn_of_cost(self) -> None:
         """Before the first step: say so where the run would cost more than retraining, by what is planned."""
-        last_step, pairs = self.state.max_steps, self._pairs
+        pairs = self._pairs
+        last_step = self._pace.planned_steps if self._pace.stops else self.state.max_steps
+        last_step = min(last_step, self.state.max_steps)
         weights = (self.method.retain_weight(step / last_step, step) for step in range(last_step))
         batches = self.args.gradient_accumulation_steps
         steps = self.step.planned_passes(weights, pairs.forget_per_step, pairs.retain_per_step, batches)
@@ -372,9 +396,12 @@ class UnlearningTrainer(ResumingMixin):
         else:
             self._unlearning_state = UnlearningState.load(resume_from_checkpoint)
             self.cost.resume(self._unlearning_state.cost, self.accelerator)
+            self._draws = self._draw_samples()
             self.method.load_state_dict(self._unlearning_state.method)
             self._check_original()
         self.step = self._make_step()
+        self.step.latest_scores = self.unlearning_state.latest_scores
+        self.pace = self._make_pace(max_steps)
         if not self.state.global_step:
             self._warn_of_cost()
         self.remove_callback(StepCallback)
@@ -385,16 +412,26 @@ class UnlearningTrainer(ResumingMixin):
     def _measure_original(self) -> UnlearningState:
         """What is known before the first step; a second run of the same model still compares with its original."""
         original_hash = self._hash_original_weights()
-        statistics = self._dataset_statistics(scores=True)
+        draws = self._draws = self._draw_samples()
+        statistics = self._dataset_statistics({name: draw.before for name, draw in draws.items()})
         self._refuse_unmeasurable(statistics)
         first = self._unlearning_state if self.model_init is None else None
+        retain_losses = statistics["retain"].losses.double()
+        forget = statistics["forget"]
+        target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics)
+        has_profiles = isinstance(target, DistributionTarget) and target.losses.ndim > 1
+        profiles = forget.token_loss_profiles if has_profiles else None
+        original_losses, latest_scores = (
+            _spread(values, draws["forget"].before, len(self.forget_ds))
+            for values in (forget.losses, forget.losses if profiles is None else profiles)
+        )
         state = UnlearningState(
-            target=make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics),
-            original_losses=statistics["forget"].losses,
-            metrics_before=self._metrics_of(statistics) if first is None else first.metrics_before,
-            original_statistics=statistics if first is None else first.original_statistics,
+            target=target,
+            original_losses=original_losses,
+            latest_scores=latest_scores,
+            metrics_before=self._metrics_before(statistics) if first is None else first.metrics_before,
             original_hash=original_hash,
-            retain_loss_before=self.guard.retain_loss() if first is None else first.retain_loss_before,
+            retain_error=float(retain_losses.std()) / len(retain_losses) ** 0.5 if len(retain_losses) > 1 else 0.0,
             hyperparameters=asdict(self.method.hp),
         )
         self.method.on_train_begin(self._calibration_pass())
@@ -440,6 +477,52 @@ class UnlearningTrainer(ResumingMixin):
             cache=self.args.gram_cache,
         )
 
+    @property
+    def _pace(self) -> Pace:
+        assert self.pace is not None  # a run has begun
+        return self.pace
+
+    @torch.no_grad()
+    def _look_again(self) -> None:
+        """Score the forget samples of the last step once more, where the learning rate asks for it."""
+        if not self._pace.wants_second_look:
+            return
+        with self.compute_loss_context_manager():
+            losses = [
+                self.head.losses(self._forward_model(**self.head.inputs(batch)), batch) for batch in self._last_forget
+            ]
+        self.cost.add("measuring", sum(map(len, losses)))
+        gathered = self.accelerator.gather(torch.cat(losses)).cpu()
+        self._pace.look_again(self.state.global_step, gathered)
+
+    @override
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.unlearning_state.pace = self._pace.state_dict()
+        super()._save_checkpoint(model, trial)
+
+    def _make_pace(self, max_steps: int) -> Pace:
+        state = self.unlearning_state
+        target, before = state.target, state.metrics_before
+        per_step = self._pairs.forget_per_step
+        # A method that says how long it takes was published so; who says how many steps wants these steps.
+        is_open = self.args.has_default_steps and self.method.default_steps(per_step) is None
+        stops = is_open if self.method.converges_at_target else True
+        pace = Pace(
+            target=target,
+            need=None if target.value is None else target.value - before["forget_loss"],
+            retain_before=(before["retain_loss"], state.retain_error),
+            first_losses=state.original_losses.clone(),
+            forget_per_step=per_step,
+            max_steps=max_steps,
+            converges=self.method.converges_at_target,
+            calibrates=self.args.calibrates_learning_rate,
+            factor=FIRST if self.args.calibrates_learning_rate else 1.0,
+            stops=stops if self.args.stop_at_target is None else self.args.stop_at_target,
+        )
+        if state.pace:
+            pace.load_state_dict(state.pace)
+        return pace
+
     def _objective(self) -> Objective:
         state = self.unlearning_state
         return self.method.objective(state.target, state.original_losses)
@@ -452,7 +535,7 @@ class UnlearningTrainer(ResumingMixin):
             unseen_ds: Any = self.unseen_ds  # there is one, or the target would be another
             statistics = {"unseen": self._collect_statistics(unseen_ds, "Measuring the target")}
             target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics)
-            self.unlearning_state.target = target
+            self.unlearning_state.target = self._pace.target = target
             self.step.objective = self._objective()
 
     def _configure_ddp(self) -> None:
@@ -468,6 +551,13 @@ class UnlearningTrainer(ResumingMixin):
         with torch.enable_grad(), self.compute_loss_context_manager():
             losses = self.head.losses(self.head.run(self.model.eval(), batch), batch)
         return parameters.keys() - reachable_parameters(losses, parameters)
+
+
+def _spread(values: Tensor, numbers: list[int], size: int) -> Tensor:
+    """The values [k] or [k, m] of the samples with these numbers among `size` of them; NaN for the others."""
+    spread = torch.full((size, *values.shape[1:]), torch.nan)
+    spread[numbers] = values.float()
+    return spread
 
 
 def _is_paired(inputs: Any) -> bool:

@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from hf_unlearn.auditing.statistics import SampleStatistics
 from hf_unlearn.data.hashing import weights_hash
 from hf_unlearn.hub.record import adapter_state, base_state
 from hf_unlearn.hub.release_files import ADAPTER_WEIGHTS, is_weight_file
 from hf_unlearn.models.rehearsal import check_outputs, rehearse
 from hf_unlearn.models.types import inner_model
 from hf_unlearn.trainer.checkpointing import CheckpointingMixin
+from hf_unlearn.trainer.loss_step import trainable_parameters
 
 
 class WeightsMixin(CheckpointingMixin):
@@ -28,6 +30,7 @@ class WeightsMixin(CheckpointingMixin):
 
     def __init__(self, **kwargs: Any):
         self._saved_names: list[str] = []  # what the last save has written
+        self._original_weights: dict[str, Tensor] = {}
         super().__init__(**kwargs)
 
     @property
@@ -54,6 +57,27 @@ class WeightsMixin(CheckpointingMixin):
         if self._is_sharded:
             return None
         return weights_hash(adapter_state(self.model) if self._trains_users_adapter else base_state(self.model))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _keep_original_weights(self) -> None:
+        """Copy what will train to the memory of the CPU: an audit measures the original model when it is asked for."""
+        if not self._original_weights and not self._is_sharded:
+            self._original_weights = {n: p.detach().cpu().clone() for n, p in trainable_parameters(self.model).items()}
+
+    @torch.no_grad()
+    def _original_statistics(self) -> dict[str, SampleStatistics] | None:
+        """What an audit compares with, of the original model; None where its weights are not known."""
+        if not self._original_weights:
+            return None
+        parameters = trainable_parameters(self.model)
+        now = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+        try:
+            for name, p in parameters.items():
+                p.copy_(self._original_weights[name])
+            return self._dataset_statistics(scores=True)
+        finally:
+            for name, p in parameters.items():
+                p.copy_(now[name])
 
     def _saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
         """The weights that a user will load: read back from the folder, which shows that they can be."""

@@ -483,12 +483,12 @@ def test_a_recogniser_that_runs_away_is_damaged(unlearn):
     trainer = unlearn("whisper", method="grad_diff", max_steps=1, learning_rate=1e-9)
     trainer.processing_class = processor
     trainer.train()
-    report = trainer.audit(resamples=10)
+    report, original = trainer.audit(resamples=10), trainer._original_statistics()
     assert {"retain_wer", "unseen_wer"} <= {difference["metric"] for difference in report.differences}
     assert report.metrics["retain_wer"] == report.metrics_by_model["original"]["retain_wer"]
     # The same tokens given the tokens before them; said by itself, one word over and over.
     trainer.model.generation_config.suppress_tokens = [t for t in range(tiny.VOCAB) if t != 5]
-    report = trainer.audit(resamples=10)
+    report = trainer.audit(resamples=10, original=original)
     assert report.verdict["level"] == "damaged" and "retain WER" in report.verdict["sentence"]
 
 

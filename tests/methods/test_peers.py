@@ -98,12 +98,14 @@ def test_dpo_towards_alternatives(name):
 
 
 def test_dpo_learns_the_alternatives(unlearn):
-    trainer = unlearn("gpt2", method="idk_dpo", max_steps=15, learning_rate=1e-2, retain_weight=0.0)
+    trainer = unlearn(
+        "gpt2", method="idk_dpo", max_steps=15, stop_at_target=False, learning_rate=1e-2, retain_weight=0.0
+    )
     before = trainer._collect_statistics(trainer.alternative_ds).losses
     trainer.train()
     assert torch.equal(trainer.method.alternative, before)
     entries = [e for e in trainer.state.log_history if "loss" in e]
-    assert entries[0]["loss"] == pytest.approx(20 * np.log(2), rel=1e-5) and entries[-1]["loss"] < 12
+    assert entries[0]["loss"] == pytest.approx(20 * np.log(2), rel=1e-5) and entries[-1]["loss"] < 12.5
     after, forget = (
         trainer._collect_statistics(trainer.alternative_ds).losses,
         trainer._collect_statistics(trainer.forget_ds).losses,

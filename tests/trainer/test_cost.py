@@ -13,8 +13,8 @@ from hf_unlearn.hub.record_schema import check_record
 from hf_unlearn.models.types import inner_model
 from hf_unlearn.trainer.cost import CostCounter, training_epochs
 
-# Six forget, ten retain and eight unseen samples: measured before and after, the retain samples for the guard besides.
-MEASURED = 2 * (6 + 10 + 8) + 10
+# Six forget, ten retain and eight unseen samples: measured before and after.
+MEASURED = 2 * (6 + 10 + 8)
 
 
 def cost_of(trainer):
@@ -35,7 +35,7 @@ def test_every_run_counts_from_its_beginning(unlearn):
     trainer.train()
     trainer.evaluate()
     trainer.train()
-    assert cost_of(trainer)["steps"] == 2 * 3 * 8 and cost_of(trainer)["measuring"] == MEASURED - 10
+    assert cost_of(trainer)["steps"] == 2 * 3 * 8 and cost_of(trainer)["measuring"] == MEASURED
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,9 @@ def test_the_count_is_that_of_the_samples_that_went_through_the_model(unlearn, m
     # A frozen copy of the model takes the hook along.
     inner_model(trainer.model).register_forward_pre_hook(count, with_kwargs=True)
     trainer.train()
-    assert trainer.outcome.cost.sample_passes == sum(seen)
+    # A language model shows once, with two samples, that its logits at some positions are those at all of them.
+    shown = 4 if settings.get("name") == "gpt2" else 0
+    assert trainer.outcome.cost.sample_passes == sum(seen) - shown
 
 
 def test_planned_steps_are_those_that_are_counted(unlearn):
@@ -98,20 +100,20 @@ def test_planned_steps_are_those_that_are_counted(unlearn):
 def test_a_method_without_steps_costs_its_calibration(unlearn):
     trainer = unlearn(method="ssd", forget=1, retain=30)
     trainer.train()
-    assert cost_of(trainer) == {"steps": 0, "calibration": 3 * 31, "measuring": 2 * (1 + 30 + 8) + 30}
+    assert cost_of(trainer) == {"steps": 0, "calibration": 3 * 31, "measuring": 2 * (1 + 16 + 8)}  # sixteen drawn
 
 
 def test_checks_targets_and_evaluations_count_as_measuring(unlearn):
     trainer = unlearn(max_steps=20, retain=12)
     trainer.train()
-    expected = MEASURED + 3 * 2 + 5 * 8  # two retain samples more, and the target five times
-    assert cost_of(trainer)["measuring"] == expected
-    watched = unlearn(max_steps=4, retain=12, method="grad_diff", eval_strategy="steps", eval_steps=2)
+    assert cost_of(trainer)["measuring"] == MEASURED + 2 * 2  # two retain samples more
+    evaluates = {"eval_strategy": "steps", "eval_steps": 2, "stop_at_target": False}
+    watched = unlearn(max_steps=4, retain=12, method="grad_diff", **evaluates)
     watched.train()
-    assert cost_of(watched)["measuring"] == MEASURED + 3 * 2 + 2 * (6 + 12 + 8)
+    assert cost_of(watched)["measuring"] == MEASURED + 2 * 2 + 2 * (6 + 12 + 8)
     ascent = unlearn(max_steps=5, method="grad_diff", forget_target=100.0)
     ascent.train()
-    assert cost_of(ascent)["measuring"] == MEASURED + 6  # is it there yet?
+    assert cost_of(ascent)["measuring"] == MEASURED  # the steps say whether it is there
 
 
 def tokenizer():
@@ -125,7 +127,7 @@ def test_what_is_transcribed_counts(unlearn):
     trainer = unlearn("whisper", processing_class=tokenizer(), predict_with_generate=True, generation_max_length=4)
     trainer.train()
     # Losses and transcripts, before and after.
-    assert cost_of(trainer)["measuring"] == 2 * MEASURED - 10
+    assert cost_of(trainer)["measuring"] == 2 * MEASURED
 
 
 def test_answers_that_are_asked_for_count(unlearn):
@@ -153,12 +155,12 @@ def test_the_share_of_retraining(unlearn):
     metrics = trainer.train().metrics
     assert metrics["retraining_sample_passes"] == 3 * 5 * 40
     assert metrics["cost_of_retraining"] == pytest.approx(metrics["sample_passes"] / 600)
-    assert "0.38 of the 600 passes of retraining" in trainer.outcome.sentence
+    assert "0.22 of the 600 passes of retraining" in trainer.outcome.sentence
     assert trainer.audit().about["cost"] == trainer.outcome.cost.sentence
     trainer.save_release()
     record = json.loads((Path(trainer.args.output_dir) / "unlearning.json").read_text())
     assert check_record(record)["outcome"]["cost_of_retraining"] == metrics["cost_of_retraining"]
-    assert "0.38 of the 600 passes of retraining" in (Path(trainer.args.output_dir) / "README.md").read_text()
+    assert "0.22 of the 600 passes of retraining" in (Path(trainer.args.output_dir) / "README.md").read_text()
 
 
 def test_without_the_epochs_of_training_there_is_no_ratio(unlearn):
@@ -205,7 +207,7 @@ def test_a_run_that_would_cost_more_than_retraining_says_so_once_before_the_firs
     unlearn(max_steps=3, training_passes=3).train()
     warnings = [record.message for record in caplog.records if "more than retraining" in record.message]
     assert warnings == [
-        f"Unlearning would cost more than retraining: up to {82 + MEASURED} sample passes, of which 72 are steps and "
+        f"Unlearning would cost more than retraining: up to {72 + MEASURED} sample passes, of which 72 are steps and "
         "the rest is measured; training on the retain dataset again takes 90. Lower max_steps, or retrain"
     ]
     caplog.clear()

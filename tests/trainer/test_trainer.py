@@ -11,7 +11,6 @@ from transformers import BatchEncoding, BatchFeature, TrainerCallback
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer
 from hf_unlearn.methods import METHODS
-from hf_unlearn.trainer import callbacks as stopping
 from hf_unlearn.trainer import guard
 from hf_unlearn.trainer.surgery_step import SurgeryStep
 
@@ -213,21 +212,19 @@ def test_the_number_of_steps_follows_the_data(unlearn):
     def steps(name="vit", **settings):
         return unlearn(name, retain=40, max_steps=-1, **settings).args.max_steps
 
-    assert steps(per_device_train_batch_size=1) == 80  # two passes over 40 samples
-    assert steps(per_device_train_batch_size=1, method="finetune") == 160
-    assert steps("gpt2", per_device_train_batch_size=1, method="npo") == 80
-    assert steps(per_device_train_batch_size=1, forget=20) == 160  # eight passes over 20 samples
-    assert steps(per_device_train_batch_size=1, retain_batch_size=2, gradient_accumulation_steps=2) == 50
-    assert steps(per_device_train_batch_size=1, forget=130) == 240
+    assert steps(per_device_train_batch_size=1) == 60  # four times the fifteen in which the target should be reached
+    assert steps(per_device_train_batch_size=1, method="finetune") == 160  # four passes over 40 samples
+    assert steps("gpt2", per_device_train_batch_size=1, method="npo") == 60
+    assert steps(per_device_train_batch_size=1, forget=20) == 120  # one and a half passes over 20 samples, four times
+    assert steps(per_device_train_batch_size=1, forget=20, gradient_accumulation_steps=2) == 60
 
 
 @pytest.mark.parametrize("method", ["nabla_tau", "orthograd", "grad_diff"])
-def test_a_target_from_unseen_data_follows_the_model(unlearn, method):
+def test_a_target_from_unseen_data_stays(unlearn, method):
     trainer = unlearn(method=method, retain=12, max_steps=20, stop_at_target=False)
     trainer.train()
     targets = [e["target"] for e in trainer.state.log_history if "target" in e]
-    assert len(targets) == 20 and len(set(targets[:10])) == 1
-    assert len(set(targets)) == (1 if method == "grad_diff" else 6)
+    assert len(targets) == 20 and len(set(targets)) == 1
     fixed = unlearn(method=method, max_steps=20, stop_at_target=False, forget_target=[1.0, 2.0])
     fixed.train()
     assert {e["target"] for e in fixed.state.log_history if "target" in e} == {1.5}
@@ -291,7 +288,7 @@ def test_weight_decay_is_off_on_the_projected_part(unlearn):
 def test_stops_at_the_target_and_at_the_guard(unlearn, caplog):
     trainer = unlearn(method="grad_diff", forget_target=2.5, learning_rate=1e-2, max_steps=200, logging_steps=200)
     trainer.train()
-    assert trainer.state.global_step < 200 and trainer.state.global_step % 5 == 0
+    assert trainer.state.global_step < 200
     assert trainer.unlearning_metrics()["forget_loss"] >= 2.5
     trainer = unlearn(method="grad_ascent", forget_target=1e9, learning_rate=1e-2, max_steps=200, logging_steps=200)
     trainer.train()
@@ -424,25 +421,12 @@ def test_weights_in_half_precision_are_named(unlearn, caplog):
 def test_the_guard_compares_a_sample_with_itself(unlearn, monkeypatch):
     monkeypatch.setattr(guard, "RETAIN_GUARD", 1e-4)
     settings = {"method": "grad_diff", "learning_rate": 1e-12, "forget_target": 1e9, "max_steps": 6}
-    for count in (1, 2, 3):
-        monkeypatch.setattr(guard, "GUARD_SAMPLES", count)
-        trainer = unlearn(**settings, save_steps=5, save_strategy="steps", folder=str(count))
-        trainer.train()
-        assert trainer.state.global_step == 6
-    again = unlearn(**settings, folder="3")
+    trainer = unlearn(**settings, save_steps=5, save_strategy="steps")
+    trainer.train()
+    assert trainer.state.global_step == 6
+    again = unlearn(**settings)
     again.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-5")
-    assert again.unlearning_state.retain_loss_before == trainer.unlearning_state.retain_loss_before
-
-
-def test_fewer_rows_of_many_tokens_are_checked(unlearn, monkeypatch):
-    monkeypatch.setattr(guard, "CHECK_SAMPLES", 3)
-    monkeypatch.setattr(guard, "CHECK_SAMPLES_OF_TOKENS", 2)
-    for name, count in (("bert", 3), ("llama", 2)):
-        trainer = unlearn(name, method="grad_diff")
-        watching = next(
-            c for c in trainer.callback_handler.callbacks if isinstance(c, stopping.TargetStoppingCallback)
-        )
-        assert len(watching.forget_ds) == count
+    assert again.unlearning_state.metrics_before == trainer.unlearning_state.metrics_before
 
 
 # DDP waits for these, unless it is told that they may go unused.
@@ -456,10 +440,10 @@ def test_parameters_without_use_are_found(unlearn, name):
 
 
 def test_a_target_that_is_measured_again_is_the_one_that_is_descended(unlearn):
-    trainer = unlearn(retain=14, max_steps=4, learning_rate=1e-2)
+    trainer = unlearn(retain=14, method="nabla_tau_text", max_steps=10, learning_rate=1e-2)
     trainer.train()
     targets = [entry["target"] for entry in trainer.state.log_history if "target" in entry]
-    assert targets[0] == targets[1] != targets[2]  # from the middle of the run on
+    assert len(set(targets)) > 1  # every five passes over the forget dataset
     assert trainer.step.objective is trainer.target
 
 

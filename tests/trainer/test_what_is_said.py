@@ -39,15 +39,14 @@ def test_a_causal_model_is_asked_before_and_after(unlearn, monkeypatch, capsys):
     calls = counted(trainer.model, monkeypatch)
     metrics = trainer.train().metrics
     assert metrics.keys() >= ANSWERS | {f"{name}_before" for name in ANSWERS}
-    assert sum(calls) == 2 * 32, "at most 32 forget samples, and no others"
+    assert sum(calls) == 2 * len(trainer._draws["forget"].after) == 2 * 16, "those that are drawn, and no others"
     assert "forget rouge l recall" in capsys.readouterr().out
     assert trainer.unlearning_metrics().keys() >= ANSWERS
     assert {f"eval_{name}" for name in ANSWERS} <= trainer.evaluate().keys()
-    # The audit compares with what was measured of the original.
+    # The audit compares with the original model.
     report = trainer.audit(resamples=10)
-    assert report.metrics["forget_exact_memorization"] == pytest.approx(metrics["forget_exact_memorization"])
     original = report.metrics_by_model["original"]
-    assert original["forget_rouge_l_recall"] == pytest.approx(metrics["forget_rouge_l_recall_before"])
+    assert original.keys() >= {"forget_exact_memorization", "forget_rouge_l_recall"} <= report.metrics.keys()
     assert original.keys() >= {"mia_zlib_auc"} <= report.metrics.keys()
 
 
@@ -112,9 +111,10 @@ def test_general_ability_is_watched(unlearn, given, tmp_path, capsys):
     assert logged
     with torch.no_grad():
         losses = [float(trainer.model.eval()(**trainer.data_collator([sample])).loss) for sample in trainer.general_ds]
-    assert output["general_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    drawn = [losses[number] for number in trainer._draws["general"].after]
+    assert output["general_loss"] == pytest.approx(sum(drawn) / len(drawn), rel=1e-5)
     report = trainer.audit(resamples=10)
-    assert report.metrics["general_loss"] == pytest.approx(output["general_loss"], rel=1e-5)
+    assert report.metrics["general_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert "general_loss_low" in report.metrics and "general_loss" in [d["metric"] for d in report.differences]
     assert report.about["general_samples"] == len(trainer.general_ds)
     page = report.to_html(tmp_path / "audit.html").read_text()

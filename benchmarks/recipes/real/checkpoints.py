@@ -119,7 +119,9 @@ class Authors(Task):
         """Questions about the same authors, or about others where an author is forgotten."""
         return {"unseen_ds": self.datasets["unseen authors" if forget.startswith("author_id=") else "unseen"]}
 
-    def metrics(self, model: Any, retrained: Any, *, forget_ds: Any, unseen_ds: Any, **settings: Any) -> dict[str, Any]:
+    def metrics(
+        self, model: Any, retrained: Any, *, forget_ds: Any, unseen_ds: Any, **settings: Any
+    ) -> dict[str, Any]:
         """The audit's, and the loss on WikiText."""
         if len(set(forget_ds["author_id"])) == 1:
             unseen_ds = self.datasets["test authors"]
@@ -158,7 +160,9 @@ class Strings(Speech):
         set_seed(seed)
         model = WhisperForConditionalGeneration.from_pretrained(self.path)
         encoder = model.model.encoder
-        encoder.embed_positions = nn.Embedding.from_pretrained(encoder.embed_positions.weight[: self.POSITIONS].clone())
+        encoder.embed_positions = nn.Embedding.from_pretrained(
+            encoder.embed_positions.weight[: self.POSITIONS].clone()
+        )
         model.config.max_source_positions = encoder.max_source_positions = self.POSITIONS
         model.generation_config.max_length = 32
         return model

@@ -1,0 +1,265 @@
+"""How fast and how long a run goes, by the losses that its steps compute anyway."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_unlearn.targets import ForgetTarget
+
+# The learning rate as a multiple of the method's own: where a run begins, and what it is kept between.
+FIRST, LOWEST, HIGHEST = 0.25, 1 / 32, 8.0
+# It is raised by a quarter a step while samples have moved by less than this part of what was planned, until half of
+# the way is done; and lowered where they have gone past the target.
+RAISE, TOO_SLOW, HELD, LOWER, TOO_FAR = 1.25, 0.7, 0.5, 1.5, 1.3
+# Nats that the retain loss may rise by where its noise is less: a fiftieth of the probability of what is right.
+RETAIN_TOLERANCE = 0.02
+# A target should be reached in so many steps, or passes over the forget dataset if they take more.
+STEPS_TO_TARGET, PASSES_TO_TARGET = 15, 1.5
+# Once the target is reached the rate falls to a tenth, in a quarter of the steps done before.
+LAST, DECAY, MIN_DECAY = 0.1, 0.25, 2
+# The steps whose losses count: of a pass, but no more than these; where ascent does not end by itself, the latest.
+MAX_WINDOW, LATEST = 50, 3
+NUMBERS = ("factor", "held", "lowered", "arrived")  # of a pace, that change
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The losses of one optimizer step, over all its batches and processes, under the weights before it.
+
+    Attributes:
+        scores: of the forget samples, [n] or [n, m], as their objective scores them; empty where the step has none.
+        losses: of the forget samples [n].
+        numbers: of the forget samples in the forget dataset [n].
+        retain_losses: of the retain samples [r]; empty where the step has none.
+    """
+
+    scores: Tensor
+    losses: Tensor
+    numbers: Tensor
+    retain_losses: Tensor
+
+
+@dataclass
+class Pace:
+    """Learning rate and end of a run.
+
+    A rate that nobody has given begins low, is raised or lowered until the forget losses move as planned, and is held.
+    A run of a method that ends by itself has arrived when the forget losses of the last pass match the target and the
+    retain loss is back, each within its own sampling noise; the rate then falls to a tenth in a quarter of the steps
+    done, and the run ends. Other methods end as soon as their forget losses have reached the target.
+
+    Where the original loss of a forget sample is not known, movement is counted from the sample's first step. A sample
+    then shows how fast it moves at its second step; until there is one, the samples of the step before are scored once
+    more (`wants_second_look`).
+
+    Attributes:
+        target: of the run.
+        need: how far the mean forget loss has to move; None where there is no target.
+        retain_before: mean retain loss before the first step, and its standard error.
+        first_losses: of the forget samples [m], under the original model or at their first step; NaN before that.
+        forget_per_step: forget samples of a step.
+        max_steps: the last step at the latest.
+        converges: whether the method ends by itself.
+        calibrates: whether the learning rate is chosen here.
+        stops: whether the run may end before `max_steps`.
+        factor: of the learning rate, apart from the decay.
+        held: whether it is raised no more.
+        lowered: the step at which it was last lowered for the sake of retain samples.
+        arrived: the number of steps done when the target was reached.
+        window: the last observations.
+    """
+
+    target: ForgetTarget
+    need: float | None
+    retain_before: tuple[float, float]
+    first_losses: Tensor
+    forget_per_step: int
+    max_steps: int
+    converges: bool
+    calibrates: bool
+    stops: bool
+    factor: float = 1.0
+    held: bool = False
+    lowered: int = 0
+    arrived: int | None = None
+    window: list[Observation] = field(default_factory=list)
+    _looked_again: bool = False
+
+    @property
+    def pass_steps(self) -> int:
+        """Steps of a pass over the forget dataset."""
+        return math.ceil(len(self.first_losses) / self.forget_per_step)
+
+    @property
+    def planned_steps(self) -> int:
+        """Steps in which the target should be reached."""
+        return planned_steps(self.pass_steps)
+
+    def observe(self, step: int, observation: Observation) -> None:
+        """Take in the losses of a step, before its update.
+
+        Args:
+            step: number of steps before it.
+            observation: its losses.
+        """
+        self.window = [*self.window, observation][-min(self.pass_steps, MAX_WINDOW) :]
+        if self.arrived is None and self.stops and step > 0 and self._has_arrived(step):
+            self.arrived = step
+        if self.calibrates and self.arrived is None and not self._looked_again:
+            self._calibrate(step, observation.numbers, observation.losses)
+        self._looked_again = False
+        numbers = observation.numbers.long()
+        known = self.first_losses[numbers]
+        self.first_losses[numbers] = torch.where(known.isnan(), observation.losses.to(known), known)
+
+    def rate(self, step: int) -> float:
+        """The factor of the learning rate at a step.
+
+        Args:
+            step: number of steps before it.
+        """
+        end = self.last_step
+        begin = end - round(DECAY * end) if self.arrived is None else self.arrived
+        if step < begin:
+            return self.factor
+        return self.factor * (LAST + (1 - LAST) * max(0.0, (end - step) / max(1, end - begin)))
+
+    @property
+    def last_step(self) -> int:
+        """The number of steps after which the run ends, as far as is known."""
+        if self.arrived is None:
+            return self.max_steps
+        decay = max(MIN_DECAY, round(DECAY * self.arrived)) if self.converges else 0
+        return min(self.max_steps, self.arrived + decay)
+
+    # ---- whether the target is reached ----
+
+    def _has_arrived(self, step: int) -> bool:
+        """Whether the forget losses of the last pass match the target, and the retain loss is back, within noise."""
+        if self.target.value is None or not len(self.window[-1].losses):
+            return False
+        if not self.converges:
+            return self.target.is_reached(torch.cat([o.losses for o in self.window[-LATEST:]]))
+        if len(self.window) < min(self.pass_steps, MAX_WINDOW):
+            return False
+        if not self.target.is_met(torch.cat([o.scores for o in self.window])):
+            return False
+        if not (is_back := self._retain_is_back()):
+            self._let_retain_recover(step)
+        return is_back
+
+    def _let_retain_recover(self, step: int) -> None:
+        """Once a window: the forget samples are there, and steps of this length do harm."""
+        if self.calibrates and step - self.lowered >= len(self.window):
+            self.factor, self.lowered = max(LOWEST, self.factor / LOWER), step
+
+    def _retain_is_back(self) -> bool:
+        losses = torch.cat([o.retain_losses for o in self.window]).double()
+        if len(losses) < 2:
+            return True
+        before, error = self.retain_before
+        noise = math.hypot(error, float(losses.std()) / len(losses) ** 0.5)
+        return bool(losses.mean() - before <= max(noise, RETAIN_TOLERANCE))
+
+    # ---- the learning rate ----
+
+    @property
+    def wants_second_look(self) -> bool:
+        """Whether the samples of the last step should be scored once more, to see how fast samples move."""
+        if not self.calibrates or not self.window or not self.need or self.arrived is not None:
+            return False
+        return len(self.window) < self.pass_steps and bool(self.first_losses.isnan().any())
+
+    def look_again(self, step: int, losses: Tensor) -> None:
+        """Take in the losses of the last step's samples under the weights after it.
+
+        Args:
+            step: number of steps done.
+            losses: of the samples of the last observation [n].
+        """
+        self._calibrate(step, self.window[-1].numbers, losses)
+        self._looked_again = True
+
+    def _calibrate(self, step: int, numbers: Tensor, losses: Tensor) -> None:
+        """Change the rate where samples have moved less or more than planned by more than their noise."""
+        first = self.first_losses[numbers.long()]
+        moved = (losses.to(first) - first)[~first.isnan()]
+        if self.need is None or self.need <= 0 or len(moved) < 2 or step == 0:
+            return
+        # Losses rise ever faster, from almost nothing to where the model is unsure. Of many samples each is seen
+        # once or twice: what it moves by at a time is what counts.
+        large = self.pass_steps * PASSES_TO_TARGET > STEPS_TO_TARGET
+        seen = math.ceil(step / self.pass_steps) * self.pass_steps if large else step
+        planned = min(1.0, seen / self.planned_steps) ** (1 if large else 2)
+        done, error = float(moved.mean()) / self.need, float(moved.std()) / len(moved) ** 0.5 / abs(self.need)
+        self.held = self.held or done >= HELD
+        if done + error < TOO_SLOW * planned and not self.held:
+            self.factor = min(HIGHEST, self.factor * RAISE)
+        elif done - error > TOO_FAR:
+            self.factor = max(LOWEST, self.factor / LOWER)
+
+    # ---- a resumed run ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        return {**numbers, "first_losses": self.first_losses, "window": [vars(o) for o in self.window]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name in NUMBERS:
+            setattr(self, name, state[name])
+        self.first_losses = state["first_losses"]
+        self.window = [Observation(**values) for values in state["window"]]
+
+
+def planned_steps(pass_steps: int) -> int:
+    """Steps in which a target should be reached, for so many of a pass over the forget dataset."""
+    return max(STEPS_TO_TARGET, math.ceil(PASSES_TO_TARGET * pass_steps))
+
+
+# What is measured before and after a run, as a share of its planned sample passes, and of that:
+MEASURED = 0.1
+UNSEEN_BEFORE, FORGET, RETAIN, UNSEEN_AFTER = 0.4, 0.15, 0.1, 0.1
+LEAST_DRAWN = 16
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The samples of a dataset that are measured, by their numbers.
+
+    Attributes:
+        before: those measured before the first step.
+        after: those of them that are measured again at the end.
+    """
+
+    before: list[int]
+    after: list[int]
+
+
+def draw_counts(passes: float, sets_target: bool) -> dict[str, tuple[int, int]]:
+    """How many samples of each dataset are measured before and after a run.
+
+    Args:
+        passes: sample passes of its planned steps.
+        sets_target: whether unseen samples set the target; otherwise retain samples do.
+
+    Examples:
+        >>> draw_counts(4000, sets_target=True)
+        {'forget': (60, 60), 'retain': (40, 40), 'unseen': (160, 40), 'general': (40, 40)}
+    """
+    budget = MEASURED * passes
+    most, forget, retain, after = (
+        max(LEAST_DRAWN, round(share * budget)) for share in (UNSEEN_BEFORE, FORGET, RETAIN, UNSEEN_AFTER)
+    )
+    if sets_target:
+        counts = {"forget": (forget, forget), "retain": (retain, retain), "unseen": (most, after)}
+    else:
+        counts = {"forget": (forget, forget), "retain": (most, retain), "unseen": (after, after)}
+    return {**counts, "general": counts["retain"]}
