@@ -194,7 +194,7 @@ class SpokenWords(Speech):
 
     def target(self, forget, shadows):
         generator, token = np.random.default_rng(self.seed), self.token(forget)
-        digits = set(self.processor.tokenizer.convert_tokens_to_ids(_tiny.Whisper.DIGITS))
+        digits = {self.token(f"word={word}") for word in _tiny.Whisper.DIGITS}
 
         def mislabel(sample):
             labels = sample["labels"].tolist()

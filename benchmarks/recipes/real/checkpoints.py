@@ -29,6 +29,7 @@ from tasks import Fashion, Speech, SpokenWords, _tiny
 
 from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.comparing import Task
+from hf_unlearn.data.collator import readable_collator
 from hf_unlearn.data.files import replacing
 from hf_unlearn.data.loading import load_samples
 from hf_unlearn.data.preprocessing import prepare
@@ -123,10 +124,11 @@ class Authors(Task):
         self, model: Any, retrained: Any, *, forget_ds: Any, unseen_ds: Any, **settings: Any
     ) -> dict[str, Any]:
         """The audit's, and the loss on WikiText."""
-        if len(set(forget_ds["author_id"])) == 1:
+        if len({sample["author_id"] for sample in forget_ds}) == 1:
             unseen_ds = self.datasets["test authors"]
         metrics = super().metrics(model, retrained, forget_ds=forget_ds, unseen_ds=unseen_ds, **settings)
-        losses = statistics_of(model, self.general, data_collator=self.collator(model), batch_size=8).losses
+        collator = readable_collator(model, self.processor)
+        losses = statistics_of(model, self.general, data_collator=collator).losses
         return {**metrics, "general_loss": float(losses.mean())}
 
 
@@ -153,7 +155,12 @@ class Strings(Speech):
         train, held_out, test = _tiny.Whisper.strings(data, self.seed, self.HELD_OUT)
         parts = {"train": train.select(range(strings)), "test": test.select(range(min(120, len(test))))}
         parts |= {"unseen": held_out.select(range(80)), "test speaker": held_out.select(range(80, 160))}
-        return {name: prepare(_tiny.Whisper.spoken(part), model, self.processor) for name, part in parts.items()}
+        return {name: self.ready(part, model) for name, part in parts.items()}
+
+    def ready(self, samples: Dataset, model: Any) -> Dataset:
+        """Features and labels; every word has a blank before it, as Whisper writes it, and one token."""
+        spoken = _tiny.Whisper.spoken(samples).map(lambda sample: {"text": f" {sample['text']}"})
+        return prepare(spoken, model, self.processor)
 
     def build(self, seed: int) -> Any:
         """The pretrained model, for five seconds."""
@@ -175,7 +182,7 @@ class Strings(Speech):
 class StringsWord(SpokenWords, Strings):
     """The same strings, and a word to forget."""
 
-    load, build, shadows = Strings.load, Strings.build, ()
+    load, build, training, shadows = Strings.load, Strings.build, Strings.training, ()
 
     def token(self, forget: str) -> int:
         """The token of the forgotten word."""
