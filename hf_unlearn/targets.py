@@ -102,7 +102,7 @@ class ForgetTarget(Objective):
 
     def state(self) -> dict[str, Any]:
         """The state that a resumed run restores the target from."""
-        return {"kind": self.kind, **vars(self)}
+        return {"kind": self.kind, **{name: v for name, v in vars(self).items() if not name.startswith("_")}}
 
 
 class Ascent(ForgetTarget):
@@ -197,14 +197,15 @@ class DistributionTarget(ForgetTarget):
 
         The target losses are a sample, too: of two samples the squared distances add up.
         """
-        scores = scores.double()
-        count, generator = len(scores), torch.Generator().manual_seed(0)
-        draws = torch.randint(len(self.losses), (DRAWS, count), generator=generator)
-        by_chance = torch.stack([self._distance(self.losses[draw]) for draw in draws]).mean()
-        return bool(self._distance(scores) <= by_chance * (1 + count / len(self.losses)) ** 0.5)
+        return float(self._distance(scores.double())) <= self._chance(len(scores))
 
-    def _distance(self, scores: Tensor) -> Tensor:
-        return self.distances(scores).abs().mean()
+    def _chance(self, count: int) -> float:
+        """The mean distance of `count` losses that are a sample of what the target losses are a sample of."""
+        if count not in (known := vars(self).setdefault("_chances", {})):
+            draws = torch.randint(len(self.losses), (DRAWS, count), generator=torch.Generator().manual_seed(0))
+            of_draws = torch.stack([self._distance(self.losses[draw]) for draw in draws])
+            known[count] = float(of_draws.mean()) * (1 + count / len(self.losses)) ** 0.5
+        return known[count]
 
     def distances(self, scores: Tensor, others: Tensor | None = None) -> Tensor:
         """How far each score is from its quantile of the target losses; shape of `scores`.
@@ -222,6 +223,9 @@ class DistributionTarget(ForgetTarget):
     @override
     def combine(self, scores: Tensor, others: Tensor | None = None) -> Tensor:
         """Mean distance of the scores to their quantiles; see `distances`."""
+        return self._distance(scores, others)
+
+    def _distance(self, scores: Tensor, others: Tensor | None = None) -> Tensor:
         return self.distances(scores, others).abs().mean()
 
     def matched(self, scores: Tensor) -> Tensor:

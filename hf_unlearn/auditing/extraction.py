@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_unlearn.auditing.answers import Answer, AnswerTokens, answer_tokens, continuations
 from hf_unlearn.auditing.attack_scores import DatasetStatistics
 from hf_unlearn.auditing.metrics import exact_memorization, extraction_strength
+from hf_unlearn.auditing.statistics import spread
 from hf_unlearn.auditing.text_metrics import exact_match, rouge_l_recall
 from hf_unlearn.data.collator import Collator
 from hf_unlearn.data.splitting import select, subsample_numbers
@@ -64,10 +65,7 @@ def with_extraction(
         numbers = subsample_numbers(len(dataset), EXTRACTED_SAMPLES, seed)
         answers = _answers(select(dataset, numbers), data_collator, batch_size)
         scores = extraction_scores(model, answers, tokenizer, batch_size, f"Asking for {name} samples")
-        columns = {}
-        for metric, values in scores.items():
-            columns[metric] = torch.full((len(dataset),), torch.nan)
-            columns[metric][torch.as_tensor(numbers)] = torch.as_tensor(values, dtype=torch.float32)
+        columns = {metric: spread(torch.as_tensor(values), numbers, len(dataset)) for metric, values in scores.items()}
         measured[name] = replace(statistics[name], extraction=columns)
     return measured
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,18 @@ class SampleStatistics:
             None if self.word_errors is None else self.word_errors[mask],
             None if self.extraction is None else {name: values[mask] for name, values in self.extraction.items()},
         )
+
+
+def spread(values: Tensor, numbers: Sequence[int], size: int) -> Tensor:
+    """The values [k] or [k, m] of the samples with these numbers among `size` of them, float32; NaN for the others.
+
+    Examples:
+        >>> spread(torch.tensor([0.5, 2.0]), [2, 0], 3)
+        tensor([2.0000,    nan, 0.5000])
+    """
+    among_all = torch.full((size, *values.shape[1:]), torch.nan)
+    among_all[torch.as_tensor(numbers, dtype=torch.long)] = values.float()
+    return among_all
 
 
 @torch.no_grad()

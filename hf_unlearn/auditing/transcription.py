@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.attack_scores import DatasetStatistics
 from hf_unlearn.auditing.measuring import preserve_modes
+from hf_unlearn.auditing.statistics import spread
 from hf_unlearn.data.splitting import select, subsample_numbers
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.types import Model
@@ -58,8 +59,7 @@ def with_word_errors(
         batches = (send_to_device(batch, device) for batch in shown)
         with preserve_modes(model.to(device)):
             counts = word_errors(transcribe(model.eval(), batches, tokenizer, generate_kwargs or {}))
-        errors = torch.full((len(dataset), 2), torch.nan)
-        errors[torch.as_tensor(numbers)] = torch.from_numpy(counts).float()
+        errors = spread(torch.from_numpy(counts), numbers, len(dataset))
         measured[name] = replace(statistics[name], word_errors=errors)
     return measured
 

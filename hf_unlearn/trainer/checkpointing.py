@@ -35,7 +35,7 @@ class UnlearningState:
         latest_scores: [forget samples] or [forget samples, 8], see `hf_unlearn.trainer.loss_step.LossStep`.
         metrics_before: metrics of the original model.
         original_hash: hash of the original weights; None where they are sharded.
-        retain_error: standard error of the retain loss among the metrics.
+        retain_before: mean loss of the retain samples measured before the first step, and its standard error.
         pace: `hf_unlearn.trainer.pace.Pace.state_dict`; empty before the first checkpoint.
         hyperparameters: the method's, by name, as the run has them.
         method: `Method.state_dict`, as it was when the checkpoint was written.
@@ -48,7 +48,7 @@ class UnlearningState:
     original_losses: Tensor
     latest_scores: Tensor
     metrics_before: dict[str, float]
-    retain_error: float
+    retain_before: tuple[float, float]
     original_hash: str | None = None
     pace: Mapping[str, Any] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)

@@ -30,7 +30,7 @@ from hf_unlearn.data.columns import LABELS, is_transformed
 from hf_unlearn.data.finite import refuse_losses
 from hf_unlearn.data.pairing import PairedDataset
 from hf_unlearn.data.randomness import unchanged_randomness
-from hf_unlearn.data.splitting import select, subsample, subsample_numbers
+from hf_unlearn.data.splitting import select, subsample
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses.head import LANGUAGE_KINDS
 from hf_unlearn.methods import CalibrationPass, Method
@@ -41,7 +41,8 @@ from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.targets import TargetKind
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.cost import CostCounter, RunCost, training_epochs
-from hf_unlearn.trainer.pace import Draw, Pace, draw_counts, planned_steps
+from hf_unlearn.trainer.draws import Draw, draw_counts, draw_samples
+from hf_unlearn.trainer.pace import Pace, planned_steps
 from hf_unlearn.trainer.setup import RunSetup
 
 
@@ -263,12 +264,8 @@ class EvaluationMixin(Seq2SeqTrainer):
         counts = draw_counts(3 * steps * per_step, sets_target=self.target_kind != "masked_class")
         if self.target_kind == "masked_class" or self.method.needs_original_losses:
             counts["forget"] = len(self.forget_ds), counts["forget"][1]
-        draws = {}
-        for name, dataset in self._named_datasets().items():
-            before = subsample_numbers(len(dataset), counts[name][0], self.args.seed)
-            places = subsample_numbers(len(before), counts[name][1], self.args.seed)
-            draws[name] = Draw(before, [before[place] for place in places])
-        return draws
+        sizes = {name: len(dataset) for name, dataset in self._named_datasets().items()}
+        return draw_samples(sizes, counts, self.args.seed)
 
     def _dataset_statistics(
         self, numbers: Mapping[str, list[int]] | None = None, scores: bool = False
@@ -279,8 +276,10 @@ class EvaluationMixin(Seq2SeqTrainer):
             numbers: of samples, by the names of the datasets: those alone.
             scores: whether with the scores of attacks, as an audit compares them.
         """
-        measured, named = self._measured_datasets(), self._named_datasets()
-        if numbers is not None:
+        if numbers is None:
+            measured = self._measured_datasets()
+        else:
+            named = self._named_datasets()
             measured = {name: select(named[name], of_dataset) for name, of_dataset in numbers.items()}
         statistics = {
             name: self._collect_statistics(dataset, f"Measuring {name} samples", scores)

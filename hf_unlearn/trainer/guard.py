@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from hf_unlearn.data.splitting import select
 from hf_unlearn.trainer.hub import HubMixin
-from hf_unlearn.trainer.loss_step import trainable_parameters
+from hf_unlearn.trainer.loss_step import put_weights, trainable_parameters
 
 logger = logging.getLogger(__name__)
 # Ascent is exponential near the end: check often, on few samples.
@@ -166,9 +166,7 @@ class DivergenceGuard(TrainerCallback):
                 f"The run diverged at step {step}: {self.reason}. Its weights are spread over processes, and the last "
                 "good ones cannot be put back; lower learning_rate and begin again"
             )
-        with torch.no_grad():
-            for name, p in trainable_parameters(self.trainer.model).items():
-                p.copy_(self._weights[name])
+        put_weights(self.trainer.model, self._weights)
         self.trainer.refuse_samples_without_loss(self.good_step, step)
         logger.warning(
             f"Diverged: stopped at step {step}, as {self.reason}; the weights of step {self.good_step} were put back"

@@ -29,6 +29,18 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the parameters that train, by name, in the memory of the CPU."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in trainable_parameters(model).items()}
+
+
+@torch.no_grad()
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set the parameters that train to copies of theirs."""
+    for name, p in trainable_parameters(model).items():
+        p.copy_(weights[name])
+
+
 class LossStep:
     """The optimizer steps of a method that descends a loss.
 

@@ -170,11 +170,14 @@ class Pace:
     # ---- the learning rate ----
 
     @property
+    def _has_to_rise(self) -> bool:
+        return self.need is not None and self.need > 0
+
+    @property
     def wants_second_look(self) -> bool:
         """Whether the samples of the last step should be scored once more, to see how fast samples move."""
-        if not self.calibrates or not self.window or not self.need or self.arrived is not None:
-            return False
-        return len(self.window) < self.pass_steps and bool(self.first_losses.isnan().any())
+        is_open = self.calibrates and not self.held and self.arrived is None and self._has_to_rise
+        return is_open and bool(self.window) and bool(self.first_losses.isnan().any())
 
     def look_again(self, step: int, losses: Tensor) -> None:
         """Take in the losses of the last step's samples under the weights after it.
@@ -190,14 +193,15 @@ class Pace:
         """Change the rate where samples have moved less or more than planned by more than their noise."""
         first = self.first_losses[numbers.long()]
         moved = (losses.to(first) - first)[~first.isnan()]
-        if self.need is None or self.need <= 0 or len(moved) < 2 or step == 0:
+        if not self._has_to_rise or len(moved) < 2 or step == 0:
             return
+        need = float(self.need or 0.0)
         # Losses rise ever faster, from almost nothing to where the model is unsure. Of many samples each is seen
         # once or twice: what it moves by at a time is what counts.
         large = self.pass_steps * PASSES_TO_TARGET > STEPS_TO_TARGET
         seen = math.ceil(step / self.pass_steps) * self.pass_steps if large else step
         planned = min(1.0, seen / self.planned_steps) ** (1 if large else 2)
-        done, error = float(moved.mean()) / self.need, float(moved.std()) / len(moved) ** 0.5 / abs(self.need)
+        done, error = float(moved.mean()) / need, float(moved.std()) / len(moved) ** 0.5 / need
         self.held = self.held or done >= HELD
         if done + error < TOO_SLOW * planned and not self.held:
             self.factor = min(HIGHEST, self.factor * RAISE)
@@ -222,44 +226,3 @@ class Pace:
 def planned_steps(pass_steps: int) -> int:
     """Steps in which a target should be reached, for so many of a pass over the forget dataset."""
     return max(STEPS_TO_TARGET, math.ceil(PASSES_TO_TARGET * pass_steps))
-
-
-# What is measured before and after a run, as a share of its planned sample passes, and of that:
-MEASURED = 0.1
-UNSEEN_BEFORE, FORGET, RETAIN, UNSEEN_AFTER = 0.4, 0.15, 0.1, 0.1
-LEAST_DRAWN = 16
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The samples of a dataset that are measured, by their numbers.
-
-    Attributes:
-        before: those measured before the first step.
-        after: those of them that are measured again at the end.
-    """
-
-    before: list[int]
-    after: list[int]
-
-
-def draw_counts(passes: float, sets_target: bool) -> dict[str, tuple[int, int]]:
-    """How many samples of each dataset are measured before and after a run.
-
-    Args:
-        passes: sample passes of its planned steps.
-        sets_target: whether unseen samples set the target; otherwise retain samples do.
-
-    Examples:
-        >>> draw_counts(4000, sets_target=True)
-        {'forget': (60, 60), 'retain': (40, 40), 'unseen': (160, 40), 'general': (40, 40)}
-    """
-    budget = MEASURED * passes
-    most, forget, retain, after = (
-        max(LEAST_DRAWN, round(share * budget)) for share in (UNSEEN_BEFORE, FORGET, RETAIN, UNSEEN_AFTER)
-    )
-    if sets_target:
-        counts = {"forget": (forget, forget), "retain": (retain, retain), "unseen": (most, after)}
-    else:
-        counts = {"forget": (forget, forget), "retain": (most, retain), "unseen": (after, after)}
-    return {**counts, "general": counts["retain"]}

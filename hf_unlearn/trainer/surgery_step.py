@@ -104,7 +104,6 @@ class SurgeryStep(LossStep):
         # `reduce` copies, so each gradient goes when its copy has come.
         forget = {name: self.accelerator.reduce(self._forget_gradient.pop(name), "sum") for name in names}
         if self.method.needs_every_gradient:
-            self._forget_gradient = {}
             for name, p in self.per_sample.parameters.items():
                 p.grad = self._combined(name, forget[name], retain_weight)
             return

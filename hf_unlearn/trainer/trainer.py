@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import (
     EvalPrediction,
@@ -23,6 +22,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.training_args import ParallelMode
 from typing_extensions import override
 
+from hf_unlearn.auditing.statistics import spread
 from hf_unlearn.data.collator import default_collator, readable_collator
 from hf_unlearn.data.general import GeneralData
 from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler
@@ -45,21 +45,20 @@ from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.cost import CostCounter, warn_of_cost
 from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
-from hf_unlearn.trainer.loss_step import LossStep, trainable_parameters
+from hf_unlearn.trainer.loss_step import LossStep, copy_weights, trainable_parameters
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
-from hf_unlearn.trainer.pace import FIRST, Pace
-from hf_unlearn.trainer.resuming import ResumingMixin
+from hf_unlearn.trainer.pacing import PacingMixin
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
 from hf_unlearn.trainer.surgery_step import SurgeryStep
 
 
-class UnlearningTrainer(ResumingMixin):
+class UnlearningTrainer(PacingMixin):
     """Makes a trained model forget `forget_ds` and keep `retain_ds`.
 
     Everything `transformers.Trainer` accepts still works: callbacks, optimizers, compute_metrics, resume, hub
     arguments, accelerate, logging integrations. What is measured is in `trainer.evaluation`, what is saved in
-    `trainer.checkpointing`, what is pushed in `trainer.hub`; one optimizer step is in `trainer.loss_step` and, for
-    methods that combine gradients, in `trainer.surgery_step`.
+    `trainer.checkpointing`, what is pushed in `trainer.hub`, how long a run goes in `trainer.pacing`; one optimizer
+    step is in `trainer.loss_step` and, for methods that combine gradients, in `trainer.surgery_step`.
 
         forget_ds, retain_ds = split_forget_retain(train_ds, column="label", values=[3])
         trainer = UnlearningTrainer(model, forget_ds, retain_ds, unseen_ds=unseen_ds)
@@ -194,7 +193,7 @@ class UnlearningTrainer(ResumingMixin):
         model = adapted(made, self.peft_config, self.method.lora_by_default)
         if getattr(self, "is_in_train", False):  # `Trainer.__init__` makes a model before it is complete itself
             self._init_method(model)
-            self._original_weights = {n: p.detach().cpu().clone() for n, p in trainable_parameters(model).items()}
+            self._original_weights = copy_weights(model)
         return model
 
     def _init_method(self, model: Any) -> None:
@@ -271,9 +270,7 @@ class UnlearningTrainer(ResumingMixin):
             parameters = trainable_parameters(self.model)
             self.step.record(**self.method.on_pre_optimizer_step(parameters, self._progress(), self.step.loss_scale))
             self.guard.check_step(parameters, self.step.retain_losses, self.state.global_step)
-            observation = self.step.observation()
-            self._pace.observe(self.state.global_step, observation)
-            self.step.remember(observation)
+            self._observe_step()
         return loss
 
     def _set_mode(self) -> None:
@@ -281,19 +278,6 @@ class UnlearningTrainer(ResumingMixin):
             self._eval_mode.apply(self.model)
         else:
             self.model.train()
-
-    @override
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """As `Trainer`'s; by default the rate follows the run."""
-        if self.lr_scheduler is None and self.args.has_default_schedule:
-            first = FIRST if self.args.calibrates_learning_rate else 1.0
-
-            def rate(step: int) -> float:
-                return first if self.pace is None else self.pace.rate(step)
-
-            self.lr_scheduler = LambdaLR(cast(torch.optim.Optimizer, optimizer or self.optimizer), rate)
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
 
     def _retain_weight(self) -> float:
         return self.method.retain_weight(self._progress(), self.state.global_step)
@@ -416,13 +400,12 @@ class UnlearningTrainer(ResumingMixin):
         statistics = self._dataset_statistics({name: draw.before for name, draw in draws.items()})
         self._refuse_unmeasurable(statistics)
         first = self._unlearning_state if self.model_init is None else None
-        retain_losses = statistics["retain"].losses.double()
         forget = statistics["forget"]
         target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics)
         has_profiles = isinstance(target, DistributionTarget) and target.losses.ndim > 1
         profiles = forget.token_loss_profiles if has_profiles else None
         original_losses, latest_scores = (
-            _spread(values, draws["forget"].before, len(self.forget_ds))
+            spread(values, draws["forget"].before, len(self.forget_ds))
             for values in (forget.losses, forget.losses if profiles is None else profiles)
         )
         state = UnlearningState(
@@ -431,7 +414,7 @@ class UnlearningTrainer(ResumingMixin):
             latest_scores=latest_scores,
             metrics_before=self._metrics_before(statistics) if first is None else first.metrics_before,
             original_hash=original_hash,
-            retain_error=float(retain_losses.std()) / len(retain_losses) ** 0.5 if len(retain_losses) > 1 else 0.0,
+            retain_before=_mean_and_error(statistics["retain"].losses) if first is None else first.retain_before,
             hyperparameters=asdict(self.method.hp),
         )
         self.method.on_train_begin(self._calibration_pass())
@@ -477,52 +460,6 @@ class UnlearningTrainer(ResumingMixin):
             cache=self.args.gram_cache,
         )
 
-    @property
-    def _pace(self) -> Pace:
-        assert self.pace is not None  # a run has begun
-        return self.pace
-
-    @torch.no_grad()
-    def _look_again(self) -> None:
-        """Score the forget samples of the last step once more, where the learning rate asks for it."""
-        if not self._pace.wants_second_look:
-            return
-        with self.compute_loss_context_manager():
-            losses = [
-                self.head.losses(self._forward_model(**self.head.inputs(batch)), batch) for batch in self._last_forget
-            ]
-        self.cost.add("measuring", sum(map(len, losses)))
-        gathered = self.accelerator.gather(torch.cat(losses)).cpu()
-        self._pace.look_again(self.state.global_step, gathered)
-
-    @override
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.unlearning_state.pace = self._pace.state_dict()
-        super()._save_checkpoint(model, trial)
-
-    def _make_pace(self, max_steps: int) -> Pace:
-        state = self.unlearning_state
-        target, before = state.target, state.metrics_before
-        per_step = self._pairs.forget_per_step
-        # A method that says how long it takes was published so; who says how many steps wants these steps.
-        is_open = self.args.has_default_steps and self.method.default_steps(per_step) is None
-        stops = is_open if self.method.converges_at_target else True
-        pace = Pace(
-            target=target,
-            need=None if target.value is None else target.value - before["forget_loss"],
-            retain_before=(before["retain_loss"], state.retain_error),
-            first_losses=state.original_losses.clone(),
-            forget_per_step=per_step,
-            max_steps=max_steps,
-            converges=self.method.converges_at_target,
-            calibrates=self.args.calibrates_learning_rate,
-            factor=FIRST if self.args.calibrates_learning_rate else 1.0,
-            stops=stops if self.args.stop_at_target is None else self.args.stop_at_target,
-        )
-        if state.pace:
-            pace.load_state_dict(state.pace)
-        return pace
-
     def _objective(self) -> Objective:
         state = self.unlearning_state
         return self.method.objective(state.target, state.original_losses)
@@ -553,11 +490,10 @@ class UnlearningTrainer(ResumingMixin):
         return parameters.keys() - reachable_parameters(losses, parameters)
 
 
-def _spread(values: Tensor, numbers: list[int], size: int) -> Tensor:
-    """The values [k] or [k, m] of the samples with these numbers among `size` of them; NaN for the others."""
-    spread = torch.full((size, *values.shape[1:]), torch.nan)
-    spread[numbers] = values.float()
-    return spread
+def _mean_and_error(losses: Tensor) -> tuple[float, float]:
+    """The mean of losses [n], and its standard error."""
+    error = float(losses.double().std()) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
+    return float(losses.double().mean()), error
 
 
 def _is_paired(inputs: Any) -> bool:

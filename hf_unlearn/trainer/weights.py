@@ -22,7 +22,7 @@ from hf_unlearn.hub.release_files import ADAPTER_WEIGHTS, is_weight_file
 from hf_unlearn.models.rehearsal import check_outputs, rehearse
 from hf_unlearn.models.types import inner_model
 from hf_unlearn.trainer.checkpointing import CheckpointingMixin
-from hf_unlearn.trainer.loss_step import trainable_parameters
+from hf_unlearn.trainer.loss_step import copy_weights, put_weights
 
 
 class WeightsMixin(CheckpointingMixin):
@@ -58,26 +58,21 @@ class WeightsMixin(CheckpointingMixin):
             return None
         return weights_hash(adapter_state(self.model) if self._trains_users_adapter else base_state(self.model))  # type: ignore[arg-type]
 
-    @torch.no_grad()
     def _keep_original_weights(self) -> None:
-        """Copy what will train to the memory of the CPU: an audit measures the original model when it is asked for."""
+        """Copy what will train: an audit measures the original model when it is asked for."""
         if not self._original_weights and not self._is_sharded:
-            self._original_weights = {n: p.detach().cpu().clone() for n, p in trainable_parameters(self.model).items()}
+            self._original_weights = copy_weights(self.model)
 
-    @torch.no_grad()
     def _original_statistics(self) -> dict[str, SampleStatistics] | None:
         """What an audit compares with, of the original model; None where its weights are not known."""
         if not self._original_weights:
             return None
-        parameters = trainable_parameters(self.model)
-        now = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+        now = copy_weights(self.model)
         try:
-            for name, p in parameters.items():
-                p.copy_(self._original_weights[name])
+            put_weights(self.model, self._original_weights)
             return self._dataset_statistics(scores=True)
         finally:
-            for name, p in parameters.items():
-                p.copy_(now[name])
+            put_weights(self.model, now)
 
     def _saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
         """The weights that a user will load: read back from the folder, which shows that they can be."""

@@ -10,7 +10,8 @@ from tiny import Samples, make, samples
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer, audit
 from hf_unlearn.data.finite import check_finite
-from hf_unlearn.trainer import evaluation
+from hf_unlearn.data.splitting import subsample_numbers
+from hf_unlearn.trainer import draws
 
 NUMBERS = [torch.nan, torch.inf, -torch.inf]
 
@@ -48,14 +49,14 @@ def test_samples_that_are_made_when_read_are_found_when_measured(unlearn, name, 
 
 @pytest.mark.parametrize("method", ["nabla_tau", "orthograd", "grad_diff"])
 def test_retain_samples_that_were_not_measured_are_found_at_the_step(unlearn, method, monkeypatch):
-    """Of 10 retain samples 4 are measured; the guard's sample is another part of them."""
-    monkeypatch.setattr(evaluation, "RETAIN_SAMPLES", 4)
-    numbers = evaluation.subsample_numbers(10, 4, 42)
+    """Of 10 retain samples 4 are measured."""
+    monkeypatch.setattr(draws, "LEAST_DRAWN", 4)
+    numbers = subsample_numbers(10, 4, 42)
     number = next(i for i in range(10) if i not in numbers)
     trainer = unlearn(method=method, sets=spoilt("retain_ds", number, torch.nan), max_steps=12, stop_at_target=False)
-    trainer.guard.retain_ds = [trainer.retain_ds[i] for i in numbers]
     with pytest.raises(ValueError, match=f"^retain_ds: sample {number} has nan in 'pixel_values'"):
         trainer.train()
+    assert trainer.pace is not None  # steps have begun: not among those measured before them
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hf_unlearn.targets import DistributionTarget, MaskedClassTarget
-from hf_unlearn.trainer.pace import FIRST, HIGHEST, LAST, Observation, Pace, draw_counts, planned_steps
+from hf_unlearn.trainer.draws import draw_counts
+from hf_unlearn.trainer.pace import FIRST, HIGHEST, LAST, Observation, Pace, planned_steps
 
 UNSEEN = torch.linspace(0.0, 2.0, 101)
 
@@ -87,6 +88,18 @@ def test_a_class_is_there_once_half_of_it_costs_what_the_surest_tenth_of_others_
     others = torch.stack([torch.linspace(-4.0, -8.0, 50), torch.zeros(50)], dim=1)
     target = MaskedClassTarget(torch.zeros(4, 2).log_softmax(1), [0], others)
     assert not target.is_reached(torch.full((4,), 4.0)) and target.is_reached(torch.full((4,), 4.5))
+
+
+def test_samples_are_looked_at_again_until_it_is_known_how_fast_they_move():
+    unknown = torch.full((60,), torch.nan)
+    watched = pace(first_losses=unknown.clone())
+    assert not watched.wants_second_look  # there is no step yet
+    watched.observe(0, seen(0, torch.zeros(10)))
+    assert watched.wants_second_look
+    watched.look_again(1, torch.full((10,), 0.6))
+    assert watched.held and not watched.wants_second_look
+    assert not pace(first_losses=unknown, need=-0.5, window=watched.window).wants_second_look
+    assert not pace(window=watched.window).wants_second_look  # all original losses are known
 
 
 def test_a_resumed_pace_goes_on():
