@@ -195,9 +195,14 @@ class DistributionTarget(ForgetTarget):
     def is_met(self, scores: Tensor) -> bool:
         """Whether scores are no further from the target losses than as many others of these are on average.
 
-        The target losses are a sample, too: of two samples the squared distances add up.
+        Nor may their mean be lower by more than half of its standard error: coming from below, a run would otherwise
+        end as soon as chance allows. The target losses are a sample, too: of two samples the squares add up.
         """
-        return float(self._distance(scores.double())) <= self._chance(len(scores))
+        scores = scores.double()
+        means, targets = (x.flatten(1).mean(1) for x in (scores[:, None], self.losses[:, None]))
+        error = (means.var() / len(means) + targets.var() / len(targets)) ** 0.5
+        is_below = bool(means.mean() < targets.mean() - error / 2)
+        return not is_below and float(self._distance(scores)) <= self._chance(len(scores))
 
     def _chance(self, count: int) -> float:
         """The mean distance of `count` losses that are a sample of what the target losses are a sample of."""

@@ -24,8 +24,9 @@ from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses.functional import IGNORED
 from hf_unlearn.models.types import Model, inner_model
 
-# Samples of a dataset whose answers are asked for, and tokens of an answer: generating takes as long as many passes.
-EXTRACTED_SAMPLES = 32
+# Samples of a dataset whose answers are asked for, by audits and before and after runs, and tokens of an answer:
+# generating takes as long as many passes.
+EXTRACTED_SAMPLES, EXTRACTED_IN_RUNS = 32, 8
 MAX_ANSWER_TOKENS = 64
 
 
@@ -44,8 +45,9 @@ def with_extraction(
     data_collator: Collator,
     batch_size: int,
     seed: int = 0,
+    samples: int = EXTRACTED_SAMPLES,
 ) -> DatasetStatistics:
-    """The statistics with what at most 32 samples of every dataset have in common with the model's answers.
+    """The statistics with what some samples of every dataset have in common with the model's answers.
 
     Of every sample the first 64 tokens of its answer: `rouge_l_recall` and `exact_match` of the greedy continuation,
     `extraction_strength` and `exact_memorization` of the true tokens, in one forward pass, without the last token, as
@@ -59,10 +61,11 @@ def with_extraction(
         data_collator: samples to batch.
         batch_size: samples in a batch.
         seed: of the samples that are drawn.
+        samples: of a dataset at most.
     """
     measured = dict(statistics)
     for name, dataset in datasets_by_name.items():
-        numbers = subsample_numbers(len(dataset), EXTRACTED_SAMPLES, seed)
+        numbers = subsample_numbers(len(dataset), samples, seed)
         answers = _answers(select(dataset, numbers), data_collator, batch_size)
         scores = extraction_scores(model, answers, tokenizer, batch_size, f"Asking for {name} samples")
         columns = {metric: spread(torch.as_tensor(values), numbers, len(dataset)) for metric, values in scores.items()}

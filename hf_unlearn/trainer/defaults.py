@@ -10,14 +10,16 @@ from torch import nn
 
 from hf_unlearn.losses.head import TOKEN_KINDS
 from hf_unlearn.methods import Method, RunInfo
-from hf_unlearn.trainer.arguments import BATCH_SIZE, UnlearningArguments
+from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.pace import planned_steps
 
 logger = logging.getLogger(__name__)
 
-# A sample of many tokens is many decisions.
-BATCH_SIZE_OF_TOKENS = 16
-MAX_PLANS, MAX_STEPS = 4, 240
+# Forget samples of a step; a sample of many tokens is many decisions.
+STEP_SIZE, STEP_SIZE_OF_TOKENS, LEAST_STEP_SIZE = 32, 16, 4
+# A pass over the forget dataset takes so many steps at least: that many looks at every sample are what a target needs.
+LEAST_PASS = 4
+MAX_PLANS, MAX_STEPS = 2.5, 240
 # Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
 STEPS_WITHOUT_TARGET = 30
 ADAPTER_LEARNING_RATE = 2e-3
@@ -65,9 +67,10 @@ def resolve_defaults(args: UnlearningArguments, method: Method, head_kind: str, 
 
 
 def default_batch_sizes(head_kind: str, info: RunInfo, batches_per_step: int) -> tuple[int, int]:
-    """Forget and retain samples of one batch on one device: 64 or, of many tokens each, 16.
+    """Forget and retain samples of one batch on one device.
 
-    A step takes no more samples than the dataset has, but one a batch.
+    A step takes 32 forget samples or, of many tokens each, 16, but no more than a quarter of the forget dataset or
+    four, and as many retain samples; a batch one at least.
 
     Args:
         head_kind: of the model's head.
@@ -77,19 +80,21 @@ def default_batch_sizes(head_kind: str, info: RunInfo, batches_per_step: int) ->
     Examples:
         >>> info = RunInfo(forget_samples=20, retain_samples=4000)
         >>> default_batch_sizes("single_label", info, 1), default_batch_sizes("causal_lm", info, 2)
-        ((20, 64), (10, 16))
-        >>> default_batch_sizes("single_label", info, 3)
-        (6, 64)
+        ((5, 5), (3, 3))
+        >>> default_batch_sizes("single_label", RunInfo(forget_samples=2, retain_samples=4000), 1)
+        (2, 4)
     """
-    limit = BATCH_SIZE_OF_TOKENS if head_kind in TOKEN_KINDS else BATCH_SIZE
+    limit = STEP_SIZE_OF_TOKENS if head_kind in TOKEN_KINDS else STEP_SIZE
+    size = min(limit, max(LEAST_STEP_SIZE, math.ceil(info.forget_samples / LEAST_PASS)))
     forget, retain = (
-        min(limit, max(1, samples // batches_per_step)) for samples in (info.forget_samples, info.retain_samples)
+        max(1, math.ceil(min(size, samples) / batches_per_step))
+        for samples in (info.forget_samples, info.retain_samples)
     )
     return forget, retain
 
 
 def default_steps(method: Method, forget_per_step: int, retain_per_step: int) -> int:
-    """The steps after which a run ends that has not reached its target: four times those in which it should.
+    """The steps after which a run ends that has not reached its target: 2.5 times those in which it should.
 
     A method that lets forget samples fade takes its passes over the larger dataset, at most 240 steps.
 
@@ -106,5 +111,5 @@ def default_steps(method: Method, forget_per_step: int, retain_per_step: int) ->
     """
     forget_pass = math.ceil(method.info.forget_samples / forget_per_step)
     if method.raises_forget_loss:
-        return MAX_PLANS * planned_steps(forget_pass)
+        return math.ceil(MAX_PLANS * planned_steps(forget_pass))
     return min(method.passes * max(forget_pass, math.ceil(method.info.retain_samples / retain_per_step)), MAX_STEPS)

@@ -20,7 +20,7 @@ from typing_extensions import Unpack, override
 
 from hf_unlearn.auditing.audit import TRANSCRIBING, AuditOptions, audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics
-from hf_unlearn.auditing.extraction import EXTRACTED_SAMPLES, can_extract, with_extraction
+from hf_unlearn.auditing.extraction import EXTRACTED_IN_RUNS, can_extract, with_extraction
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.auditing.subject import RETAIN_SAMPLES
 from hf_unlearn.auditing.text_metrics import perplexity
@@ -226,8 +226,8 @@ class EvaluationMixin(Seq2SeqTrainer):
             )
         if self._continues_text:
             asked = {"forget": readable["forget"]}
-            self.cost.add("measuring", 2 * min(len(readable["forget"]), EXTRACTED_SAMPLES))  # written, and looked at
-            return dict(with_extraction(statistics, self.model, asked, self._tokenizer, *options))
+            self.cost.add("measuring", 2 * min(len(readable["forget"]), EXTRACTED_IN_RUNS))  # written, and looked at
+            return dict(with_extraction(statistics, self.model, asked, self._tokenizer, *options, EXTRACTED_IN_RUNS))
         return statistics
 
     # ---- what measuring costs ----

@@ -13,19 +13,23 @@ from torch import Tensor
 from hf_unlearn.targets import ForgetTarget
 
 # The learning rate as a multiple of the method's own: where a run begins, and what it is kept between.
-FIRST, LOWEST, HIGHEST = 0.25, 1 / 32, 8.0
-# It is raised by a quarter a step while samples have moved by less than this part of what was planned, until half of
-# the way is done; and lowered where they have gone past the target.
-RAISE, TOO_SLOW, HELD, LOWER, TOO_FAR = 1.25, 0.7, 0.5, 1.5, 1.3
+FIRST, LOWEST, HIGHEST = 1 / 3, 1 / 32, 1.0
+# Steps in which it rises to that: Adam's first ones move every weight alike, by noise as much as by what counts.
+WARM_UP = 6
+# It is raised by a tenth a step while samples have moved by less than this part of what was planned, until half of
+# the way is done; and lowered when they reach the target, then once a window while they are past it.
+RAISE, TOO_SLOW, HELD, LOWER, TOO_FAR = 1.1, 0.7, 0.5, 1.5, 1.0
 # Nats that the retain loss may rise by where its noise is less: a fiftieth of the probability of what is right.
 RETAIN_TOLERANCE = 0.02
 # A target should be reached in so many steps, or passes over the forget dataset if they take more.
-STEPS_TO_TARGET, PASSES_TO_TARGET = 15, 1.5
+STEPS_TO_TARGET = 16
 # Once the target is reached the rate falls to a tenth, in a quarter of the steps done before.
-LAST, DECAY, MIN_DECAY = 0.1, 0.25, 2
-# The steps whose losses count: of a pass, but no more than these; where ascent does not end by itself, the latest.
-MAX_WINDOW, LATEST = 50, 3
-NUMBERS = ("factor", "held", "lowered", "arrived")  # of a pace, that change
+LAST, DECAY, MIN_DECAY, MAX_DECAY = 0.1, 0.25, 2, 10
+# A window of steps brings the forget losses nearer to the target, or the run ends as near as it comes.
+NEARER = 0.9
+# The steps whose losses count: of a pass, within these; where ascent does not end by itself, the latest.
+MIN_WINDOW, MAX_WINDOW, LATEST = 5, 50, 3
+NUMBERS = ("factor", "held", "lowered", "arrived", "nearest")  # of a pace, that change
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,12 @@ class Pace:
 
     A rate that nobody has given begins low, is raised or lowered until the forget losses move as planned, and is held.
     A run of a method that ends by itself has arrived when the forget losses of the last pass match the target and the
-    retain loss is back, each within its own sampling noise; the rate then falls to a tenth in a quarter of the steps
-    done, and the run ends. Other methods end as soon as their forget losses have reached the target.
+    retain loss is back, each within its own sampling noise, or when they come no nearer; the rate then falls to a
+    tenth in a quarter of the steps done, ten at most, and the run ends. Other methods end as soon as their forget
+    losses have reached the target.
 
-    Where the original loss of a forget sample is not known, movement is counted from the sample's first step. A sample
-    then shows how fast it moves at its second step; until there is one, the samples of the step before are scored once
-    more (`wants_second_look`).
+    Where the original loss of a forget sample is not known, movement is counted from the sample's first step, and the
+    sample shows how fast it moves at its second.
 
     Attributes:
         target: of the run.
@@ -70,9 +74,10 @@ class Pace:
         stops: whether the run may end before `max_steps`.
         factor: of the learning rate, apart from the decay.
         held: whether it is raised no more.
-        lowered: the step at which it was last lowered for the sake of retain samples.
+        lowered: the step at which it was last lowered.
         arrived: the number of steps done when the target was reached.
         window: the last observations.
+        nearest: the mean distance of the forget losses from the target in the window before.
     """
 
     target: ForgetTarget
@@ -89,12 +94,17 @@ class Pace:
     lowered: int = 0
     arrived: int | None = None
     window: list[Observation] = field(default_factory=list)
-    _looked_again: bool = False
+    nearest: float = math.inf
 
     @property
     def pass_steps(self) -> int:
         """Steps of a pass over the forget dataset."""
         return math.ceil(len(self.first_losses) / self.forget_per_step)
+
+    @property
+    def window_steps(self) -> int:
+        """Steps whose losses count: of a pass, but no fewer than five, in which a noisy run goes up and down."""
+        return max(MIN_WINDOW, min(self.pass_steps, MAX_WINDOW))
 
     @property
     def planned_steps(self) -> int:
@@ -108,12 +118,11 @@ class Pace:
             step: number of steps before it.
             observation: its losses.
         """
-        self.window = [*self.window, observation][-min(self.pass_steps, MAX_WINDOW) :]
+        self.window = [*self.window, observation][-self.window_steps :]
         if self.arrived is None and self.stops and step > 0 and self._has_arrived(step):
             self.arrived = step
-        if self.calibrates and self.arrived is None and not self._looked_again:
+        if self.calibrates and self.arrived is None:
             self._calibrate(step, observation.numbers, observation.losses)
-        self._looked_again = False
         numbers = observation.numbers.long()
         known = self.first_losses[numbers]
         self.first_losses[numbers] = torch.where(known.isnan(), observation.losses.to(known), known)
@@ -125,9 +134,9 @@ class Pace:
             step: number of steps before it.
         """
         end = self.last_step
-        begin = end - round(DECAY * end) if self.arrived is None else self.arrived
+        begin = end - min(MAX_DECAY, round(DECAY * end)) if self.arrived is None else self.arrived
         if step < begin:
-            return self.factor
+            return self.factor * min(1.0, (step + 1) / WARM_UP)
         return self.factor * (LAST + (1 - LAST) * max(0.0, (end - step) / max(1, end - begin)))
 
     @property
@@ -135,7 +144,7 @@ class Pace:
         """The number of steps after which the run ends, as far as is known."""
         if self.arrived is None:
             return self.max_steps
-        decay = max(MIN_DECAY, round(DECAY * self.arrived)) if self.converges else 0
+        decay = min(MAX_DECAY, max(MIN_DECAY, round(DECAY * self.arrived))) if self.converges else 0
         return min(self.max_steps, self.arrived + decay)
 
     # ---- whether the target is reached ----
@@ -146,18 +155,32 @@ class Pace:
             return False
         if not self.converges:
             return self.target.is_reached(torch.cat([o.losses for o in self.window[-LATEST:]]))
-        if len(self.window) < min(self.pass_steps, MAX_WINDOW):
+        if len(self.window) < self.window_steps:
             return False
-        if not self.target.is_met(torch.cat([o.scores for o in self.window])):
-            return False
+        scores = torch.cat([o.scores for o in self.window])
+        if not self.target.is_met(scores):
+            return step % self.window_steps == 0 and self._comes_no_nearer(step, scores)
         if not (is_back := self._retain_is_back()):
             self._let_retain_recover(step)
         return is_back
 
+    def _comes_no_nearer(self, step: int, scores: Tensor) -> bool:
+        """Whether the losses have moved most of the way, and a window of steps has brought them no nearer."""
+        distance = float(self.target.combine(scores))
+        before, self.nearest = self.nearest, distance
+        return self.held and step >= self.planned_steps and distance >= NEARER * before
+
     def _let_retain_recover(self, step: int) -> None:
-        """Once a window: the forget samples are there, and steps of this length do harm."""
-        if self.calibrates and step - self.lowered >= len(self.window):
-            self.factor, self.lowered = max(LOWEST, self.factor / LOWER), step
+        """The forget samples are there, and steps of this length do harm."""
+        if self.calibrates and self._may_lower(step):
+            self._lower(step)
+
+    def _may_lower(self, step: int) -> bool:
+        """Once a window: losses take that long to follow."""
+        return step - self.lowered >= self.window_steps
+
+    def _lower(self, step: int) -> None:
+        self.factor, self.lowered = max(LOWEST, self.factor / LOWER), step
 
     def _retain_is_back(self) -> bool:
         losses = torch.cat([o.retain_losses for o in self.window]).double()
@@ -173,22 +196,6 @@ class Pace:
     def _has_to_rise(self) -> bool:
         return self.need is not None and self.need > 0
 
-    @property
-    def wants_second_look(self) -> bool:
-        """Whether the samples of the last step should be scored once more, to see how fast samples move."""
-        is_open = self.calibrates and not self.held and self.arrived is None and self._has_to_rise
-        return is_open and bool(self.window) and bool(self.first_losses.isnan().any())
-
-    def look_again(self, step: int, losses: Tensor) -> None:
-        """Take in the losses of the last step's samples under the weights after it.
-
-        Args:
-            step: number of steps done.
-            losses: of the samples of the last observation [n].
-        """
-        self._calibrate(step, self.window[-1].numbers, losses)
-        self._looked_again = True
-
     def _calibrate(self, step: int, numbers: Tensor, losses: Tensor) -> None:
         """Change the rate where samples have moved less or more than planned by more than their noise."""
         first = self.first_losses[numbers.long()]
@@ -196,17 +203,16 @@ class Pace:
         if not self._has_to_rise or len(moved) < 2 or step == 0:
             return
         need = float(self.need or 0.0)
-        # Losses rise ever faster, from almost nothing to where the model is unsure. Of many samples each is seen
-        # once or twice: what it moves by at a time is what counts.
-        large = self.pass_steps * PASSES_TO_TARGET > STEPS_TO_TARGET
-        seen = math.ceil(step / self.pass_steps) * self.pass_steps if large else step
-        planned = min(1.0, seen / self.planned_steps) ** (1 if large else 2)
+        # Losses rise ever faster, from almost nothing to where the model is unsure, and Adam's momentum takes some
+        # steps to find the way: a rate that was raised for what the first steps did not do does harm.
+        planned = min(1.0, step / self.planned_steps) ** 2
         done, error = float(moved.mean()) / need, float(moved.std()) / len(moved) ** 0.5 / need
         self.held = self.held or done >= HELD
-        if done + error < TOO_SLOW * planned and not self.held:
+        is_slow = step >= self.planned_steps / 2 and done + error < TOO_SLOW * planned
+        if is_slow and not self.held:
             self.factor = min(HIGHEST, self.factor * RAISE)
-        elif done - error > TOO_FAR:
-            self.factor = max(LOWEST, self.factor / LOWER)
+        elif done - error > TOO_FAR and (not self.lowered or self._may_lower(step)):
+            self._lower(step)
 
     # ---- a resumed run ----
 
@@ -225,4 +231,4 @@ class Pace:
 
 def planned_steps(pass_steps: int) -> int:
     """Steps in which a target should be reached, for so many of a pass over the forget dataset."""
-    return max(STEPS_TO_TARGET, math.ceil(PASSES_TO_TARGET * pass_steps))
+    return max(STEPS_TO_TARGET, pass_steps)

@@ -1,4 +1,4 @@
-"""How the trainer keeps pace: learning rate, stopping and second looks of a run, by the losses of its steps."""
+"""How the trainer keeps pace: learning rate and end of a run, by the losses of its steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ class PacingMixin(ResumingMixin):
     """A `Trainer` whose run ends when it is there, at a rate that follows it."""
 
     step: LossStep
-    _last_forget: list[Any]  # batches of the last step
 
     @override
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
@@ -42,19 +41,6 @@ class PacingMixin(ResumingMixin):
         observation = self.step.observation()
         self._pace.observe(self.state.global_step, observation)
         self.step.remember(observation)
-
-    @torch.no_grad()
-    def _look_again(self) -> None:
-        """Score the forget samples of the last step once more, where the learning rate asks for it."""
-        if not self._pace.wants_second_look:
-            return
-        with self.compute_loss_context_manager():
-            losses = [
-                self.head.losses(self.head.run(self._forward_model, batch), batch) for batch in self._last_forget
-            ]
-        self.cost.add("measuring", sum(map(len, losses)))
-        gathered = self.accelerator.gather(torch.cat(losses)).cpu()
-        self._pace.look_again(self.state.global_step, gathered)
 
     @override
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

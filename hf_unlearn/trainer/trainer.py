@@ -244,11 +244,9 @@ class UnlearningTrainer(PacingMixin):
         if batches:
             self._remeasure_target()
             self._set_mode()
-            self._look_again()
             with self.compute_loss_context_manager():
                 on_device = [self._prepare_inputs(batch) for batch in batches]
                 self.step.prepare_step(self._forward_model, on_device, self._retain_weight())
-            self._last_forget: list[Any] = [batch["forget"] for batch in on_device]
         return batches, None
 
     @override
