@@ -100,7 +100,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     `Method.default_arguments`. All others:
 
     `learning_rate` (the method's own, calibrated in the first steps where there is a target), `max_steps` (until the
-    target is reached, 2.5 times the planned sixteen steps or one pass over the forget dataset at most; one of `num_train_epochs` is one pass over the larger dataset),
+    target is reached, 2.5 times the planned sixteen steps or one pass over the forget dataset at most; one of
+    `num_train_epochs` is one pass over the larger dataset),
     `per_device_train_batch_size` and `retain_batch_size` (32, with heads that score a sample on many tokens 16, but no
     more than a quarter of the forget dataset or 4; with a DeepSpeed config among the arguments always 64),
     `per_device_eval_batch_size` (64; of language models, fewer are measured together where their logits would take

@@ -107,7 +107,7 @@ def default_steps(method: Method, forget_per_step: int, retain_per_step: int) ->
         >>> from types import SimpleNamespace
         >>> info = RunInfo(forget_samples=2000, retain_samples=4000)
         >>> default_steps(SimpleNamespace(raises_forget_loss=True, info=info), 64, 64)
-        192
+        80
     """
     forget_pass = math.ceil(method.info.forget_samples / forget_per_step)
     if method.raises_forget_loss:

@@ -212,11 +212,11 @@ def test_the_number_of_steps_follows_the_data(unlearn):
     def steps(name="vit", **settings):
         return unlearn(name, retain=40, max_steps=-1, **settings).args.max_steps
 
-    assert steps(per_device_train_batch_size=1) == 60  # four times the fifteen in which the target should be reached
+    assert steps(per_device_train_batch_size=1) == 40  # 2.5 times the sixteen in which the target should be reached
     assert steps(per_device_train_batch_size=1, method="finetune") == 160  # four passes over 40 samples
-    assert steps("gpt2", per_device_train_batch_size=1, method="npo") == 60
-    assert steps(per_device_train_batch_size=1, forget=20) == 120  # one and a half passes over 20 samples, four times
-    assert steps(per_device_train_batch_size=1, forget=20, gradient_accumulation_steps=2) == 60
+    assert steps("gpt2", per_device_train_batch_size=1, method="npo") == 40
+    assert steps(per_device_train_batch_size=1, forget=20) == 50  # a pass over 20 samples, 2.5 times
+    assert steps(per_device_train_batch_size=1, forget=20, gradient_accumulation_steps=2) == 40
 
 
 @pytest.mark.parametrize("method", ["nabla_tau", "orthograd", "grad_diff"])
@@ -246,18 +246,18 @@ def test_retain_batch_size(unlearn):
 
 
 def test_default_batches_fit_model_and_data(unlearn, tmp_path):
-    """A step takes no more samples than a set has, of many tokens fewer; what the user says, at any time, stands."""
+    """A step takes a quarter of the forget set at most, of many tokens fewer; what the user says stands."""
 
     def batches(name="vit", forget=80, retain=40, batch=None, **settings):
         trainer = unlearn(name, forget=forget, retain=retain, per_device_train_batch_size=batch, **settings)
         pair = next(iter(trainer.get_train_dataloader()))
         return tuple(len(pair[side]["labels"]) for side in ("forget", "retain"))
 
-    assert batches() == (64, 40) and batches(forget=20, retain=70) == (20, 64)
-    assert batches("gpt2", forget=40) == (16, 16) and batches("gpt2", forget=5, retain=9) == (5, 9)
-    assert batches(forget=20, gradient_accumulation_steps=4) == (5, 10)
-    assert batches(forget=20, retain_batch_size=50) == (20, 50)
-    assert batches(forget=10, retain=3, gradient_accumulation_steps=4) == (2, 1)
+    assert batches() == (20, 20) and batches(forget=140, retain=30) == (32, 30)
+    assert batches("gpt2", forget=80) == (16, 16) and batches("gpt2", forget=5, retain=9) == (4, 4)
+    assert batches(forget=80, gradient_accumulation_steps=4) == (5, 5) and batches(forget=3) == (3, 4)
+    assert batches(forget=20, retain_batch_size=50) == (5, 50)
+    assert batches(forget=10, retain=3, gradient_accumulation_steps=4) == (1, 1)
     assert batches(forget=20, batch=32) == (32, 32) and batches("gpt2", batch=32) == (32, 32)
 
     def settled(args, forget, retain):
@@ -267,8 +267,8 @@ def test_default_batches_fit_model_and_data(unlearn, tmp_path):
 
     args = UnlearningArguments(str(tmp_path), report_to="none", use_cpu=True)
     used, sizes = settled(args, 20, 40)
-    assert sizes == (20, 40) and (args.per_device_train_batch_size, args.effective_retain_batch_size) == (64, 64)
-    assert settled(used, 30, 50)[1] == (30, 50)
+    assert sizes == (5, 5) and (args.per_device_train_batch_size, args.effective_retain_batch_size) == (64, 64)
+    assert settled(used, 30, 50)[1] == (8, 8)
     assert settled(args.set_dataloader(train_batch_size=8), 20, 40)[1] == (8, 8)
 
 

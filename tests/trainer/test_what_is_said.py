@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_unlearn import audit
-from hf_unlearn.auditing.extraction import labelled_answer
+from hf_unlearn.auditing.extraction import EXTRACTED_IN_RUNS, labelled_answer
 from hf_unlearn.data.general import GENERAL_SAMPLES, general_samples
 
 ANSWERS = {f"forget_{name}" for name in
@@ -39,7 +39,7 @@ def test_a_causal_model_is_asked_before_and_after(unlearn, monkeypatch, capsys):
     calls = counted(trainer.model, monkeypatch)
     metrics = trainer.train().metrics
     assert metrics.keys() >= ANSWERS | {f"{name}_before" for name in ANSWERS}
-    assert sum(calls) == 2 * len(trainer._draws["forget"].after) == 2 * 16, "those that are drawn, and no others"
+    assert sum(calls) == 2 * EXTRACTED_IN_RUNS < 2 * len(trainer._draws["forget"].after), "few of those drawn"
     assert "forget rouge l recall" in capsys.readouterr().out
     assert trainer.unlearning_metrics().keys() >= ANSWERS
     assert {f"eval_{name}" for name in ANSWERS} <= trainer.evaluate().keys()
