@@ -21,7 +21,7 @@ WARM_UP = 6
 RAISE, TOO_SLOW, HELD, LOWER, TOO_FAR = 1.1, 0.7, 0.5, 1.5, 1.0
 # Nats that the retain loss may rise by where its noise is less: a fiftieth of the probability of what is right.
 RETAIN_TOLERANCE = 0.02
-# A target should be reached in so many steps, or passes over the forget dataset if they take more.
+# A target should be reached in so many steps, or in a pass over the forget dataset if that takes more.
 STEPS_TO_TARGET = 16
 # Once the target is reached the rate falls to a tenth, in a quarter of the steps done before.
 LAST, DECAY, MIN_DECAY, MAX_DECAY = 0.1, 0.25, 2, 10
@@ -91,7 +91,7 @@ class Pace:
     stops: bool
     factor: float = 1.0
     held: bool = False
-    lowered: int = 0
+    lowered: int = -MAX_WINDOW
     arrived: int | None = None
     window: list[Observation] = field(default_factory=list)
     nearest: float = math.inf
@@ -160,8 +160,9 @@ class Pace:
         scores = torch.cat([o.scores for o in self.window])
         if not self.target.is_met(scores):
             return step % self.window_steps == 0 and self._comes_no_nearer(step, scores)
-        if not (is_back := self._retain_is_back()):
-            self._let_retain_recover(step)
+        is_back = self._retain_is_back()
+        if self.calibrates and not is_back:
+            self._lower(step)  # the forget samples are there, and steps of this length do harm
         return is_back
 
     def _comes_no_nearer(self, step: int, scores: Tensor) -> bool:
@@ -169,18 +170,6 @@ class Pace:
         distance = float(self.target.combine(scores))
         before, self.nearest = self.nearest, distance
         return self.held and step >= self.planned_steps and distance >= NEARER * before
-
-    def _let_retain_recover(self, step: int) -> None:
-        """The forget samples are there, and steps of this length do harm."""
-        if self.calibrates and self._may_lower(step):
-            self._lower(step)
-
-    def _may_lower(self, step: int) -> bool:
-        """Once a window: losses take that long to follow."""
-        return step - self.lowered >= self.window_steps
-
-    def _lower(self, step: int) -> None:
-        self.factor, self.lowered = max(LOWEST, self.factor / LOWER), step
 
     def _retain_is_back(self) -> bool:
         losses = torch.cat([o.retain_losses for o in self.window]).double()
@@ -211,8 +200,13 @@ class Pace:
         is_slow = step >= self.planned_steps / 2 and done + error < TOO_SLOW * planned
         if is_slow and not self.held:
             self.factor = min(HIGHEST, self.factor * RAISE)
-        elif done - error > TOO_FAR and (not self.lowered or self._may_lower(step)):
+        elif done - error > TOO_FAR:
             self._lower(step)
+
+    def _lower(self, step: int) -> None:
+        """Once a window: losses take that long to follow."""
+        if step - self.lowered >= self.window_steps:
+            self.factor, self.lowered = max(LOWEST, self.factor / LOWER), step
 
     # ---- a resumed run ----
 
