@@ -28,7 +28,7 @@ from hf_unlearn.auditing.relearning import Curve
 from hf_unlearn.auditing.robustness import robustness
 from hf_unlearn.auditing.shadows import Shadows
 from hf_unlearn.auditing.subject import Subject, check_subject
-from hf_unlearn.auditing.transcription import TRANSCRIBED_IN_RUNS, TRANSCRIBED_SAMPLES, with_word_errors
+from hf_unlearn.auditing.transcription import with_word_errors
 from hf_unlearn.auditing.verdict import judge
 from hf_unlearn.data.collator import Collator, readable_collator
 from hf_unlearn.data.general import GeneralData, general_samples
@@ -224,12 +224,10 @@ def _collect(subject: Subject) -> _Collected:
         compared = torch.isin(unseen_labels, forget_labels).numpy()
     shadow_models = () if subject.shadows is None else subject.shadows.models()
     if subject.kind in TRANSCRIBING and subject.tokenizer is not None:
-        # Models are compared on the same samples: on those of a run where it has measured the original.
-        samples = TRANSCRIBED_SAMPLES if subject.measured_original is None else TRANSCRIBED_IN_RUNS
         for name, model in subject.models.items():
             statistics[name] = with_word_errors(
                 statistics[name], model, measured, subject.tokenizer, subject.data_collator,
-                subject.generation_batch_size, subject.seed, samples=samples,
+                subject.generation_batch_size, subject.seed,
             )  # fmt: skip
     asked = {name: measured[name] for name in ("forget", "unseen")}
     for name, model in subject.models.items():

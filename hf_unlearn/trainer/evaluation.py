@@ -20,11 +20,11 @@ from typing_extensions import Unpack, override
 
 from hf_unlearn.auditing.audit import TRANSCRIBING, AuditOptions, audit
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics
-from hf_unlearn.auditing.extraction import EXTRACTED_IN_RUNS, can_extract, with_extraction
+from hf_unlearn.auditing.extraction import EXTRACTED_IN_RUNS, EXTRACTED_SAMPLES, can_extract, with_extraction
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.auditing.subject import RETAIN_SAMPLES
 from hf_unlearn.auditing.text_metrics import perplexity
-from hf_unlearn.auditing.transcription import TRANSCRIBED_IN_RUNS, with_word_errors
+from hf_unlearn.auditing.transcription import TRANSCRIBED_IN_RUNS, TRANSCRIBED_SAMPLES, with_word_errors
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.columns import LABELS, is_transformed
 from hf_unlearn.data.finite import refuse_losses
@@ -209,25 +209,23 @@ class EvaluationMixin(Seq2SeqTrainer):
 
     @unchanged_randomness()
     def _with_words(
-        self, statistics: dict[str, SampleStatistics], measured: Mapping[str, AnyDataset]
+        self, statistics: dict[str, SampleStatistics], measured: Mapping[str, AnyDataset], for_audit: bool
     ) -> dict[str, SampleStatistics]:
-        """The statistics, with what the model says of some samples, in words."""
+        """The statistics, with what the model says of some samples, in words: of as many as an audit, or fewer."""
         readable = {name: self._readable(dataset) for name, dataset in measured.items()}
         options = (self._flat_collator(), self.args.eval_batch_size, self.args.seed)
         if self._transcribes:
             limits = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
             limits = {name: value for name, value in limits.items() if value is not None}
+            samples = TRANSCRIBED_SAMPLES if for_audit else TRANSCRIBED_IN_RUNS
             for dataset in readable.values():
-                self._count_generated(min(len(dataset), TRANSCRIBED_IN_RUNS))
-            return dict(
-                with_word_errors(
-                    statistics, self.model, readable, self._tokenizer, *options, limits, TRANSCRIBED_IN_RUNS
-                )
-            )
+                self._count_generated(min(len(dataset), samples))
+            return dict(with_word_errors(statistics, self.model, readable, self._tokenizer, *options, limits, samples))
         if self._continues_text:
             asked = {"forget": readable["forget"]}
-            self.cost.add("measuring", 2 * min(len(readable["forget"]), EXTRACTED_IN_RUNS))  # written, and looked at
-            return dict(with_extraction(statistics, self.model, asked, self._tokenizer, *options, EXTRACTED_IN_RUNS))
+            samples = EXTRACTED_SAMPLES if for_audit else EXTRACTED_IN_RUNS
+            self.cost.add("measuring", 2 * min(len(readable["forget"]), samples))  # written, and looked at
+            return dict(with_extraction(statistics, self.model, asked, self._tokenizer, *options, samples))
         return statistics
 
     # ---- what measuring costs ----
@@ -268,13 +266,13 @@ class EvaluationMixin(Seq2SeqTrainer):
         return draw_samples(sizes, counts, self.args.seed)
 
     def _dataset_statistics(
-        self, numbers: Mapping[str, list[int]] | None = None, scores: bool = False
+        self, numbers: Mapping[str, list[int]] | None = None, for_audit: bool = False
     ) -> dict[str, SampleStatistics]:
         """Of the forget dataset, of at most 2,000 retain samples, and of unseen and general ones where there are any.
 
         Args:
             numbers: of samples, by the names of the datasets: those alone.
-            scores: whether with the scores of attacks, as an audit compares them.
+            for_audit: whether with the scores of attacks and words of as many samples as an audit has.
         """
         if numbers is None:
             measured = self._measured_datasets()
@@ -282,10 +280,10 @@ class EvaluationMixin(Seq2SeqTrainer):
             named = self._named_datasets()
             measured = {name: select(named[name], of_dataset) for name, of_dataset in numbers.items()}
         statistics = {
-            name: self._collect_statistics(dataset, f"Measuring {name} samples", scores)
+            name: self._collect_statistics(dataset, f"Measuring {name} samples", for_audit)
             for name, dataset in measured.items()
         }
-        return self._with_words(statistics, measured)
+        return self._with_words(statistics, measured, for_audit)
 
     def _metrics_before(self, statistics: Mapping[str, SampleStatistics]) -> dict[str, float]:
         """The metrics of the samples that are measured again at the end."""

@@ -92,7 +92,7 @@ class HubMixin(WeightsMixin):
     def audit(self, unseen_ds: AnyDataset | None = None, **options: Unpack[AuditOptions]) -> AuditReport:
         """See `EvaluationMixin.audit`; the next push carries the report.
 
-        On the trainer's own datasets the original model is compared with, which was measured before the first step.
+        On the trainer's own datasets the original model is compared with, from the copy of its weights.
         """
         if unseen_ds is None and self._unlearning_state is not None and not {"original", "seed"} & options.keys():
             options["original"] = self._original_statistics()

@@ -70,7 +70,7 @@ class WeightsMixin(CheckpointingMixin):
         now = copy_weights(self.model)
         try:
             put_weights(self.model, self._original_weights)
-            return self._dataset_statistics(scores=True)
+            return self._dataset_statistics(for_audit=True)
         finally:
             put_weights(self.model, now)
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_unlearn import audit
-from hf_unlearn.auditing.extraction import EXTRACTED_IN_RUNS, labelled_answer
+from hf_unlearn.auditing.extraction import EXTRACTED_IN_RUNS, EXTRACTED_SAMPLES, labelled_answer
 from hf_unlearn.data.general import GENERAL_SAMPLES, general_samples
 
 ANSWERS = {f"forget_{name}" for name in
@@ -43,7 +43,9 @@ def test_a_causal_model_is_asked_before_and_after(unlearn, monkeypatch, capsys):
     assert "forget rouge l recall" in capsys.readouterr().out
     assert trainer.unlearning_metrics().keys() >= ANSWERS
     assert {f"eval_{name}" for name in ANSWERS} <= trainer.evaluate().keys()
-    # The audit compares with the original model.
+    # The audit compares with the original model, on as many samples as it asks the audited one for.
+    asked = ~trainer._original_statistics()["forget"].extraction["exact_memorization"].isnan()
+    assert int(asked.sum()) == EXTRACTED_SAMPLES
     report = trainer.audit(resamples=10)
     original = report.metrics_by_model["original"]
     assert original.keys() >= {"forget_exact_memorization", "forget_rouge_l_recall"} <= report.metrics.keys()
