@@ -58,6 +58,11 @@ def serving(folder, profile):
             asked.append(self.path)
             super().do_GET()
 
+        def end_headers(self):
+            # A test that writes a page anew within a second would be shown the old one.
+            self.send_header("Cache-Control", "no-store")
+            super().end_headers()
+
         def log_message(self, *args):
             pass
 
