@@ -101,7 +101,7 @@ def defaults(method: type[Method]) -> str:
     """Learning rate, retain weight and length of a run, where nothing is given."""
     if not method.is_iterative:
         return "none"
-    if method.default_arguments:
+    if "lr_scheduler_type" in method.default_arguments:
         values = ", ".join(
             f"`{name}={value!r}`" for name, value in method.default_arguments.items()
         )

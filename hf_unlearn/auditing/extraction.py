@@ -26,7 +26,7 @@ from hf_unlearn.models.types import Model, inner_model
 
 # Samples of a dataset whose answers are asked for, by audits and before and after runs, and tokens of an answer:
 # generating takes as long as many passes.
-EXTRACTED_SAMPLES, EXTRACTED_IN_RUNS = 32, 8
+EXTRACTED_SAMPLES, EXTRACTED_IN_RUNS = 32, 4
 MAX_ANSWER_TOKENS = 64
 
 

@@ -23,7 +23,7 @@ from hf_unlearn.models.types import Model
 
 # Samples of a dataset that are transcribed, which takes longer than a forward pass: by an audit, and before and after
 # a run, which should not spend its time on them.
-TRANSCRIBED_SAMPLES, TRANSCRIBED_IN_RUNS = 200, 16
+TRANSCRIBED_SAMPLES, TRANSCRIBED_IN_RUNS = 200, 8
 
 
 def with_word_errors(

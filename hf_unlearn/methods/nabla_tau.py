@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from hf_unlearn.methods import bibliography
-from hf_unlearn.methods.base import Method
+from hf_unlearn.methods.base import SHORT_MEMORY, Method
 
 # The authors measure the unseen loss again every five passes over the forget dataset (published notebooks).
 REFRESH_PASSES = 5
@@ -31,6 +31,7 @@ class NablaTau(Method):
     bibtex = bibliography.TRIPPA_2024
     converges_at_target = True
     default_retain_weight = 0.7
+    default_arguments = SHORT_MEMORY
 
 
 class PublishedNablaTau(Method):

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from hf_unlearn.methods import bibliography
 from hf_unlearn.methods.ascent import GradAscent, GradDiff
-from hf_unlearn.methods.base import Method, MethodSettings, RunInfo
+from hf_unlearn.methods.base import SHORT_MEMORY, Method, MethodSettings, RunInfo
 from hf_unlearn.methods.hyperparameters import NoHyperparameters, hyperparameter
 from hf_unlearn.methods.nabla_tau import NablaTau
 from hf_unlearn.targets import ForgetTarget, Objective
@@ -65,6 +65,7 @@ class SurgeryMethod(Method):
     is_gradient_surgery = True
     needs_every_gradient: ClassVar[bool] = False
     lora_by_default = True
+    default_arguments = SHORT_MEMORY
 
     def __init__(self, settings: MethodSettings, info: RunInfo, hyperparameters: object | None = None):
         super().__init__(settings, info, hyperparameters)

@@ -30,7 +30,10 @@ METHODS_OWN: Any = None
 DEFAULTS = {
     "forgetting_loss": "nabla_tau", "projection_scope": "global", "forget_target": "auto", "hinge": "squared",
     "lr_scheduler_type": "constant",
-    **{name: Seq2SeqTrainingArguments.__dataclass_fields__[name].default for name in ("optim", "max_grad_norm")},
+    **{
+        name: Seq2SeqTrainingArguments.__dataclass_fields__[name].default
+        for name in ("optim", "adam_beta1", "max_grad_norm")
+    },
 }  # fmt: skip
 OUTPUT_DIR = "unlearned"
 
@@ -105,8 +108,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     `per_device_train_batch_size` and `retain_batch_size` (32, with heads that score a sample on many tokens 16, but no
     more than a quarter of the forget dataset or 4; with a DeepSpeed config among the arguments always 64),
     `per_device_eval_batch_size` (64; of language models, fewer are measured together where their logits would take
-    more than 256 MiB), `lr_scheduler_type` (held, then falling to a tenth at the target; see
-    `hf_unlearn.trainer.pace`),
+    more than 256 MiB), `adam_beta1` (0.6 with ∇τ and with gradient surgery),
+    `lr_scheduler_type` (held, then falling to a tenth at the target; see `hf_unlearn.trainer.pace`),
     `output_dir` ("unlearned"; where it has the files of another run "unlearned-2", and so on),
     `logging_steps` (10), `save_strategy` ("no", "steps" where `save_steps` is given), `logging_nan_inf_filter` (False:
     divergence must show),
@@ -154,6 +157,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     per_device_eval_batch_size: int = field(default=None, metadata={"help": "Samples per device when measuring."})  # type: ignore[assignment]
     lr_scheduler_type: SchedulerType | str = field(default=METHODS_OWN, metadata={"help": "Learning rate schedule."})
     optim: OptimizerNames | str = field(default=METHODS_OWN, metadata={"help": "Optimizer."})
+    adam_beta1: float = field(default=METHODS_OWN, metadata={"help": "Share of the gradients before in Adam's step."})
     max_grad_norm: float = field(default=METHODS_OWN, metadata={"help": "Norm to clip gradients to."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     save_strategy: SaveStrategy | str = field(  # type: ignore[assignment]

@@ -33,9 +33,11 @@ class UnlearningState:
         target: the forgetting target.
         original_losses: losses [forget samples] of the original model; NaN where they were not measured.
         latest_scores: [forget samples] or [forget samples, 8], see `hf_unlearn.trainer.loss_step.LossStep`.
+        score_ages: [forget samples], likewise.
         metrics_before: metrics of the original model.
         original_hash: hash of the original weights; None where they are sharded.
-        retain_before: mean loss of the retain samples measured before the first step, and its standard error.
+        retain_before: losses of the retain samples measured before the first step.
+        begins_with_original: whether the run is the first of this model.
         pace: `hf_unlearn.trainer.pace.Pace.state_dict`; empty before the first checkpoint.
         hyperparameters: the method's, by name, as the run has them.
         method: `Method.state_dict`, as it was when the checkpoint was written.
@@ -47,8 +49,10 @@ class UnlearningState:
     target: ForgetTarget
     original_losses: Tensor
     latest_scores: Tensor
+    score_ages: Tensor
     metrics_before: dict[str, float]
-    retain_before: tuple[float, float]
+    retain_before: Tensor
+    begins_with_original: bool = True
     original_hash: str | None = None
     pace: Mapping[str, Any] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)

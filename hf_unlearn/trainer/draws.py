@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from hf_unlearn.data.splitting import subsample_numbers
 
-# As a share of a run's planned sample passes, and of that:
-MEASURED = 0.1
-UNSEEN_BEFORE, FORGET, RETAIN, UNSEEN_AFTER = 0.4, 0.15, 0.1, 0.1
-LEAST_DRAWN = 16
+# As a share of a run's sample passes, of which it takes half as many again as planned; and of that: most for what sets
+# the target, as its noise is that of the whole run.
+MEASURED, TAKEN = 0.1, 1.5
+SETS_TARGET, FORGET, RETAIN, UNSEEN_AFTER = 0.7, 0.1, 0.05, 0.05
+LEAST_DRAWN, LEAST_FOR_TARGET = 8, 16
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,11 @@ def draw_counts(passes: float, sets_target: bool) -> dict[str, tuple[int, int]]:
 
     Examples:
         >>> draw_counts(4000, sets_target=True)
-        {'forget': (60, 60), 'retain': (40, 40), 'unseen': (160, 40), 'general': (40, 40)}
+        {'forget': (60, 60), 'retain': (30, 30), 'unseen': (420, 30), 'general': (30, 30)}
     """
-    budget = MEASURED * passes
-    most, forget, retain, after = (
-        max(LEAST_DRAWN, round(share * budget)) for share in (UNSEEN_BEFORE, FORGET, RETAIN, UNSEEN_AFTER)
-    )
+    budget = MEASURED * TAKEN * passes
+    forget, retain, after = (max(LEAST_DRAWN, round(share * budget)) for share in (FORGET, RETAIN, UNSEEN_AFTER))
+    most = max(LEAST_FOR_TARGET, round(SETS_TARGET * budget))
     if sets_target:
         counts = {"forget": (forget, forget), "retain": (retain, retain), "unseen": (most, after)}
     else:

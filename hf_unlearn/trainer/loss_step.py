@@ -41,6 +41,34 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         p.copy_(weights[name])
 
 
+def others_by_now(latest: Tensor, ages: Tensor, scores: Tensor, numbers: Tensor) -> Tensor:
+    """What the scores of forget samples that are not in a step are by now, as far as they are known.
+
+    While scores move fast, those of a step are above all that were scored before; ranked among these as they were,
+    they would be matched to the highest losses of the target, and sent far beyond it. So the others move on by what
+    the samples of the step have moved a step since they were scored.
+
+    Args:
+        latest: the scores of all forget samples when they were last in a step, [samples] or [samples, m]; NaN where
+            they are not known.
+        ages: the steps done since then [samples].
+        scores: of the samples of the step, [n] or [n, m].
+        numbers: of these samples in the forget dataset [n].
+
+    Examples:
+        >>> latest, ages = torch.tensor([0.0, 0.0, 0.5]), torch.tensor([3.0, 1.0, 0.0])
+        >>> others_by_now(latest, ages, torch.tensor([4.0]), torch.tensor([0]))
+        tensor([2.0000, 1.5000])
+    """
+    is_known = ~latest.view(len(latest), -1).isnan().any(1)
+    known = is_known[numbers]
+    moved = (scores.to(latest) - latest[numbers])[known]
+    pace = moved.sum(0) / (ages[numbers][known] + 1).sum() if len(moved) else torch.zeros_like(latest[0])
+    is_known[numbers] = False
+    steps = ages[is_known] + 1
+    return latest[is_known] + steps.view(-1, *[1] * pace.ndim) * pace
+
+
 class LossStep:
     """The optimizer steps of a method that descends a loss.
 
@@ -59,6 +87,7 @@ class LossStep:
         forget_samples: of the forget samples of the step so far, likewise: their scores, losses and numbers.
         latest_scores: of all forget samples, [samples] or [samples, m], those that a target matches to its losses;
             NaN where they are not known.
+        score_ages: of all forget samples [samples], the steps done since they were scored.
     """
 
     def __init__(
@@ -75,7 +104,7 @@ class LossStep:
         self.num_batches = 1
         self.retain_losses: list[Tensor] = []
         self.forget_samples: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.latest_scores = torch.empty(0)
+        self.latest_scores, self.score_ages = torch.empty(0), torch.empty(0)
         self._weights: list[Tensor] = []
         self._value = torch.zeros(())
         self._log: dict[str, list[Any]] = {}
@@ -169,15 +198,11 @@ class LossStep:
 
     def remember(self, observation: Observation) -> None:
         """Keep the scores of the step's forget samples, for the ranks of others."""
+        self.score_ages += 1
         if isinstance(self.objective, DistributionTarget) and len(observation.scores):
-            scores = self.objective.matched(observation.scores)
-            self.latest_scores[observation.numbers.long()] = scores.to(self.latest_scores)
-
-    def _others(self, numbers: Tensor) -> Tensor:
-        """The latest scores known of forget samples that are not in the step."""
-        is_known = ~self.latest_scores.view(len(self.latest_scores), -1).isnan().any(1)
-        is_known[numbers.long()] = False
-        return self.latest_scores[is_known]
+            scores, numbers = self.objective.matched(observation.scores), observation.numbers.long()
+            self.latest_scores[numbers] = scores.to(self.latest_scores)
+            self.score_ages[numbers] = 0
 
     def _gathered(self, tensors: Sequence[Tensor]) -> Tensor:
         return self.accelerator.gather(torch.cat(list(tensors))).cpu() if tensors else torch.empty(0)
@@ -224,7 +249,10 @@ class LossStep:
         local = torch.cat(list(scores))
         gathered = self.accelerator.gather(local).requires_grad_()
         if isinstance(self.objective, DistributionTarget):
-            value = self.objective.combine(gathered, self._others(self._gathered(numbers)))
+            matched = self.objective.matched(gathered.detach()).cpu()
+            numbers_of_step = self._gathered(numbers).long()
+            others = others_by_now(self.latest_scores, self.score_ages, matched, numbers_of_step)
+            value = self.objective.combine(gathered, others)
         else:
             value = self.objective.combine(gathered)
         (gradient,) = torch.autograd.grad(value, gathered)

@@ -13,12 +13,14 @@ from torch import Tensor
 from hf_unlearn.targets import ForgetTarget
 
 # The learning rate as a multiple of the method's own: where a run begins, and what it is kept between.
-FIRST, LOWEST, HIGHEST = 1 / 3, 1 / 32, 1.0
+FIRST, LOWEST, HIGHEST = 1 / 3, 1 / 12, 1.0
 # Steps in which it rises to that: Adam's first ones move every weight alike, by noise as much as by what counts.
 WARM_UP = 6
 # It is raised by a tenth a step while samples have moved by less than this part of what was planned, until half of
 # the way is done; and lowered when they reach the target, then once a window while they are past it.
-RAISE, TOO_SLOW, HELD, LOWER, TOO_FAR = 1.1, 0.7, 0.5, 1.5, 1.0
+RAISE, TOO_SLOW, HELD, LOWER, TOO_FAR = 1.1, 0.7, 0.5, 2.0, 1.0
+# The steps at the beginning whose rate is so low that their retain losses are those of the original model.
+EARLY = 3
 # Nats that the retain loss may rise by where its noise is less: a fiftieth of the probability of what is right.
 RETAIN_TOLERANCE = 0.02
 # A target should be reached in so many steps, or in a pass over the forget dataset if that takes more.
@@ -29,7 +31,7 @@ LAST, DECAY, MIN_DECAY, MAX_DECAY = 0.1, 0.25, 2, 10
 NEARER = 0.9
 # The steps whose losses count: of a pass, within these; where ascent does not end by itself, the latest.
 MIN_WINDOW, MAX_WINDOW, LATEST = 5, 50, 3
-NUMBERS = ("factor", "held", "lowered", "arrived", "nearest")  # of a pace, that change
+NUMBERS = ("factor", "held", "lowered", "arrived", "nearest", "retain_nearest", "retain_before")  # that change
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Pace:
 
     A rate that nobody has given begins low, is raised or lowered until the forget losses move as planned, and is held.
     A run of a method that ends by itself has arrived when the forget losses of the last pass match the target and the
-    retain loss is back, each within its own sampling noise, or when they come no nearer; the rate then falls to a
-    tenth in a quarter of the steps done, ten at most, and the run ends. Other methods end as soon as their forget
+    retain loss is back, each within its own sampling noise, or when one of them comes no nearer; the rate then falls
+    to a tenth in a quarter of the steps done, ten at most, and the run ends. Other methods end as soon as their forget
     losses have reached the target.
 
     Where the original loss of a forget sample is not known, movement is counted from the sample's first step, and the
@@ -65,36 +67,42 @@ class Pace:
     Attributes:
         target: of the run.
         need: how far the mean forget loss has to move; None where there is no target.
-        retain_before: mean retain loss before the first step, and its standard error.
+        retain_before: losses of retain samples under the original model [r]: those measured before the first step and
+            those of the first steps.
         first_losses: of the forget samples [m], under the original model or at their first step; NaN before that.
         forget_per_step: forget samples of a step.
         max_steps: the last step at the latest.
         converges: whether the method ends by itself.
         calibrates: whether the learning rate is chosen here.
         stops: whether the run may end before `max_steps`.
+        begins_with_original: whether its first steps are the original model's; not so where a model is trained again.
         factor: of the learning rate, apart from the decay.
         held: whether it is raised no more.
         lowered: the step at which it was last lowered.
         arrived: the number of steps done when the target was reached.
         window: the last observations.
         nearest: the mean distance of the forget losses from the target in the window before.
+        retain_nearest: how far the retain losses were above those of the original in the window before, where the
+            forget losses matched the target.
     """
 
     target: ForgetTarget
     need: float | None
-    retain_before: tuple[float, float]
+    retain_before: Tensor
     first_losses: Tensor
     forget_per_step: int
     max_steps: int
     converges: bool
     calibrates: bool
     stops: bool
+    begins_with_original: bool = True
     factor: float = 1.0
     held: bool = False
     lowered: int = -MAX_WINDOW
     arrived: int | None = None
     window: list[Observation] = field(default_factory=list)
     nearest: float = math.inf
+    retain_nearest: float = math.inf
 
     @property
     def pass_steps(self) -> int:
@@ -119,6 +127,8 @@ class Pace:
             observation: its losses.
         """
         self.window = [*self.window, observation][-self.window_steps :]
+        if step < EARLY and self.begins_with_original:
+            self.retain_before = torch.cat([self.retain_before, observation.retain_losses.to(self.retain_before)])
         if self.arrived is None and self.stops and step > 0 and self._has_arrived(step):
             self.arrived = step
         if self.calibrates and self.arrived is None:
@@ -159,25 +169,31 @@ class Pace:
             return False
         scores = torch.cat([o.scores for o in self.window])
         if not self.target.is_met(scores):
-            return step % self.window_steps == 0 and self._comes_no_nearer(step, scores)
-        is_back = self._retain_is_back()
-        if self.calibrates and not is_back:
+            return self._comes_no_nearer(step, "nearest", float(self.target.combine(scores)))
+        if self._retain_is_back():
+            return True
+        if self.calibrates:
             self._lower(step)  # the forget samples are there, and steps of this length do harm
-        return is_back
+        return self._comes_no_nearer(step, "retain_nearest", self._retain_rise())
 
-    def _comes_no_nearer(self, step: int, scores: Tensor) -> bool:
-        """Whether the losses have moved most of the way, and a window of steps has brought them no nearer."""
-        distance = float(self.target.combine(scores))
-        before, self.nearest = self.nearest, distance
+    def _comes_no_nearer(self, step: int, nearest: str, distance: float) -> bool:
+        """Whether a window of steps has brought losses, which have moved most of the way, no nearer."""
+        if step % self.window_steps:
+            return False
+        before = getattr(self, nearest)
+        setattr(self, nearest, distance)
         return self.held and step >= self.planned_steps and distance >= NEARER * before
 
+    def _retain_rise(self) -> float:
+        """How far the mean retain loss of the window is above that of the original."""
+        return float(torch.cat([o.retain_losses for o in self.window]).double().mean() - self.retain_before.mean())
+
     def _retain_is_back(self) -> bool:
-        losses = torch.cat([o.retain_losses for o in self.window]).double()
-        if len(losses) < 2:
+        losses, before = torch.cat([o.retain_losses for o in self.window]).double(), self.retain_before.double()
+        if min(len(losses), len(before)) < 2:
             return True
-        before, error = self.retain_before
-        noise = math.hypot(error, float(losses.std()) / len(losses) ** 0.5)
-        return bool(losses.mean() - before <= max(noise, RETAIN_TOLERANCE))
+        noise = math.hypot(*(float(of.std()) / len(of) ** 0.5 for of in (before, losses)))
+        return self._retain_rise() <= max(noise, RETAIN_TOLERANCE)
 
     # ---- the learning rate ----
 

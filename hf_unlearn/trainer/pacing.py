@@ -58,6 +58,7 @@ class PacingMixin(ResumingMixin):
             target=target,
             need=None if target.value is None else target.value - before["forget_loss"],
             retain_before=state.retain_before,
+            begins_with_original=state.begins_with_original,
             first_losses=state.original_losses.clone(),
             forget_per_step=per_step,
             max_steps=max_steps,

@@ -382,7 +382,8 @@ class UnlearningTrainer(PacingMixin):
             self.method.load_state_dict(self._unlearning_state.method)
             self._check_original()
         self.step = self._make_step()
-        self.step.latest_scores = self.unlearning_state.latest_scores
+        state = self.unlearning_state
+        self.step.latest_scores, self.step.score_ages = state.latest_scores, state.score_ages
         self.pace = self._make_pace(max_steps)
         if not self.state.global_step:
             self._warn_of_cost()
@@ -410,9 +411,11 @@ class UnlearningTrainer(PacingMixin):
             target=target,
             original_losses=original_losses,
             latest_scores=latest_scores,
+            score_ages=torch.zeros(len(latest_scores)),
             metrics_before=self._metrics_before(statistics) if first is None else first.metrics_before,
             original_hash=original_hash,
-            retain_before=_mean_and_error(statistics["retain"].losses) if first is None else first.retain_before,
+            retain_before=statistics["retain"].losses if first is None else first.retain_before,
+            begins_with_original=first is None,
             hyperparameters=asdict(self.method.hp),
         )
         self.method.on_train_begin(self._calibration_pass())
@@ -486,12 +489,6 @@ class UnlearningTrainer(PacingMixin):
         with torch.enable_grad(), self.compute_loss_context_manager():
             losses = self.head.losses(self.head.run(self.model.eval(), batch), batch)
         return parameters.keys() - reachable_parameters(losses, parameters)
-
-
-def _mean_and_error(losses: Tensor) -> tuple[float, float]:
-    """The mean of losses [n], and its standard error."""
-    error = float(losses.double().std()) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
-    return float(losses.double().mean()), error
 
 
 def _is_paired(inputs: Any) -> bool:
