@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from hf_unlearn.auditing import report_parts
 from hf_unlearn.auditing.attack_scores import AttackScores, DatasetStatistics, attack_scores
 from hf_unlearn.auditing.attacks import Estimate, roc
+from hf_unlearn.auditing.budget import EPOCHS
 from hf_unlearn.auditing.dataset_metrics import matched_datasets
 from hf_unlearn.auditing.estimates import attack_estimates, dataset_estimates, flat
 from hf_unlearn.auditing.evidence import Evidence, collect_evidence
@@ -61,6 +62,7 @@ class AuditOptions(TypedDict, total=False):
     cache_dir: str | Path | None
     training: Sequence[Mapping[str, float]]
     general_ds: GeneralData | None
+    training_passes: float | None
 
 
 def audit(
@@ -83,6 +85,7 @@ def audit(
     cache_dir: str | Path | None = None,
     training: Sequence[Mapping[str, float]] = (),
     general_ds: GeneralData | None = None,
+    training_passes: float | None = None,
 ) -> AuditReport:
     """Measure whether a model has forgotten.
 
@@ -114,6 +117,8 @@ def audit(
         general_ds: what the model knows beside this data, and should still know: a dataset ready for the model; for
             causal language models also a text file, or texts. At most 64 samples are measured; a loss that has risen
             by more than 0.1 nats is damage.
+        training_passes: passes over the retain dataset that retraining takes (epochs); default: 3. `relearning` takes
+            at most a tenth of that for each model.
 
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
@@ -136,6 +141,7 @@ def audit(
         data_collator=data_collator or readable_collator(model, processing_class),
         tokenizer=getattr(processing_class, "tokenizer", processing_class),
         batch_size=batch_size, cache_dir=cache_dir, resamples=resamples, seed=seed,
+        training_passes=EPOCHS if training_passes is None else training_passes,
     )  # fmt: skip
     check_subject(subject)
     if general_ds is not None:
@@ -227,14 +233,14 @@ def _collect(subject: Subject) -> _Collected:
         for name, model in subject.models.items():
             statistics[name] = with_word_errors(
                 statistics[name], model, measured, subject.tokenizer, subject.data_collator,
-                subject.generation_batch_size, subject.seed,
+                subject.generation_batch_size, subject.seed, cache_dir=subject.cache_dir,
             )  # fmt: skip
     asked = {name: measured[name] for name in ("forget", "unseen")}
     for name, model in subject.models.items():
         if can_extract(model, subject.kind, subject.tokenizer):
             statistics[name] = with_extraction(
                 statistics[name], model, asked, subject.tokenizer, subject.data_collator,
-                subject.generation_batch_size, subject.seed,
+                subject.generation_batch_size, subject.seed, cache_dir=subject.cache_dir,
             )  # fmt: skip
     return _Collected(
         statistics=statistics,
@@ -288,8 +294,8 @@ def _estimate(subject: Subject, collected: _Collected, scores: Mapping[str, Atta
 def _add_robustness(subject: Subject, estimated: _Estimated, has_labels: bool) -> None:
     """Try to bring the data back, and add what that shows."""
     result = robustness(
-        subject.models, subject.measured, subject.request, estimated.metrics, probe=has_labels,
-        data_collator=subject.data_collator, seed=subject.seed,
+        subject.models, subject.measured, subject.request, estimated.metrics, budget=subject.budget,
+        probe=has_labels, data_collator=subject.data_collator, seed=subject.seed, cache_dir=subject.cache_dir,
     )  # fmt: skip
     estimated.notes += result.notes
     estimated.curves, estimated.hidden = result.curves, result.hidden

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.answers import Answer, AnswerTokens, answer_tokens, continuations
 from hf_unlearn.auditing.attack_scores import DatasetStatistics
+from hf_unlearn.auditing.caching import cached, language_settings
 from hf_unlearn.auditing.metrics import exact_memorization, extraction_strength
 from hf_unlearn.auditing.statistics import spread
 from hf_unlearn.auditing.text_metrics import exact_match, rouge_l_recall
@@ -46,6 +48,7 @@ def with_extraction(
     batch_size: int,
     seed: int = 0,
     samples: int = EXTRACTED_SAMPLES,
+    cache_dir: str | Path | None = None,
 ) -> DatasetStatistics:
     """The statistics with what some samples of every dataset have in common with the model's answers.
 
@@ -62,13 +65,21 @@ def with_extraction(
         batch_size: samples in a batch.
         seed: of the samples that are drawn.
         samples: of a dataset at most.
+        cache_dir: where the scores are kept, as in `statistics_of`.
     """
     measured = dict(statistics)
     for name, dataset in datasets_by_name.items():
         numbers = subsample_numbers(len(dataset), samples, seed)
-        answers = _answers(select(dataset, numbers), data_collator, batch_size)
-        scores = extraction_scores(model, answers, tokenizer, batch_size, f"Asking for {name} samples")
-        columns = {metric: spread(torch.as_tensor(values), numbers, len(dataset)) for metric, values in scores.items()}
+        drawn = select(dataset, numbers)
+
+        def ask(drawn: AnyDataset = drawn, name: str = name) -> dict[str, Tensor]:
+            answers = _answers(drawn, data_collator, batch_size)
+            scores = extraction_scores(model, answers, tokenizer, batch_size, f"Asking for {name} samples")
+            return {metric: torch.as_tensor(values) for metric, values in scores.items()}
+
+        settings = language_settings("extraction", cache_dir, tokenizer, data_collator)
+        scores = cached(ask, cache_dir, model, [drawn], settings)
+        columns = {metric: spread(values, numbers, len(dataset)) for metric, values in scores.items()}
         measured[name] = replace(statistics[name], extraction=columns)
     return measured
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +10,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from datasets.fingerprint import Hasher
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper
 from transformers import PreTrainedTokenizerBase
 
+from hf_unlearn.auditing.caching import cached, setting_key
 from hf_unlearn.auditing.dataset_metrics import dataset_metrics
 from hf_unlearn.auditing.statistics import SampleStatistics, collect_statistics
 from hf_unlearn.data.collator import Collator, readable_collator
-from hf_unlearn.data.files import replacing
-from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.splitting import request_for_head
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses import head_of
@@ -56,35 +49,28 @@ def statistics_of(
         log_probs: as in `collect_statistics`.
         tokenizer: as in `collect_statistics`.
     """
-    accelerator = Accelerator()
-    cache_file = None
-    if cache_dir is not None:
-        settings = (scores, log_probs, _setting_key("tokenizer", tokenizer))
-        key = _cache_key(model, dataset, (*settings, _setting_key("data_collator", data_collator)))
-        cache_file = Path(cache_dir) / f"{key}.pt"
-        is_cached = accelerator.is_main_process and cache_file.exists()
-        # The other processes may see another folder, and all have to take the same branch.
-        loaded = [torch.load(cache_file, weights_only=True) if is_cached else None]
-        broadcast_object_list(loaded)
-        if loaded[0] is not None:
-            return SampleStatistics(**loaded[0])
-    with preserve_modes(model.to(accelerator.device)):
-        statistics = collect_statistics(
-            model,
-            dataset,
-            head=head_of(model),
-            collator=data_collator or readable_collator(model),
-            accelerator=accelerator,
-            batch_size=batch_size,
-            description=description,
-            scores=scores,
-            log_probs=log_probs,
-            tokenizer=tokenizer,
-        )
-    if cache_file is not None and accelerator.is_main_process:
-        with replacing(cache_file) as partial:
-            torch.save({name: v for name, v in vars(statistics).items() if v is not None}, partial)
-    return statistics
+    settings = () if cache_dir is None else (
+        scores, log_probs, setting_key("tokenizer", tokenizer), setting_key("data_collator", data_collator)
+    )  # fmt: skip
+
+    def collect() -> dict[str, Any]:
+        accelerator = Accelerator()
+        with preserve_modes(model.to(accelerator.device)):
+            statistics = collect_statistics(
+                model,
+                dataset,
+                head=head_of(model),
+                collator=data_collator or readable_collator(model),
+                accelerator=accelerator,
+                batch_size=batch_size,
+                description=description,
+                scores=scores,
+                log_probs=log_probs,
+                tokenizer=tokenizer,
+            )
+        return {name: values for name, values in vars(statistics).items() if values is not None}
+
+    return SampleStatistics(**cached(collect, cache_dir, model, [dataset], settings))
 
 
 @contextmanager
@@ -96,36 +82,6 @@ def preserve_modes(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def fingerprint(model: Model) -> bytes:
-    """A hash of a model's weights and buffers, by name, and of its active adapters: 16 bytes."""
-    digest = hashlib.blake2b(weights_hash(model.state_dict()).encode(), digest_size=16)
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
-            scaling = sorted(getattr(module, "scaling", {}).items())
-            digest.update(f"{name} {module.active_adapters} {module.disable_adapters} {scaling}".encode())
-    return digest.digest()
-
-
-def _cache_key(model: Model, dataset: AnyDataset, settings: tuple) -> str:
-    digest = hashlib.blake2b(fingerprint(model), digest_size=16)
-    for part in (*sample_hashes(dataset), repr((type(model).__name__, *settings)).encode()):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _setting_key(name: str, value: Any) -> str:
-    """A text that differs between tokenizers or collators of different classes or settings."""
-    if isinstance(value, PreTrainedTokenizerBase):
-        vocabulary = hashlib.blake2b(repr(sorted(value.get_vocab().items())).encode(), digest_size=16)
-        return f"{type(value).__name__} {vocabulary.hexdigest()}"
-    try:
-        return Hasher.hash(value)
-    except (TypeError, AttributeError, pickle.PicklingError) as error:
-        raise ValueError(
-            f"cache_dir: {name} cannot be told from others ({str(error).splitlines()[0]}); leave cache_dir out"
-        ) from error
 
 
 def measure(

@@ -26,7 +26,7 @@ from hf_unlearn.losses.head import Batch
 from hf_unlearn.models.adapters import _outside_body
 from hf_unlearn.models.types import Model
 
-# Samples of a dataset that the probe uses.
+# Samples of a dataset that the probe uses at most.
 PROBE_SAMPLES = 2000
 
 
@@ -39,6 +39,7 @@ def linear_probe(
     batch_size: int = 64,
     seed: int = 0,
     data_collator: Collator | None = None,
+    samples: int = PROBE_SAMPLES,
 ) -> dict[str, float]:
     """Accuracy of a logistic regression on the features that enter the head of a classifier.
 
@@ -50,13 +51,14 @@ def linear_probe(
 
     Args:
         model: a model with a single-label head; it stays as it is. A `PeftModel` is merged first.
-        forget_ds: the forget dataset, samples ready for the model. Of every dataset at most 2,000 samples, drawn with
-            `seed`, are used.
+        forget_ds: the forget dataset, samples ready for the model. Of every dataset at most `samples` are used, drawn
+            with `seed`.
         retain_ds: the retain dataset.
         unseen_ds: samples never trained on, for `probe_unseen_accuracy`: how good the features are on unseen data.
         batch_size: samples a batch.
         seed: of the halves.
         data_collator: samples to batch; default: `readable_collator(model)`.
+        samples: of a dataset at most.
 
     Returns:
         `probe_forget_accuracy` and `probe_retain_accuracy` on the samples that the probe was not trained on, and with
@@ -73,7 +75,7 @@ def linear_probe(
         if len(dataset) < 2:
             raise ValueError(f"{name}: has {len(dataset)} samples; give two or more, half of them train the probe")
     datasets_by_name = {"forget": forget_ds, "retain": retain_ds, "unseen": unseen_ds}
-    drawn = {name: subsample(ds, PROBE_SAMPLES, seed) for name, ds in datasets_by_name.items() if ds is not None}
+    drawn = {name: subsample(ds, samples, seed) for name, ds in datasets_by_name.items() if ds is not None}
     features_by_name = _features(plain_copy(model), drawn, data_collator or readable_collator(model), batch_size)
     training, testing = {}, {}
     generator = np.random.default_rng(seed)

@@ -25,7 +25,7 @@ from hf_unlearn.models.types import Model
 
 Curve: TypeAlias = dict[str, list[float]]
 
-# Of a model of up to a million weights; the rule of UnlearningArguments for larger ones.
+# Of a model of up to a million weights; larger ones are trained more slowly, as people fine-tune them.
 LEARNING_RATE = 3e-4
 # Samples that a point of a curve is measured on: enough for half a point of accuracy.
 MEASURED_SAMPLES = 2000
@@ -43,6 +43,7 @@ def relearn(
     measure_every: int = 5,
     data_collator: Collator | None = None,
     measured_ds: AnyDataset | None = None,
+    measured_samples: int = MEASURED_SAMPLES,
 ) -> Curve:
     """Train a copy on a few forget samples, and measure how the rest of the forget dataset comes back.
 
@@ -67,16 +68,17 @@ def relearn(
         measure_every: steps between two measurements; before the first step and after the last is always measured.
         data_collator: samples to batch; default: `readable_collator(model)`.
         measured_ds: samples to measure instead of the forget samples that are not trained on.
+        measured_samples: how many of them at most, drawn with `seed`.
 
     Returns:
-        `steps`; `forget_loss`, in nats; `forget_accuracy`, in [0, 1], left out where the head has none: means over at
-        most 2,000 samples, one number for each entry of `steps`.
+        `steps`; `forget_loss`, in nats; `forget_accuracy`, in [0, 1], left out where the head has none: means over the
+        measured samples, one number for each entry of `steps`.
 
     Raises:
         ValueError: too few forget samples to train on `samples` and measure others; a number out of its range; a label
             that the head cannot use; a model that cannot be copied without its adapter (`plain_copy`).
     """
-    training = _Training(steps, learning_rate, batch_size, seed, measure_every, data_collator)
+    training = _Training(steps, learning_rate, batch_size, seed, measure_every, data_collator, measured_samples)
     count = len(forget_ds)
     if measured_ds is None and count < 2:
         raise ValueError(f"forget_ds: has {count} samples; give two or more, one to train on and one to measure")
@@ -102,6 +104,7 @@ def finetune(
     seed: int = 0,
     measure_every: int = 5,
     data_collator: Collator | None = None,
+    measured_samples: int = MEASURED_SAMPLES,
 ) -> Curve:
     """Train a copy on retain samples, and measure whether the forget dataset comes back without being shown.
 
@@ -111,7 +114,7 @@ def finetune(
     Raises:
         ValueError: as in `relearn`; also for an empty dataset.
     """
-    training = _Training(steps, learning_rate, batch_size, seed, measure_every, data_collator)
+    training = _Training(steps, learning_rate, batch_size, seed, measure_every, data_collator, measured_samples)
     for name, dataset in (("retain_ds", retain_ds), ("forget_ds", forget_ds)):
         if len(dataset) == 0:
             raise ValueError(f"{name}: is empty; give at least one sample")
@@ -191,9 +194,10 @@ class _Training:
     seed: int
     measure_every: int
     data_collator: Collator | None
+    measured_samples: int
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "measure_every"):
+        for name in ("steps", "batch_size", "measure_every", "measured_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.learning_rate is not None and self.learning_rate <= 0:
@@ -211,7 +215,7 @@ def _curve(
     weights = list(trained.parameters())
     rate = training.learning_rate or LEARNING_RATE * min(1.0, (1e6 / sum(w.numel() for w in weights)) ** 0.5)
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
-    measured_ds = subsample(measured_ds, MEASURED_SAMPLES, training.seed)
+    measured_ds = subsample(measured_ds, training.measured_samples, training.seed)
     curve: Curve = {"steps": [], "forget_loss": [], "forget_accuracy": []}
 
     def measure(step: int) -> None:

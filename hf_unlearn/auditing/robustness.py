@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import astuple, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from peft import PeftModel
 
+from hf_unlearn.auditing.budget import MEASURE_EVERY, RELEARNING_STEPS, Budget
+from hf_unlearn.auditing.caching import cached, setting_key
 from hf_unlearn.auditing.estimates import dataset_estimates, flat, share_estimate
 from hf_unlearn.auditing.measuring import statistics_of
-from hf_unlearn.auditing.probing import PROBE_SAMPLES, linear_probe
+from hf_unlearn.auditing.probing import linear_probe
 from hf_unlearn.auditing.recovery import BITS, quantised, without_adapter
-from hf_unlearn.auditing.relearning import MEASURED_SAMPLES, Curve, finetune, relearn, relearn_advantage, relearn_time
+from hf_unlearn.auditing.relearning import Curve, finetune, relearn, relearn_advantage, relearn_time
 from hf_unlearn.data.collator import Collator
+from hf_unlearn.data.splitting import subsample
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.models.types import Model
 from hf_unlearn.report.audit_result import is_retrained
 
-# Forget samples that relearning trains on, at most a quarter of the dataset.
-RELEARN_SAMPLES = 16
 # A model that has the data back after so few steps had not lost it.
 FAST_STEPS = 10
-# Steps on retain samples.
-TUNING_STEPS = 50
 # Accuracy on forget samples to what was done before it was measured.
 RECOVERIES = {
     "probe_forget_accuracy": "a probe of its features",
-    "finetuned_forget_accuracy": f"{TUNING_STEPS} steps of training on retain samples",
+    "finetuned_forget_accuracy": "further training on retain samples",
     "int8_forget_accuracy": "rounding to 8 bits",
     "int4_forget_accuracy": "rounding to 4 bits",
 }
@@ -61,9 +62,11 @@ def robustness(
     request: str,
     metrics: MetricsByModel,
     *,
+    budget: Budget,
     probe: bool,
     data_collator: Collator | None = None,
     seed: int = 0,
+    cache_dir: str | Path | None = None,
 ) -> RobustnessResult:
     """Try to bring the forget samples back, on copies of the models.
 
@@ -72,52 +75,118 @@ def robustness(
         datasets_by_name: `"forget"`, `"retain"`, `"unseen"`.
         request: `"samples"`, `"class"` or `"group"`.
         metrics: model to its metrics so far: the original's forget accuracy says when the data is back.
+        budget: of the attempts on one model.
         probe: whether the samples have one label each, which a probe needs.
         data_collator: samples to batch; default: the models' own.
         seed: of the samples that are trained on.
+        cache_dir: where the results are kept, as in `statistics_of`.
     """
-    result = RobustnessResult({name: {} for name in models})
-    without_original = {name: model for name, model in models.items() if name != "original"}
-    _relearn(result, without_original, datasets_by_name["forget"], request, metrics, data_collator, seed)
-    if probe:
-        try:
-            for name, model in models.items():
-                result.metrics[name] |= _probe_metrics(model, datasets_by_name, seed, data_collator)
-        except ValueError as error:  # too few samples, no linear head, a model that has diverged
-            result.notes.append(f"There is no probe. {error}")
-    for name, model in without_original.items():
-        result.metrics[name] |= _finetuned_metrics(model, datasets_by_name, seed, data_collator)
-        result.metrics[name] |= _copy_metrics(model, datasets_by_name["forget"], data_collator)
-    result.hidden += _recovered(result.metrics, metrics)
-    return result
-
-
-def _relearn(
-    result: RobustnessResult,
-    models: Mapping[str, Model],
-    forget_ds: AnyDataset,
-    request: str,
-    metrics: MetricsByModel,
-    data_collator: Collator | None,
-    seed: int,
-) -> None:
-    """Add the relearning curves of the models, and what they show."""
-    count = min(RELEARN_SAMPLES, len(forget_ds) // 4)
+    result = RobustnessResult({})
+    relearned = min(budget.relearned, len(datasets_by_name["forget"]) // 4)
     if request == "class":
         # All samples have one label: any model learns to answer it, the retrained one as fast as any.
         result.notes.append(
             "Relearning says nothing about a class: a few samples of one label teach any model that label."
         )
-        return
-    if not count:
-        result.notes.append(f"Relearning needs four forget samples, to train on one; there are {len(forget_ds)}.")
-        return
-    curves = {
-        name: relearn(
-            model, forget_ds, samples=count, seed=seed, measure_every=2, steps=30, data_collator=data_collator
+        relearned = 0
+    elif not relearned:
+        count = len(datasets_by_name["forget"])
+        result.notes.append(f"Relearning needs four forget samples, to train on one; there are {count}.")
+    attempts = _Attempts(datasets_by_name, replace(budget, relearned=relearned), probe, data_collator, seed)
+    key = () if cache_dir is None else (*astuple(attempts.budget), probe, setting_key("data_collator", data_collator))
+    measured = [datasets_by_name[name] for name in ("forget", "retain")]
+    tried = {
+        name: cached(
+            partial(attempts.on, model, name == "original"), cache_dir, model, measured,
+            ("attempts", name == "original", seed, *key),
         )
         for name, model in models.items()
-    }
+    }  # fmt: skip
+    for name, of_model in tried.items():
+        result.metrics[name] = {} if of_model["no_probe"] else of_model["probe"]
+        result.metrics[name] |= of_model["metrics"]
+        if of_model["no_probe"] and of_model["no_probe"] not in result.notes:
+            result.notes.append(of_model["no_probe"])
+    curves: dict[str, Curve] = {name: of_model["curve"] for name, of_model in tried.items() if of_model["curve"]}
+    if curves:
+        _compare_curves(result, curves, metrics)
+    result.hidden += _recovered(result.metrics, metrics)
+    return result
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """What is tried on each model; see `robustness`."""
+
+    datasets_by_name: Mapping[str, AnyDataset]
+    budget: Budget
+    probe: bool
+    data_collator: Collator | None
+    seed: int
+
+    def on(self, model: Model, is_original: bool) -> dict[str, Any]:
+        """The relearning curve of a model, the metrics of its probe or why there is none, and the other metrics.
+
+        Of the original only the probe.
+        """
+        found: dict[str, Any] = {"curve": {}, "probe": {}, "no_probe": "", "metrics": {}}
+        if not is_original and self.budget.relearned:
+            found["curve"] = relearn(
+                model, self.datasets_by_name["forget"], samples=self.budget.relearned, seed=self.seed,
+                measure_every=MEASURE_EVERY, steps=RELEARNING_STEPS, data_collator=self.data_collator,
+                measured_samples=self.budget.looked_at,
+            )  # fmt: skip
+        if self.probe:
+            try:
+                found["probe"] = self._probe_metrics(model)
+            except ValueError as error:  # too few samples, no linear head, a model that has diverged
+                found["no_probe"] = f"There is no probe. {error}"
+        if not is_original:
+            found["metrics"] = self._finetuned_metrics(model) | self._copy_metrics(model)
+        return found
+
+    def _probe_metrics(self, model: Model) -> dict[str, float]:
+        accuracies = linear_probe(
+            model, self.datasets_by_name["forget"], self.datasets_by_name["retain"], seed=self.seed,
+            data_collator=self.data_collator, samples=self.budget.probed,
+        )  # fmt: skip
+        estimates = {}
+        for name in ("forget", "retain"):
+            samples = min(len(self.datasets_by_name[name]), self.budget.probed)
+            tested = samples - samples // 2
+            estimates[f"probe_{name}_accuracy"] = share_estimate(accuracies[f"probe_{name}_accuracy"], tested)
+        return flat(estimates)
+
+    def _finetuned_metrics(self, model: Model) -> dict[str, float]:
+        """Forget loss and accuracy of a copy that was trained on retain samples."""
+        forget_ds, steps = self.datasets_by_name["forget"], self.budget.tuning_steps
+        curve = finetune(
+            model, self.datasets_by_name["retain"], forget_ds, steps=steps, seed=self.seed, measure_every=steps,
+            batch_size=self.budget.tuning_batch, data_collator=self.data_collator,
+            measured_samples=self.budget.looked_at,
+        )  # fmt: skip
+        metrics = {"finetuned_forget_loss": curve["forget_loss"][-1]}
+        if "forget_accuracy" not in curve:
+            return metrics
+        accuracy = share_estimate(curve["forget_accuracy"][-1], min(len(forget_ds), self.budget.looked_at))
+        return metrics | flat({"finetuned_forget_accuracy": accuracy})
+
+    def _copy_metrics(self, model: Model) -> dict[str, float]:
+        """Forget metrics of copies with rounded weights, and of one without the adapter."""
+        copies = {f"int{bits}": quantised(model, bits) for bits in BITS}
+        if isinstance(model, PeftModel):
+            copies["without_adapter"] = without_adapter(model)
+        forget_ds = subsample(self.datasets_by_name["forget"], self.budget.looked_at, self.seed)
+        metrics: dict[str, float] = {}
+        for name, altered in copies.items():
+            statistics = statistics_of(altered, forget_ds, data_collator=self.data_collator)
+            estimates = dataset_estimates({"forget": statistics})
+            metrics |= {f"{name}_{key}": value for key, value in flat(estimates).items()}
+        return metrics
+
+
+def _compare_curves(result: RobustnessResult, curves: dict[str, Curve], metrics: MetricsByModel) -> None:
+    """Add the relearning curves of the models, and what they show."""
     evidence, note = relearned_fast(curves, metrics)
     result.hidden += evidence
     result.notes += note
@@ -148,49 +217,6 @@ def relearned_fast(curves: Mapping[str, Curve], metrics: MetricsByModel) -> tupl
         return [], []
     later = f"after {min(reached)}" if reached else "never"
     return [f"{audited} steps on a few forget samples bring the rest back, on a retrained model {later}"], []
-
-
-def _probe_metrics(
-    model: Model, datasets_by_name: Mapping[str, AnyDataset], seed: int, data_collator: Collator | None
-) -> dict[str, float]:
-    accuracies = linear_probe(
-        model, datasets_by_name["forget"], datasets_by_name["retain"], seed=seed, data_collator=data_collator
-    )
-    estimates = {}
-    for name in ("forget", "retain"):
-        samples = min(len(datasets_by_name[name]), PROBE_SAMPLES)
-        tested = samples - samples // 2
-        estimates[f"probe_{name}_accuracy"] = share_estimate(accuracies[f"probe_{name}_accuracy"], tested)
-    return flat(estimates)
-
-
-def _finetuned_metrics(
-    model: Model, datasets_by_name: Mapping[str, AnyDataset], seed: int, data_collator: Collator | None
-) -> dict[str, float]:
-    """Forget loss and accuracy of a copy that was trained on retain samples."""
-    forget_ds = datasets_by_name["forget"]
-    curve = finetune(
-        model, datasets_by_name["retain"], forget_ds, steps=TUNING_STEPS, seed=seed, measure_every=TUNING_STEPS,
-        data_collator=data_collator,
-    )  # fmt: skip
-    metrics = {"finetuned_forget_loss": curve["forget_loss"][-1]}
-    if "forget_accuracy" not in curve:
-        return metrics
-    accuracy = share_estimate(curve["forget_accuracy"][-1], min(len(forget_ds), MEASURED_SAMPLES))
-    return metrics | flat({"finetuned_forget_accuracy": accuracy})
-
-
-def _copy_metrics(model: Model, forget_ds: AnyDataset, data_collator: Collator | None) -> dict[str, float]:
-    """Forget metrics of copies with rounded weights, and of one without the adapter."""
-    copies = {f"int{bits}": quantised(model, bits) for bits in BITS}
-    if isinstance(model, PeftModel):
-        copies["without_adapter"] = without_adapter(model)
-    metrics: dict[str, float] = {}
-    for name, altered in copies.items():
-        statistics = statistics_of(altered, forget_ds, data_collator=data_collator)
-        estimates = dataset_estimates({"forget": statistics})
-        metrics |= {f"{name}_{key}": value for key, value in flat(estimates).items()}
-    return metrics
 
 
 def _recovered(recovery_metrics: MetricsByModel, metrics: MetricsByModel) -> list[str]:

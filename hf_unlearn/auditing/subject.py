@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_unlearn.auditing.attack_scores import DatasetStatistics
+from hf_unlearn.auditing.budget import Budget
 from hf_unlearn.auditing.shadows import Shadows
 from hf_unlearn.auditing.statistics import MEASURED_TOGETHER
 from hf_unlearn.data.collator import Collator, columns_read
@@ -34,6 +35,7 @@ class Subject:
         datasets_by_name: "forget", "retain" and "unseen", all of their samples.
         request: `"samples"`, `"class"` or `"group"`.
         kind: the kind of the model's head.
+        training_passes: over the retain dataset, that retraining takes.
         general_ds: samples of the model's general ability, as they are measured, or None.
     """
 
@@ -49,6 +51,7 @@ class Subject:
     cache_dir: str | Path | None
     resamples: int
     seed: int
+    training_passes: float
     general_ds: AnyDataset | None = None
 
     @cached_property
@@ -57,6 +60,11 @@ class Subject:
         retain_ds = subsample(self.datasets_by_name["retain"], RETAIN_SAMPLES, self.seed)
         general = {} if self.general_ds is None else {"general": self.general_ds}
         return {**self.datasets_by_name, "retain": retain_ds, **general}
+
+    @property
+    def budget(self) -> Budget:
+        """Of the attempts to bring the data back."""
+        return Budget.of(len(self.datasets_by_name["retain"]), self.training_passes)
 
     @property
     def generation_batch_size(self) -> int:
@@ -71,6 +79,8 @@ class Subject:
 def check_subject(subject: Subject) -> None:
     """Refuse bad arguments before any forward pass."""
     check_request(subject.request)
+    if not subject.training_passes > 0:
+        raise ValueError(f"training_passes: must be above 0, got {subject.training_passes}; leave it out if unknown")
     _check_models(subject.models)
     forget_ds, retain_ds, unseen_ds = subject.datasets_by_name.values()
     check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(subject.models["audited"]), subject.kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.attack_scores import DatasetStatistics
+from hf_unlearn.auditing.caching import cached, language_settings
 from hf_unlearn.auditing.measuring import preserve_modes
 from hf_unlearn.auditing.statistics import spread
 from hf_unlearn.data.splitting import select, subsample_numbers
@@ -36,6 +38,7 @@ def with_word_errors(
     seed: int = 0,
     generate_kwargs: Mapping[str, Any] | None = None,
     samples: int = TRANSCRIBED_SAMPLES,
+    cache_dir: str | Path | None = None,
 ) -> DatasetStatistics:
     """The statistics with the word errors of some samples of every dataset, by greedy decoding.
 
@@ -49,18 +52,26 @@ def with_word_errors(
         seed: of the samples that are drawn.
         generate_kwargs: passed to `generate`.
         samples: of a dataset that are drawn at most.
+        cache_dir: where the counts are kept, as in `statistics_of`.
     """
     device = Accelerator().device
     measured = {}
     for name, dataset in datasets_by_name.items():
         numbers = subsample_numbers(len(dataset), samples, seed)
-        loader: DataLoader = DataLoader(select(dataset, numbers), batch_size, collate_fn=data_collator)  # type: ignore[arg-type]
-        shown = tqdm(loader, desc=f"Transcribing {name} samples", delay=1.0, leave=False)
-        batches = (send_to_device(batch, device) for batch in shown)
-        with preserve_modes(model.to(device)):
-            counts = word_errors(transcribe(model.eval(), batches, tokenizer, generate_kwargs or {}))
-        errors = spread(torch.from_numpy(counts), numbers, len(dataset))
-        measured[name] = replace(statistics[name], word_errors=errors)
+        drawn = select(dataset, numbers)
+
+        def listen(drawn: AnyDataset = drawn, name: str = name) -> dict[str, torch.Tensor]:
+            loader: DataLoader = DataLoader(drawn, batch_size, collate_fn=data_collator)  # type: ignore[arg-type]
+            shown = tqdm(loader, desc=f"Transcribing {name} samples", delay=1.0, leave=False)
+            batches = (send_to_device(batch, device) for batch in shown)
+            with preserve_modes(model.to(device)):
+                counts = word_errors(transcribe(model.eval(), batches, tokenizer, generate_kwargs or {}))
+            return {"counts": torch.from_numpy(counts)}
+
+        options = sorted((generate_kwargs or {}).items())
+        settings = (*language_settings("transcription", cache_dir, tokenizer, data_collator), repr(options))
+        counts = cached(listen, cache_dir, model, [drawn], settings)["counts"]
+        measured[name] = replace(statistics[name], word_errors=spread(counts, numbers, len(dataset)))
     return measured
 
 

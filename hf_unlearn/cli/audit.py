@@ -14,6 +14,7 @@ from hf_unlearn.cli.datasets import load_datasets
 from hf_unlearn.cli.settings import GENERAL_DS, DataSettings, check_at_least, parse, setting
 from hf_unlearn.data.types import RequestKind
 from hf_unlearn.models.loading import load_model
+from hf_unlearn.trainer.cost import training_epochs
 from hf_unlearn.training import quiet
 
 
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> int:
     quiet()
     state = PartialState()
     names = {"model": settings.model, "original": settings.original}
+    trained = [*(settings.retrained or ()), *filter(None, (settings.original, settings.model))]
     with before_work():
         models: dict[str, Any] = {
             role: load_model(name, argument=role).to(state.device) for role, name in names.items() if name
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> int:
             seed=settings.seed,
             cache_dir=settings.cache_dir,
             general_ds=settings.general_ds,
+            training_passes=next(filter(None, map(training_epochs, trained)), None),
         )
     if state.is_main_process:
         report.print()

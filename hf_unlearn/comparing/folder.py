@@ -20,7 +20,7 @@ import transformers
 from transformers import PreTrainedModel
 
 import hf_unlearn
-from hf_unlearn.auditing.measuring import fingerprint as weights_fingerprint
+from hf_unlearn.auditing.caching import fingerprint as weights_fingerprint
 from hf_unlearn.comparing.config import Comparison, fingerprint
 from hf_unlearn.comparing.runs import MeasuredRun, TrainingRun, training_runs_for
 from hf_unlearn.comparing.task import Task
@@ -234,11 +234,12 @@ class ComparisonFolder:
         except Refusal as refusal:
             return {**result, "status": "refused", "error": str(refusal)}
         retrained, _ = self.load_trained_model(self.training_runs_for(run)[RETRAINED])
-        # Statistics of trained models serve several runs; those of an unlearned model only its own.
-        cache: dict[str, Any] = {} if unlearned else {"cache_dir": self.path / "statistics"}
-        metrics = self.load_task(run.seed).metrics(
-            model, retrained, **datasets_by_name, relearning=self.config.relearning, **cache
-        )
+        task = self.load_task(run.seed)
+        metrics = task.metrics(
+            model, retrained, **datasets_by_name, relearning=self.config.relearning,
+            training_passes=task.training.get("num_train_epochs"),
+            cache_dir=self.path / "statistics",  # of trained models, that serve several runs
+        )  # fmt: skip
         weights = weights_fingerprint(model).hex()
         return {**result, **details, "metrics": metrics, "weights": weights, "versions": VERSIONS}
 

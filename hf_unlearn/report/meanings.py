@@ -47,7 +47,7 @@ ATTACKS = {
 }
 # What was done to a copy before its forget samples were measured again.
 RECOVERIES = {
-    "finetuned": "after 50 steps of training on retain samples",
+    "finetuned": "after further training on retain samples",
     "int8": "with weights rounded to 8 bits",
     "int4": "with weights rounded to 4 bits",
     "without_adapter": "with the adapter dropped",

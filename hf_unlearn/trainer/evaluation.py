@@ -156,6 +156,7 @@ class EvaluationMixin(Seq2SeqTrainer):
         settings: AuditOptions = {
             "request": self.request, "data_collator": self.data_collator, "seed": self.args.seed,
             "batch_size": self.args.measuring_batch_size, "training": self.state.log_history,
+            "training_passes": self._training_passes,
         }  # fmt: skip
         if self._transcribes or self._continues_text:
             settings["processing_class"] = self.processing_class  # type: ignore[typeddict-item]
@@ -240,8 +241,12 @@ class EvaluationMixin(Seq2SeqTrainer):
 
     def _run_cost(self) -> RunCost:
         """What the run has cost until now; all processes call it."""
-        epochs = self.args.training_passes or training_epochs(inner_model(self.model).config._name_or_path)
-        return RunCost.of(self.cost.totals(), epochs, len(self.retain_ds))
+        return RunCost.of(self.cost.totals(), self._training_passes, len(self.retain_ds))
+
+    @property
+    def _training_passes(self) -> float | None:
+        """Passes over the dataset that training the model took; None where nobody says."""
+        return self.args.training_passes or training_epochs(inner_model(self.model).config._name_or_path)
 
     # ---- statistics of samples ----
 

@@ -110,7 +110,7 @@ def reports(digits):
         name: audit(
             models[name], **tiny.named(datasets_by_name),
             original=models["original"] if name in ("hidden", "tired") else None,
-            retrained=models["retrained"], relearning=name == "hidden", resamples=50,
+            retrained=models["retrained"], relearning=name == "hidden", resamples=50, training_passes=160,
         )
         for name in LEVELS
     }  # fmt: skip
@@ -426,7 +426,7 @@ def test_language_models(name, tmp_path):
     )
     scores = {"loss", "entropy", "min_k", "min_k_plus_plus", "zlib", "reference", "population"}
     assert scores == report.roc.keys() and "forget_wer" not in report.metrics
-    assert "probe_forget_accuracy" not in report.metrics and report.relearning["audited"]["steps"][-1] == 30
+    assert "probe_forget_accuracy" not in report.metrics and report.relearning["audited"]["steps"][-1] == 12
     assert report.metrics["forget_loss"] == pytest.approx(math.log(tiny.VOCAB), rel=0.2)
     assert_intervals(report.metrics)
     # Nothing of any sample is in the report.

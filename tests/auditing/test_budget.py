@@ -1,0 +1,59 @@
+"""What the attempts to bring data back take, and what is measured once only."""
+
+import copy
+
+import pytest
+import torch
+
+from hf_unlearn import audit
+from tests import tiny
+from tests.auditing.test_audit import words
+
+
+def counted(model, counts):
+    """The model; its sample passes, and those of its copies, add up in `counts`: forward 1, with gradients 3."""
+
+    def count(module, args, kwargs, output):
+        counts.append(len(kwargs["pixel_values"]) * (1 + 2 * torch.is_grad_enabled()))
+
+    model.register_forward_hook(count, with_kwargs=True)
+    return model
+
+
+def altered(model):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.ndim > 1).mul_(1.1)
+    return model
+
+
+@pytest.mark.parametrize("epochs", [3, 10])
+def test_attempts_take_a_tenth_of_training_again(epochs):
+    samples = tiny.samples(tiny.make("vit")[1](380))
+    datasets_by_name = {"forget_ds": samples[:40], "retain_ds": samples[40:340], "unseen_ds": samples[340:]}
+    counts = {}
+    for relearning in (False, True):
+        counts[relearning] = []
+        model = counted(tiny.make("vit")[0], counts[relearning])
+        report = audit(model, **datasets_by_name, relearning=relearning, training_passes=epochs, resamples=10)
+    assert {"finetuned_forget_loss", "probe_forget_accuracy", "int4_forget_loss"} <= report.metrics.keys()
+    extra, again = sum(counts[True]) - sum(counts[False]), 3 * epochs * 300
+    assert 0.05 * again < extra <= 0.1 * again
+
+
+@pytest.mark.parametrize("name", ["vit", "gpt2", "whisper"])
+def test_a_retrained_model_is_measured_once(name, tmp_path):
+    model, batch = tiny.make(name)
+    samples = tiny.samples(batch(60))
+    datasets_by_name = {"forget_ds": samples[:20], "retain_ds": samples[20:40], "unseen_ds": samples[40:]}
+    retrained, calls = altered(model), []
+    retrained.register_forward_pre_hook(lambda *_: calls.append(1))
+    settings = {"relearning": True, "resamples": 10, "cache_dir": tmp_path, "processing_class": words()}
+    first, second = (audit(model, **datasets_by_name, retrained=retrained, **settings) for _ in range(2))
+    calls_of_one = len(calls)
+    calls.clear()
+    third = audit(altered(altered(model)), **datasets_by_name, retrained=retrained, **settings)
+    assert calls_of_one and not calls
+    assert second.metrics == first.metrics != third.metrics
+    assert first.metrics_by_model["retrained"] == third.metrics_by_model["retrained"]
+    assert second.relearning == first.relearning
