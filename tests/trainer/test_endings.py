@@ -85,7 +85,7 @@ def weights(trainer):
 def test_a_run_that_diverges_is_stopped_and_its_last_good_weights_are_put_back(unlearn, method, caplog):
     name = MODELS[method]
     settings = {"learning_rate": 1e4, "lr_scheduler_type": "constant", "stop_at_target": False} | learned(name)
-    trainer = unlearn(name, method=method, max_steps=12, **settings)
+    trainer = unlearn(name, method=method, max_steps=12, adam_beta1=0.9, **settings)
     before = weights(trainer)
     output = trainer.train()
     assert trainer.outcome.ending == "diverged" and output.metrics["diverged"] == 1.0
