@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import torch
@@ -9,23 +10,26 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from typing_extensions import override
 
 from hf_unlearn.trainer.loss_step import LossStep
-from hf_unlearn.trainer.pace import FIRST, Pace
+from hf_unlearn.trainer.pace import FIRST, LOWEST, Pace, is_within_noise
 from hf_unlearn.trainer.resuming import ResumingMixin
+
+logger = logging.getLogger(__name__)
 
 
 class PacingMixin(ResumingMixin):
     """A `Trainer` whose run ends when it is there, at a rate that follows it."""
 
     step: LossStep
+    _follows_pace = False
 
     @override
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """As `Trainer`'s; by default the rate follows the run."""
         if self.lr_scheduler is None and self.args.has_default_schedule:
-            first = FIRST if self.args.calibrates_learning_rate else 1.0
+            self._follows_pace = True
 
             def rate(step: int) -> float:
-                return first if self.pace is None else self.pace.rate(step)
+                return 1.0 if self.pace is None else self.pace.rate(step)  # the run's first step waits for a pace
 
             self.lr_scheduler = LambdaLR(cast(torch.optim.Optimizer, optimizer or self.optimizer), rate)
             self._created_lr_scheduler = True
@@ -47,6 +51,14 @@ class PacingMixin(ResumingMixin):
         self.unlearning_state.pace = self._pace.state_dict()
         super()._save_checkpoint(model, trial)
 
+    def _set_first_rate(self) -> None:
+        """Of a run that begins: the schedule was made before its pace."""
+        scheduler: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate's wrapper has one
+        if self._follows_pace and not self.state.global_step:
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = rate * self._pace.rate(0)
+            scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]  # what is logged
+
     def _make_pace(self, max_steps: int) -> Pace:
         state = self.unlearning_state
         target, before = state.target, state.metrics_before
@@ -54,6 +66,14 @@ class PacingMixin(ResumingMixin):
         # A method that says how long it takes was published so; who says how many steps wants these steps.
         is_open = self.args.has_default_steps and self.method.default_steps(per_step) is None
         stops = is_open if self.method.converges_at_target else True
+        first = FIRST
+        if is_within_noise(target, state.original_losses):
+            first = LOWEST
+            logger.warning(
+                "forget_ds: the model's losses on it are those of the target within noise "
+                f"({before['forget_loss']:.3g}, target {target.value:.3g}): there is little to forget, or too few "
+                "unseen samples to tell"
+            )
         pace = Pace(
             target=target,
             need=None if target.value is None else target.value - before["forget_loss"],
@@ -64,7 +84,7 @@ class PacingMixin(ResumingMixin):
             max_steps=max_steps,
             converges=self.method.converges_at_target,
             calibrates=self.args.calibrates_learning_rate,
-            factor=FIRST if self.args.calibrates_learning_rate else 1.0,
+            factor=first if self.args.calibrates_learning_rate else 1.0,
             stops=stops if self.args.stop_at_target is None else self.args.stop_at_target,
         )
         if state.pace:

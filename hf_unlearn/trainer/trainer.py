@@ -385,6 +385,7 @@ class UnlearningTrainer(PacingMixin):
         state = self.unlearning_state
         self.step.latest_scores, self.step.score_ages = state.latest_scores, state.score_ages
         self.pace = self._make_pace(max_steps)
+        self._set_first_rate()
         if not self.state.global_step:
             self._warn_of_cost()
         self.remove_callback(StepCallback)
