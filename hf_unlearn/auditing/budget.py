@@ -40,7 +40,7 @@ class Budget:
     def of(cls, retain_samples: int, epochs: float = EPOCHS) -> Budget:
         """A tenth of the sample passes of training on `retain_samples` for `epochs`, within what attempts can use.
 
-        Below 270 samples at three epochs it is a little more: relearning trains on one sample at least.
+        Below 270 samples at three epochs it is more, as an attempt has one sample at least: of 50 samples 0.15.
 
         Examples:
             >>> Budget.of(2000)

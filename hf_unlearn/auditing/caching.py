@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets.fingerprint import Hasher
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_unlearn.data.files import replacing
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.types import AnyDataset
-from hf_unlearn.models.types import Model
+from hf_unlearn.models.types import Model, inner_model
 
 
 def cached(
@@ -40,7 +40,7 @@ def cached(
     """
     if cache_dir is None:
         return compute()
-    state = PartialState()
+    state = Accelerator()  # before any other state, so that its settings count
     cache_file = Path(cache_dir) / f"{_cache_key(model, datasets, settings)}.pt"
     is_cached = state.is_main_process and cache_file.exists()
     # The other processes may see another folder, and all have to take the same branch.
@@ -78,7 +78,7 @@ def setting_key(name: str, value: Any) -> str:
     """A text that differs between tokenizers or collators of different classes or settings."""
     if isinstance(value, PreTrainedTokenizerBase):
         vocabulary = hashlib.blake2b(repr(sorted(value.get_vocab().items())).encode(), digest_size=16)
-        return f"{type(value).__name__} {vocabulary.hexdigest()}"
+        return f"{type(value).__name__} {vocabulary.hexdigest()} {sorted(value.special_tokens_map.items())}"
     try:
         return Hasher.hash(value)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
@@ -87,8 +87,12 @@ def setting_key(name: str, value: Any) -> str:
         ) from error
 
 
-def language_settings(what: str, cache_dir: str | Path | None, tokenizer: Any, data_collator: Any) -> tuple[str, ...]:
-    """The settings of what a model says: what is asked, how it is read; empty where nothing is cached."""
+def language_settings(
+    what: str, cache_dir: str | Path | None, model: Model, tokenizer: Any, data_collator: Any
+) -> tuple[str, ...]:
+    """The settings of what a model says: what is asked, how it writes and is read; empty where nothing is cached."""
     if cache_dir is None:
         return ()
-    return what, setting_key("tokenizer", tokenizer), setting_key("data_collator", data_collator)
+    writes = inner_model(model).generation_config.to_dict() if inner_model(model).can_generate() else {}
+    keys = (setting_key("tokenizer", tokenizer), setting_key("data_collator", data_collator))
+    return (what, *keys, repr(sorted(writes.items(), key=str)))

@@ -77,7 +77,8 @@ def with_extraction(
             scores = extraction_scores(model, answers, tokenizer, batch_size, f"Asking for {name} samples")
             return {metric: torch.as_tensor(values) for metric, values in scores.items()}
 
-        settings = language_settings("extraction", cache_dir, tokenizer, data_collator)
+        has_rouge = find_spec("rouge_score") is not None
+        settings = language_settings(f"extraction {has_rouge}", cache_dir, model, tokenizer, data_collator)
         scores = cached(ask, cache_dir, model, [drawn], settings)
         columns = {metric: spread(values, numbers, len(dataset)) for metric, values in scores.items()}
         measured[name] = replace(statistics[name], extraction=columns)

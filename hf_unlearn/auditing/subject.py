@@ -79,8 +79,10 @@ class Subject:
 def check_subject(subject: Subject) -> None:
     """Refuse bad arguments before any forward pass."""
     check_request(subject.request)
-    if not subject.training_passes > 0:
-        raise ValueError(f"training_passes: must be above 0, got {subject.training_passes}; leave it out if unknown")
+    if not 0 < subject.training_passes < float("inf"):
+        raise ValueError(
+            f"training_passes: must be a number above 0, got {subject.training_passes}; leave it out if unknown"
+        )
     _check_models(subject.models)
     forget_ds, retain_ds, unseen_ds = subject.datasets_by_name.values()
     check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(subject.models["audited"]), subject.kind)

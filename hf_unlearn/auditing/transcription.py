@@ -69,7 +69,7 @@ def with_word_errors(
             return {"counts": torch.from_numpy(counts)}
 
         options = sorted((generate_kwargs or {}).items())
-        settings = (*language_settings("transcription", cache_dir, tokenizer, data_collator), repr(options))
+        settings = (*language_settings("transcription", cache_dir, model, tokenizer, data_collator), repr(options))
         counts = cached(listen, cache_dir, model, [drawn], settings)["counts"]
         measured[name] = replace(statistics[name], word_errors=spread(counts, numbers, len(dataset)))
     return measured

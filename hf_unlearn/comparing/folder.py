@@ -238,7 +238,7 @@ class ComparisonFolder:
         metrics = task.metrics(
             model, retrained, **datasets_by_name, relearning=self.config.relearning,
             training_passes=task.training.get("num_train_epochs"),
-            cache_dir=self.path / "statistics",  # of trained models, that serve several runs
+            cache_dir=self.path / "statistics",  # those of trained models serve several runs
         )  # fmt: skip
         weights = weights_fingerprint(model).hex()
         return {**result, **details, "metrics": metrics, "weights": weights, "versions": VERSIONS}

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from hf_unlearn.data.splitting import subsample_numbers
 
-# As a share of a run's sample passes, of which it takes half as many again as planned; and of that: most for what sets
+# Steps that a run takes for one that is planned, where nobody says how many: half as many again.
+TAKEN = 1.5
+# As a share of a run's sample passes, and of that: most for what sets
 # the target, as its noise is that of the whole run.
-MEASURED, TAKEN = 0.1, 1.5
+MEASURED = 0.1
 SETS_TARGET, FORGET, RETAIN, UNSEEN_AFTER = 0.7, 0.1, 0.05, 0.05
 LEAST_DRAWN, LEAST_FOR_TARGET = 8, 16
 
@@ -31,14 +33,14 @@ def draw_counts(passes: float, sets_target: bool) -> dict[str, tuple[int, int]]:
     """How many samples of each dataset are measured before and after a run.
 
     Args:
-        passes: sample passes of its planned steps.
+        passes: sample passes of its steps, as far as they are known.
         sets_target: whether unseen samples set the target; otherwise retain samples do.
 
     Examples:
         >>> draw_counts(4000, sets_target=True)
-        {'forget': (60, 60), 'retain': (30, 30), 'unseen': (420, 30), 'general': (30, 30)}
+        {'forget': (40, 40), 'retain': (20, 20), 'unseen': (280, 20), 'general': (20, 20)}
     """
-    budget = MEASURED * TAKEN * passes
+    budget = MEASURED * passes
     forget, retain, after = (max(LEAST_DRAWN, round(share * budget)) for share in (FORGET, RETAIN, UNSEEN_AFTER))
     most = max(LEAST_FOR_TARGET, round(SETS_TARGET * budget))
     if sets_target:

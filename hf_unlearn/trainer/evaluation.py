@@ -41,7 +41,7 @@ from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.targets import TargetKind
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.cost import CostCounter, RunCost, training_epochs
-from hf_unlearn.trainer.draws import Draw, draw_counts, draw_samples
+from hf_unlearn.trainer.draws import TAKEN, Draw, draw_counts, draw_samples
 from hf_unlearn.trainer.pace import Pace, planned_steps
 from hf_unlearn.trainer.setup import RunSetup
 
@@ -262,9 +262,8 @@ class EvaluationMixin(Seq2SeqTrainer):
         """The samples that are measured before and after a run: few beside those of its steps."""
         per_step = self._pairs.forget_per_step + self._pairs.retain_per_step
         steps = planned_steps(math.ceil(len(self.forget_ds) / self._pairs.forget_per_step))
-        if not self.args.has_default_steps:
-            steps = min(steps, max(1, self.state.max_steps))
-        counts = draw_counts(3 * steps * per_step, sets_target=self.target_kind != "masked_class")
+        taken = TAKEN * steps if self.args.has_default_steps else min(steps, max(1, self.state.max_steps))
+        counts = draw_counts(3 * taken * per_step, sets_target=self.target_kind != "masked_class")
         if self.target_kind == "masked_class" or self.method.needs_original_losses:
             counts["forget"] = len(self.forget_ds), counts["forget"][1]
         sizes = {name: len(dataset) for name, dataset in self._named_datasets().items()}

@@ -18,7 +18,7 @@ from hf_unlearn.methods import Method
 from hf_unlearn.per_sample.loop import batch_size
 from hf_unlearn.targets import DistributionTarget, Objective
 from hf_unlearn.trainer.cost import PASSES_WITH_GRADIENT, CostCounter
-from hf_unlearn.trainer.pace import Observation
+from hf_unlearn.trainer.pace import MIN_WINDOW, Observation
 
 Batch = Mapping[str, Any]
 NO_INDEX = torch.empty(0, dtype=torch.long)
@@ -51,21 +51,21 @@ def others_by_now(latest: Tensor, ages: Tensor, scores: Tensor, numbers: Tensor)
     Args:
         latest: the scores of all forget samples when they were last in a step, [samples] or [samples, m]; NaN where
             they are not known.
-        ages: the steps done since then [samples].
+        ages: the steps done since then [samples]; -1 for those that were scored before the first step.
         scores: of the samples of the step, [n] or [n, m].
         numbers: of these samples in the forget dataset [n].
 
     Examples:
-        >>> latest, ages = torch.tensor([0.0, 0.0, 0.5]), torch.tensor([3.0, 1.0, 0.0])
+        >>> latest, ages = torch.tensor([0.0, 0.0, 0.5]), torch.tensor([3.0, 1.0, 0.0])  # one, two and four steps ago
         >>> others_by_now(latest, ages, torch.tensor([4.0]), torch.tensor([0]))
         tensor([2.0000, 1.5000])
     """
     is_known = ~latest.view(len(latest), -1).isnan().any(1)
     known = is_known[numbers]
     moved = (scores.to(latest) - latest[numbers])[known]
-    pace = moved.sum(0) / (ages[numbers][known] + 1).sum() if len(moved) else torch.zeros_like(latest[0])
+    pace = moved.sum(0) / (ages[numbers][known] + 1).sum().clamp_min(1) if len(moved) else torch.zeros_like(latest[0])
     is_known[numbers] = False
-    steps = ages[is_known] + 1
+    steps = (ages[is_known] + 1).clamp_max(MIN_WINDOW)  # what moved for a while has come to rest since
     return latest[is_known] + steps.view(-1, *[1] * pace.ndim) * pace
 
 

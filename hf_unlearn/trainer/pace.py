@@ -19,7 +19,7 @@ WARM_UP = 6
 # It is raised by a tenth a step while samples have moved by less than this part of what was planned, until half of
 # the way is done; and lowered when they reach the target, then once a window while they are past it.
 RAISE, TOO_SLOW, HELD, LOWER, TOO_FAR = 1.1, 0.7, 0.5, 2.0, 1.0
-# The steps at the beginning whose rate is so low that their retain losses are those of the original model.
+# The steps at the beginning whose rate is so low, where it is chosen here, that retain losses are the original's.
 EARLY = 3
 # Nats that the retain loss may rise by where its noise is less: a fiftieth of the probability of what is right.
 RETAIN_TOLERANCE = 0.02
@@ -127,7 +127,7 @@ class Pace:
             observation: its losses.
         """
         self.window = [*self.window, observation][-self.window_steps :]
-        if step < EARLY and self.begins_with_original:
+        if self.begins_with_original and step < (EARLY if self.calibrates else 1):
             self.retain_before = torch.cat([self.retain_before, observation.retain_losses.to(self.retain_before)])
         if self.arrived is None and self.stops and step > 0 and self._has_arrived(step):
             self.arrived = step
@@ -182,7 +182,8 @@ class Pace:
             return False
         before = getattr(self, nearest)
         setattr(self, nearest, distance)
-        return self.held and step >= self.planned_steps and distance >= NEARER * before
+        may_rise = self.calibrates and self._has_to_rise and not self.held
+        return not may_rise and step >= self.planned_steps and distance >= NEARER * before
 
     def _retain_rise(self) -> float:
         """How far the mean retain loss of the window is above that of the original."""

@@ -412,7 +412,7 @@ class UnlearningTrainer(PacingMixin):
             target=target,
             original_losses=original_losses,
             latest_scores=latest_scores,
-            score_ages=torch.zeros(len(latest_scores)),
+            score_ages=torch.full((len(latest_scores),), -1.0),
             metrics_before=self._metrics_before(statistics) if first is None else first.metrics_before,
             original_hash=original_hash,
             retain_before=statistics["retain"].losses if first is None else first.retain_before,
