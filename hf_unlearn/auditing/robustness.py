@@ -109,7 +109,8 @@ def robustness(
             result.notes.append(of_model["no_probe"])
     curves: dict[str, Curve] = {name: of_model["curve"] for name, of_model in tried.items() if of_model["curve"]}
     if curves:
-        _compare_curves(result, curves, metrics)
+        count = min(len(datasets_by_name["forget"]) - relearned, budget.looked_at)
+        _compare_curves(result, curves, metrics, count)
     result.hidden += _recovered(result.metrics, metrics)
     return result
 
@@ -185,9 +186,11 @@ class _Attempts:
         return metrics
 
 
-def _compare_curves(result: RobustnessResult, curves: dict[str, Curve], metrics: MetricsByModel) -> None:
-    """Add the relearning curves of the models, and what they show."""
-    evidence, note = relearned_fast(curves, metrics)
+def _compare_curves(
+    result: RobustnessResult, curves: dict[str, Curve], metrics: MetricsByModel, measured: int
+) -> None:
+    """Add the relearning curves of the models, and what they show by so many samples."""
+    evidence, note = relearned_fast(curves, metrics, measured)
     result.hidden += evidence
     result.notes += note
     if "retrained" in curves:
@@ -199,21 +202,32 @@ def _compare_curves(result: RobustnessResult, curves: dict[str, Curve], metrics:
             result.notes.append(f"Relearning ({name}): the loss is not finite, so there is no curve.")
 
 
-def relearned_fast(curves: Mapping[str, Curve], metrics: MetricsByModel) -> tuple[list[str], list[str]]:
-    """What relearning shows, where there are an original and a retrained model to compare with; and a note."""
+def relearned_fast(curves: Mapping[str, Curve], metrics: MetricsByModel, measured: int) -> tuple[list[str], list[str]]:
+    """What relearning shows, where there are an original and a retrained model to compare with; and a note.
+
+    The accuracy that counts as back has to be above every retrained model's at that step by more than the intervals of
+    the `measured` samples.
+    """
     original_accuracy = metrics.get("original", {}).get("forget_accuracy")
     if original_accuracy is None or "retrained" not in curves:
         return [], []
     threshold = max(original_accuracy - TOLERANCE, 0.0)
     times = {name: relearn_time(curve, threshold) for name, curve in curves.items()}
-    audited, retrained = times["audited"], [time for name, time in times.items() if is_retrained(name)]
-    reached = [time for time in retrained if time is not None]
+    retrained_names = [name for name in curves if is_retrained(name)]
+    audited = times["audited"]
+    reached = [time for name in retrained_names if (time := times[name]) is not None]
     if 0 in reached:
         return [], [
             f"Relearning: a retrained model has {100 * threshold:.0f} % of the forget samples right before any step: "
             "how fast they are relearned says nothing."
         ]
     if audited is None or audited == 0 or audited > FAST_STEPS or any(time <= FAST_STEPS for time in reached):
+        return [], []
+    step = curves["audited"]["steps"].index(audited)
+    low, *highs = (
+        share_estimate(curves[name]["forget_accuracy"][step], measured) for name in ("audited", *retrained_names)
+    )
+    if low.low <= max(of_retrained.high for of_retrained in highs):
         return [], []
     later = f"after {min(reached)}" if reached else "never"
     return [f"{audited} steps on a few forget samples bring the rest back, on a retrained model {later}"], []

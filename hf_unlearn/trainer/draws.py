@@ -9,8 +9,7 @@ from hf_unlearn.data.splitting import subsample_numbers
 
 # Steps that a run takes for one that is planned, where nobody says how many: half as many again.
 TAKEN = 1.5
-# As a share of a run's sample passes, and of that: most for what sets
-# the target, as its noise is that of the whole run.
+# As a share of a run's sample passes, and of that: most for what sets the target, as its noise is that of the run.
 MEASURED = 0.1
 SETS_TARGET, FORGET, RETAIN, UNSEEN_AFTER = 0.7, 0.1, 0.05, 0.05
 LEAST_DRAWN, LEAST_FOR_TARGET = 8, 16

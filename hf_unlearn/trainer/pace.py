@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_unlearn.targets import DistributionTarget, ForgetTarget
+from hf_unlearn.targets import ForgetTarget
 
 # The learning rate as a multiple of the method's own: where a run begins, and what it is kept between.
 FIRST, LOWEST, HIGHEST = 1 / 3, 1 / 12, 1.0
+# Nats by which forget losses have to rise for a run to begin there: where a model is as good on samples that it never
+# saw, steps at that rate do harm alone (a recogniser repeats words without end after a dozen).
+LITTLE = 0.05
 # Steps in which it rises to that: Adam's first ones move every weight alike, by noise as much as by what counts.
 WARM_UP = 6
 # It is raised by a tenth a step while samples have moved by less than this part of what was planned, until half of
@@ -238,26 +241,6 @@ class Pace:
             setattr(self, name, state[name])
         self.first_losses = state["first_losses"]
         self.window = [Observation(**values) for values in state["window"]]
-
-
-def is_within_noise(target: ForgetTarget, original: Tensor) -> bool:
-    """Whether original forget losses are as far from the target as its samples and theirs are by chance.
-
-    Then there is next to nothing to forget, and steps at a usual rate do harm alone: a recogniser that hears other
-    speakers as well as its own repeats words without end after a dozen.
-
-    Args:
-        target: of the run; one that is no distribution is not known to be within noise.
-        original: losses of forget samples under the original model [n]; NaN where they are not known.
-    """
-    if not isinstance(target, DistributionTarget) or target.value is None:
-        return False
-    known = original[~original.isnan()].double()
-    losses = target.losses.view(len(target.losses), -1).mean(1)
-    if min(len(known), len(losses)) < 2:
-        return False
-    noise = math.hypot(*(float(of.std()) / len(of) ** 0.5 for of in (known, losses)))
-    return abs(float(known.mean() - losses.mean())) <= 2 * noise
 
 
 def planned_steps(pass_steps: int) -> int:

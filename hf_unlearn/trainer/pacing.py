@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from typing_extensions import override
 
 from hf_unlearn.trainer.loss_step import LossStep
-from hf_unlearn.trainer.pace import FIRST, LOWEST, Pace, is_within_noise
+from hf_unlearn.trainer.pace import FIRST, LITTLE, LOWEST, Pace
 from hf_unlearn.trainer.resuming import ResumingMixin
 
 logger = logging.getLogger(__name__)
@@ -66,25 +66,25 @@ class PacingMixin(ResumingMixin):
         # A method that says how long it takes was published so; who says how many steps wants these steps.
         is_open = self.args.has_default_steps and self.method.default_steps(per_step) is None
         stops = is_open if self.method.converges_at_target else True
-        first = FIRST
-        if is_within_noise(target, state.original_losses):
-            first = LOWEST
+        need = None if target.value is None else target.value - before["forget_loss"]
+        calibrates = self.args.calibrates_learning_rate
+        has_little = calibrates and need is not None and need <= LITTLE
+        if has_little:
             logger.warning(
-                "forget_ds: the model's losses on it are those of the target within noise "
-                f"({before['forget_loss']:.3g}, target {target.value:.3g}): there is little to forget, or too few "
-                "unseen samples to tell"
+                f"forget_ds: the model's loss on it is {before['forget_loss']:.3g}, the target {target.value:.3g}: "
+                "there is little to forget, and steps are small"
             )
         pace = Pace(
             target=target,
-            need=None if target.value is None else target.value - before["forget_loss"],
+            need=need,
             retain_before=state.retain_before,
             begins_with_original=state.begins_with_original,
             first_losses=state.original_losses.clone(),
             forget_per_step=per_step,
             max_steps=max_steps,
             converges=self.method.converges_at_target,
-            calibrates=self.args.calibrates_learning_rate,
-            factor=first if self.args.calibrates_learning_rate else 1.0,
+            calibrates=calibrates,
+            factor=LOWEST if has_little else FIRST if calibrates else 1.0,
             stops=stops if self.args.stop_at_target is None else self.args.stop_at_target,
         )
         if state.pace:

@@ -292,10 +292,11 @@ def test_a_threshold_that_a_retrained_model_meets_at_once_says_nothing():
         "retrained": {"steps": steps, "forget_accuracy": [0.4, 0.5, 0.6]},
         "retrained 2": {"steps": steps, "forget_accuracy": [0.82, 0.9, 0.9]},
     }
-    evidence, notes = relearned_fast(curves, metrics)
+    evidence, notes = relearned_fast(curves, metrics, 500)
     assert not evidence and "a retrained model has 80 % of the forget samples right before any step" in notes[0]
     del curves["retrained 2"]
-    evidence, notes = relearned_fast(curves, metrics)
+    assert relearned_fast(curves, metrics, 8) == ([], []), "so few samples say nothing"
+    evidence, notes = relearned_fast(curves, metrics, 500)
     assert (
         evidence == ["2 steps on a few forget samples bring the rest back, on a retrained model never"] and not notes
     )

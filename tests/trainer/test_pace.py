@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_unlearn.targets import DistributionTarget, MaskedClassTarget, MeanTarget
+from hf_unlearn.targets import DistributionTarget, MaskedClassTarget
 from hf_unlearn.trainer.draws import draw_counts
 from hf_unlearn.trainer.loss_step import others_by_now
 from hf_unlearn.trainer.pace import (
@@ -18,7 +18,6 @@ from hf_unlearn.trainer.pace import (
     WARM_UP,
     Observation,
     Pace,
-    is_within_noise,
     planned_steps,
 )
 
@@ -143,15 +142,6 @@ def test_a_run_that_is_there_ends_where_retain_samples_do_not_come_back():
         watched.observe(step, seen(step, spread, retain=0.1 if step < EARLY else 0.5))
         assert watched.arrived is None or step >= planned_steps(2)
     assert watched.arrived == 20  # two windows alike, after the planned steps
-
-
-def test_what_is_within_noise_of_the_target_is_little_to_forget():
-    target, unknown = DistributionTarget(UNSEEN), torch.full((5,), torch.nan)
-    for shift, little in ((0.0, True), (0.2, True), (1.0, False), (-1.0, False)):
-        assert is_within_noise(target, torch.cat([UNSEEN[::5] + shift, unknown])) == little
-    profiles = UNSEEN[:, None].repeat(1, 8)
-    assert is_within_noise(DistributionTarget(profiles), UNSEEN[::5]) and not is_within_noise(target, unknown)
-    assert not is_within_noise(MeanTarget(1.0), UNSEEN)
 
 
 @pytest.mark.parametrize("much", [True, False])
