@@ -57,3 +57,23 @@ def test_a_retrained_model_is_measured_once(name, tmp_path):
     assert second.metrics == first.metrics != third.metrics
     assert first.metrics_by_model["retrained"] == third.metrics_by_model["retrained"]
     assert second.relearning == first.relearning
+
+
+def test_a_model_that_writes_otherwise_is_asked_again(tmp_path):
+    model, batch = tiny.make("gpt2")
+    samples = tiny.samples(batch(12))
+    datasets_by_name = {"forget_ds": samples[:4], "retain_ds": samples[4:8], "unseen_ds": samples[8:]}
+    tokenizer, written = words(), []
+    made = model.generate
+    model.generate = lambda *args, **kwargs: written.append(1) or made(*args, **kwargs)
+    settings = {"resamples": 10, "cache_dir": tmp_path, "processing_class": tokenizer, **datasets_by_name}
+    audit(model, **settings)
+    calls = len(written)
+    audit(model, **settings)
+    assert calls == len(written) > 0
+    model.generation_config.eos_token_id = 3
+    audit(model, **settings)
+    assert len(written) == 2 * calls
+    tokenizer.pad_token = "secret3"
+    audit(model, **settings)
+    assert len(written) == 3 * calls

@@ -155,6 +155,25 @@ def test_a_run_with_little_to_forget_says_so_and_begins_slowly(unlearn, caplog, 
     assert rates[0] == pytest.approx(3e-4 / WARM_UP * (FIRST if much else LOWEST))
 
 
+@pytest.mark.parametrize(("calibrates", "counted"), [(True, EARLY), (False, 1)])
+def test_losses_of_the_first_steps_are_those_of_the_original_where_these_steps_are_small(calibrates, counted):
+    watched = pace(calibrates=calibrates)
+    for step in range(5):
+        watched.observe(step, seen(step, torch.zeros(10)))
+    assert len(watched.retain_before) == 2 + 10 * counted
+    again = pace(begins_with_original=False)
+    again.observe(0, seen(0, torch.zeros(10)))
+    assert len(again.retain_before) == 2
+
+
+@pytest.mark.parametrize("settings", [{"calibrates": False}, {"need": -0.5}])
+def test_a_rate_that_is_not_chosen_here_does_not_keep_a_run_from_ending(settings):
+    watched, spread = pace(**settings), torch.linspace(0.1, 1.9, 10)
+    for step in range(40):
+        watched.observe(step, seen(step, spread, retain=0.1 if step < EARLY else 0.5))
+    assert watched.arrived == 20
+
+
 def test_a_resumed_pace_goes_on():
     watched, again = pace(first_losses=torch.full((20,), torch.nan)), pace()
     for step in range(3):
