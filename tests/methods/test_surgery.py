@@ -138,6 +138,7 @@ def test_the_correction_is_the_smallest_one(unlearn):
     trainer = unlearn(
         "vit", method="orthograd", projection="update", forgetting_loss="grad_ascent", dtype=torch.float64,
         max_steps=1, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, stop_at_target=False, callbacks=[Spy()],
+        lr_scheduler_type="constant",
         retain_weight=0.2,
     )  # fmt: skip
     take = trainer.get_batch_samples

@@ -8,7 +8,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 EVERY_STEP = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1,
               "load_best_model_at_end": True, "max_steps": 12, "method": "grad_diff", "forget_target": 1.6,
-              "stop_at_target": False, "learning_rate": 5e-3}  # fmt: skip
+              "stop_at_target": False, "learning_rate": 5e-3, "lr_scheduler_type": "constant"}  # fmt: skip
 
 
 def history(trainer, name):
