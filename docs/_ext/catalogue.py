@@ -101,10 +101,10 @@ def defaults(method: type[Method]) -> str:
     """Learning rate, retain weight and length of a run, where nothing is given."""
     if not method.is_iterative:
         return "none"
+    values = ", ".join(
+        f"`{name}={value!r}`" for name, value in method.default_arguments.items()
+    )
     if "lr_scheduler_type" in method.default_arguments:
-        values = ", ".join(
-            f"`{name}={value!r}`" for name, value in method.default_arguments.items()
-        )
         return f"as published: {values}; retain weight and length as above"
     length = (
         "until the target is reached"
@@ -114,6 +114,7 @@ def defaults(method: type[Method]) -> str:
     return (
         f"learning rate {method.learning_rate:g} for all weights, calibrated in the first steps where there is a "
         f"target; retain weight {method.default_retain_weight:.4g}; {length}"
+        + (f"; {values}" if values else "")
     )
 
 

@@ -103,8 +103,7 @@ def robustness(
         for name, model in models.items()
     }  # fmt: skip
     for name, of_model in tried.items():
-        result.metrics[name] = {} if of_model["no_probe"] else of_model["probe"]
-        result.metrics[name] |= of_model["metrics"]
+        result.metrics[name] = {**of_model["probe"], **of_model["metrics"]}
         if of_model["no_probe"] and of_model["no_probe"] not in result.notes:
             result.notes.append(of_model["no_probe"])
     curves: dict[str, Curve] = {name: of_model["curve"] for name, of_model in tried.items() if of_model["curve"]}

@@ -14,6 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from transformers.trainer import TRAINER_STATE_NAME
 
+from hf_unlearn.auditing.budget import PASSES_WITH_GRADIENT
 from hf_unlearn.hub.release_files import RECORD_FILE
 from hf_unlearn.report.numbers import show, significant
 from hf_unlearn.trainer.manifest import checkpoints, is_unlearning
@@ -21,8 +22,6 @@ from hf_unlearn.trainer.manifest import checkpoints, is_unlearning
 logger = logging.getLogger(__name__)
 Purpose: TypeAlias = Literal["steps", "calibration", "measuring"]
 PURPOSES: tuple[Purpose, ...] = ("steps", "calibration", "measuring")
-# A sample forward and backward: the backward pass takes about twice what the forward pass takes.
-PASSES_WITH_GRADIENT = 3
 
 
 class CostCounter:

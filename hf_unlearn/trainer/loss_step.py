@@ -13,11 +13,12 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
+from hf_unlearn.auditing.budget import PASSES_WITH_GRADIENT
 from hf_unlearn.losses import Head
 from hf_unlearn.methods import Method
 from hf_unlearn.per_sample.loop import batch_size
 from hf_unlearn.targets import DistributionTarget, Objective
-from hf_unlearn.trainer.cost import PASSES_WITH_GRADIENT, CostCounter
+from hf_unlearn.trainer.cost import CostCounter
 from hf_unlearn.trainer.pace import MIN_WINDOW, Observation
 
 Batch = Mapping[str, Any]
