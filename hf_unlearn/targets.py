@@ -19,7 +19,7 @@ from typing_extensions import override
 from hf_unlearn.data.types import RequestKind
 from hf_unlearn.data.validation import check_disjoint_classes
 from hf_unlearn.losses import Head
-from hf_unlearn.losses.functional import divergences
+from hf_unlearn.losses.functional import at_least_float32, divergences
 from hf_unlearn.losses.head import TOKEN_KINDS
 
 ForgetTargetName: TypeAlias = Literal["auto", "distribution", "masked_class", "mean", "none"]
@@ -99,6 +99,10 @@ class ForgetTarget(Objective):
     def is_met(self, scores: Tensor) -> bool:
         """Whether the scores [n] or [n, m] of forget samples are as near to the target as chance would have them."""
         return self.is_reached(scores)
+
+    def measured(self, statistics: Statistics) -> Tensor:
+        """The scores [n] or [n, m] that are matched to the target's, of samples that were measured."""
+        return statistics.losses
 
     def state(self) -> dict[str, Any]:
         """The state that a resumed run restores the target from."""
@@ -237,17 +241,25 @@ class DistributionTarget(ForgetTarget):
         """The part of the scores that is matched to target losses."""
         return scores
 
+    @override
+    def measured(self, statistics: Statistics) -> Tensor:
+        """The losses [n], or token-loss profiles [n, 8] if the target has profiles."""
+        profiles = statistics.token_loss_profiles if self.losses.ndim > 1 else None
+        return statistics.losses if profiles is None else profiles
+
 
 class MaskedClassTarget(DistributionTarget):
-    """`mean_i KL(p_i || model) + mean_i (q_i - l_(i))^2 / 20`, for the prediction without the forgotten classes.
+    """`mean_i KL(p_i || model) + mean_i h(d_i / s)`, `h(z) = sqrt(1 + z^2) - 1`: the prediction without the classes.
 
     p_i is the original model's prediction without the forgotten classes, renormalised: an approximation of the
     prediction of a model that was never trained on them. The divergence is flat once a forgotten class has almost no
-    probability, and does not determine how little it should have. The second term (proposed here) does: to a model
-    that was never trained on a class, its samples are samples of other classes, so their sorted losses are matched to
-    the quantiles q_i of `-log p(c | x)` on retain samples x. It is squared and small, so that its gradient vanishes
-    near the target; the plain distance of `DistributionTarget` cost unseen accuracy there. It needs no unseen data
-    and no stopping rule.
+    probability, and does not determine how little it should have. The second term (proposed here) does. To a model
+    that was never trained on a class, its samples are samples of other classes, so their margins, the class's logit
+    minus the best logit of a class that is kept, are matched to those of retain samples: d_i is the distance of a
+    margin from its quantile of these, and s their standard deviation (1 at least). Near the target h is half the
+    square of a distance in deviations, the divergence in nats of two normal distributions that are so far apart, and
+    further off it grows linearly: the term needs no weight. Of several classes it is a sum, each with its own margins.
+    It needs no unseen data and no stopping rule.
 
     Limit: a class that was never trained on and one that was ruled out are not quite the same; retrained models had
     0.83 to 1.06 times these losses on four datasets.
@@ -262,40 +274,60 @@ class MaskedClassTarget(DistributionTarget):
 
     def __init__(self, log_probs: Tensor, classes: Sequence[int], other_log_probs: Tensor):
         self.classes = [int(c) for c in classes]
-        super().__init__(-other_log_probs[:, self.classes].flatten())
+        super().__init__(self._margins(other_log_probs))
+        self.class_losses = -other_log_probs[:, self.classes].double().flatten()
         masked = log_probs.double().index_fill(1, torch.tensor(self.classes, device=log_probs.device), float("-inf"))
         self.log_probs = torch.log_softmax(masked, dim=1).float().cpu()
 
+    def _margins(self, logits: Tensor) -> Tensor:
+        """The margins [n, forgotten classes] of logits or log-probabilities [n, classes]."""
+        forgotten = torch.tensor(self.classes, device=logits.device)
+        best = logits.index_fill(1, forgotten, float("-inf")).amax(1, keepdim=True)
+        return logits[:, self.classes] - best
+
     @override
     def scores(self, outputs: Any, batch: Mapping[str, Any], head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The divergence of the prediction from p_i beside the loss of each sample, [n, 2]; and the losses [n]."""
-        losses = head.losses(outputs, batch)
-        divergence = divergences(self.log_probs[index.cpu()], outputs["logits"])
-        return torch.stack((divergence, losses), dim=1), losses.detach()
+        """The divergence of the prediction from p_i beside the margins, [n, 1 + forgotten classes]; the losses [n]."""
+        logits = at_least_float32(outputs["logits"])
+        divergence = divergences(self.log_probs[index.cpu()], logits)
+        return torch.cat((divergence[:, None], self._margins(logits)), dim=1), head.losses(outputs, batch).detach()
+
+    @property
+    @override
+    def value(self) -> float:
+        """Mean loss of samples of other classes, were they labelled with a forgotten one."""
+        return float(self.class_losses.mean())
 
     @override
     def is_reached(self, losses: Tensor) -> bool:
-        """Whether half of the forget samples have at least the lowest tenth of the target losses.
+        """Whether half of the forget samples have at least the lowest tenth of the losses of other classes' samples.
 
         They rise to their mean ever more slowly, and the class is not predicted long before.
         """
-        return bool(losses.median() >= self.losses.quantile(0.1))
+        return bool(losses.median() >= self.class_losses.quantile(0.1))
 
     @override
     def is_met(self, scores: Tensor) -> bool:
-        """As `is_reached`, by the losses among the scores."""
-        return self.is_reached(scores[:, 1])
+        """As `is_reached`, by the margins of every forgotten class: half of them within the lower nine tenths."""
+        return bool((scores[:, 1:].median(dim=0).values <= self.losses.quantile(0.9, dim=0).to(scores)).all())
 
     @override
     def combine(self, scores: Tensor, others: Tensor | None = None) -> Tensor:
-        """Mean divergence plus a twentieth of the mean squared distance of the losses to their quantiles."""
-        divergence, losses = scores.unbind(1)
-        return divergence.mean() + self.distances(losses, others).square().mean() / 20
+        """Mean divergence plus `h` of the distances of the margins to their quantiles, in standard deviations."""
+        deviations = self.losses.std(dim=0, correction=0).clamp_min(1.0)
+        distances = self.distances(scores[:, 1:], others) / deviations.to(scores)
+        return scores[:, 0].mean() + ((1 + distances.square()).sqrt() - 1).sum(dim=1).mean()
 
     @override
     def matched(self, scores: Tensor) -> Tensor:
-        """The losses [n] of scores [n, 2]."""
-        return scores[:, 1]
+        """The margins [n, forgotten classes] of scores."""
+        return scores[:, 1:]
+
+    @override
+    def measured(self, statistics: Statistics) -> Tensor:
+        """The margins [n, forgotten classes]."""
+        assert statistics.log_probs is not None  # or there would be no such target
+        return self._margins(statistics.log_probs)
 
 
 def restore_target(state: Mapping[str, Any]) -> ForgetTarget:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
+from hf_unlearn.auditing.statistics import SampleStatistics
 from hf_unlearn.targets import (
     Ascent,
     DistributionTarget,
@@ -96,25 +97,40 @@ def test_masked_class_in_numpy():
         for ws, ms in zip(expected, model, strict=True)
     ]
     assert np.allclose(scores[:, 0].detach().numpy(), divergence, rtol=1e-6)
-    # two forgotten samples and two others: the quantiles are the others' losses of the class, in order
-    unlikely = np.sort(-np.log(softmax(others)[:, 1]))
-    distance = np.square(np.sort(losses.numpy()) - unlikely).mean() / 20
+    # two forgotten samples and two others: the quantiles are the others' margins, in order
+    margins = [np.sort(logits[:, 1] - np.delete(logits, 1, axis=1).max(1)) for logits in (current, others)]
+    assert np.allclose(np.sort(scores[:, 1].detach().numpy()), margins[0])
+    deviations = (margins[0] - margins[1]) / max(margins[1].std(), 1)
     value = target.combine(scores)
-    assert value.item() == pytest.approx(np.mean(divergence) + distance, rel=1e-6)
-    assert target.value == pytest.approx(unlikely.mean())
+    assert value.item() == pytest.approx(np.mean(divergence) + np.mean(np.sqrt(1 + deviations**2) - 1), rel=1e-6)
+    assert target.value == pytest.approx(-np.log(softmax(others)[:, 1]).mean())
     # The gradient of the divergence is model minus target: the forgotten class goes down by all it had.
     (grad,) = torch.autograd.grad(scores[:, 0].sum(), logits)
     assert np.allclose(grad.numpy(), model - expected, atol=1e-6)
 
 
 def test_masked_class_says_how_unlikely():
-    """Where the divergence is flat, the losses have a gradient towards those of other samples, from both sides."""
+    """Where the divergence is flat, the margins have a gradient towards those of other samples, from both sides."""
     log_probs = torch.tensor([[0.9, 0.1, 0.0]]).log()
-    target = MaskedClassTarget(log_probs, [2], torch.full((5, 3), -8.0))
-    for loss, slope in ((5.0, -0.3), (8.0, 0.0), (11.0, 0.3)):
-        scores = torch.tensor([[0.0, loss]], requires_grad=True)
+    target = MaskedClassTarget(log_probs, [2], torch.tensor([[0.0, -1.0, -8.0]] * 5))
+    for margin, slope in ((-5.0, 3.0), (-8.0, 0.0), (-11.0, -3.0)):  # in deviations, of which one is a nat at least
+        scores = torch.tensor([[0.0, margin]], requires_grad=True)
         (grad,) = torch.autograd.grad(target.combine(scores), scores)
-        assert grad[0, 1].item() == pytest.approx(slope)
+        assert grad[0, 1].item() == pytest.approx(slope / 10**0.5)
+
+
+def test_several_masked_classes_have_margins_of_their_own():
+    """Each against the best class that is kept, matched to that class's margins on other samples."""
+    others = torch.tensor([[0.0, -1.0, -4.0, -9.0], [-2.0, 0.0, -5.0, -7.0]])
+    log_probs = torch.tensor([[0.1, 0.1, 0.7, 0.1], [0.1, 0.2, 0.3, 0.4]]).log()
+    target = MaskedClassTarget(log_probs, [2, 3], others)
+    statistics = SampleStatistics(losses=-log_probs[[0, 1], [2, 3]], correct=torch.ones(2), log_probs=log_probs)
+    expected = torch.tensor([[0.7, 0.1], [0.3, 0.4]]).log() - torch.tensor([[0.1], [0.2]]).log()
+    torch.testing.assert_close(target.measured(statistics), expected)
+    again = restore_target(target.state())
+    met, missed = torch.tensor([[0.0, -5.0, -9.0]] * 3), torch.tensor([[0.0, -5.0, -1.0]] * 3)
+    assert again.is_met(met) and not again.is_met(missed)
+    assert again.combine(met) < again.combine(missed)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +170,6 @@ def test_masked_class_needs_a_class_and_a_single_label_head():
 
 
 def test_a_forgotten_class_may_not_be_in_the_retain_set():
-    from hf_unlearn.auditing.statistics import SampleStatistics
-
     def statistics(labels):
         n = len(labels)
         return SampleStatistics(torch.zeros(n), torch.ones(n), torch.tensor(labels), log_probs=torch.zeros(n, 3))

@@ -12,10 +12,8 @@ from accelerate.utils import send_to_device
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from hf_unlearn.auditing.recovery import plain_copy
 from hf_unlearn.data.collator import Collator, readable_collator
@@ -23,7 +21,7 @@ from hf_unlearn.data.splitting import subsample
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses import Head, head_of, label_problem
 from hf_unlearn.losses.head import Batch
-from hf_unlearn.models.adapters import _outside_body
+from hf_unlearn.models.output_layer import output_layer
 from hf_unlearn.models.types import Model
 
 # Samples of a dataset that the probe uses at most.
@@ -92,24 +90,6 @@ def linear_probe(
     probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     probe.fit(features, labels)
     return {f"probe_{name}_accuracy": float(probe.score(*samples)) for name, samples in testing.items()}
-
-
-def output_layer(model: PreTrainedModel) -> nn.Linear:
-    """The linear layer that computes the logits: the last one outside the body with an output for every label.
-
-    Raises:
-        ValueError: there is none.
-    """
-    heads = [model.get_submodule(name) for name in _outside_body(model)]
-    labels = model.config.num_labels
-    modules = [module for head in heads for module in head.modules()]
-    layers = [module for module in modules if isinstance(module, nn.Linear) and module.out_features == labels]
-    if not layers:
-        raise ValueError(
-            f"model: {type(model).__name__} has no linear layer with {labels} outputs outside its body; "
-            "the probe needs one to take the features from"
-        )
-    return layers[-1]
 
 
 @torch.no_grad()

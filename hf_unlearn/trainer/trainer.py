@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Literal, cast
@@ -33,12 +34,13 @@ from hf_unlearn.models.adapters import adapted, wants_adapter
 from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.models.finite import check_finite_weights
 from hf_unlearn.models.loading import load_model
+from hf_unlearn.models.output_layer import reset_outputs
 from hf_unlearn.models.precision import train_in_float32
 from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.models.types import Model, ProcessingClass
 from hf_unlearn.per_sample.graph_parameters import reachable_parameters
 from hf_unlearn.report.tables import print_metrics
-from hf_unlearn.targets import DistributionTarget, Objective, make_target
+from hf_unlearn.targets import ForgetTarget, MaskedClassTarget, Objective, make_target
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback
 from hf_unlearn.trainer.checkpointing import UnlearningState
@@ -50,6 +52,8 @@ from hf_unlearn.trainer.outcome import Outcome, outcome_of
 from hf_unlearn.trainer.pacing import PacingMixin
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
 from hf_unlearn.trainer.surgery_step import SurgeryStep
+
+logger = logging.getLogger(__name__)
 
 
 class UnlearningTrainer(PacingMixin):
@@ -402,11 +406,9 @@ class UnlearningTrainer(PacingMixin):
         first = self._unlearning_state if self.model_init is None else None
         forget = statistics["forget"]
         target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics)
-        has_profiles = isinstance(target, DistributionTarget) and target.losses.ndim > 1
-        profiles = forget.token_loss_profiles if has_profiles else None
         original_losses, latest_scores = (
             spread(values, draws["forget"].before, len(self.forget_ds))
-            for values in (forget.losses, forget.losses if profiles is None else profiles)
+            for values in (forget.losses, target.measured(forget))
         )
         state = UnlearningState(
             target=target,
@@ -421,7 +423,20 @@ class UnlearningTrainer(PacingMixin):
         )
         self.method.on_train_begin(self._calibration_pass())
         state.method = self.method.state_dict()
+        self._forget_outputs(target)
         return state
+
+    def _forget_outputs(self, target: ForgetTarget) -> None:
+        """Take the weights of forgotten classes out of the output layer, where the run goes by what is left."""
+        method = self.method
+        descends_target = method.raises_forget_loss and method.objective(target, None) is target
+        if not isinstance(target, MaskedClassTarget) or not descends_target:
+            return
+        if self._is_sharded or not reset_outputs(self.model, target.classes):
+            logger.warning(
+                "model: the output layer's weights of the forgotten classes stay, as it is not a linear layer that "
+                "trains on every process; an attack may find the classes there"
+            )
 
     @torch.no_grad()
     def _check_original(self) -> None:

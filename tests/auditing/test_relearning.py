@@ -12,7 +12,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn.auditing.probing import linear_probe, output_layer
+from hf_unlearn.auditing.probing import linear_probe
 from hf_unlearn.auditing.recovery import quantised, without_adapter
 from hf_unlearn.auditing.relearning import finetune, relearn, relearn_advantage, relearn_time
 from hf_unlearn.auditing.robustness import relearned_fast
@@ -242,7 +242,6 @@ def test_the_probe_reads_the_last_token_of_a_decoder():
     halves = samples[:20], samples[20:]
     padded = linear_probe(model, *halves)  # batches of samples of several lengths
     assert padded == linear_probe(model, *halves, batch_size=1)
-    assert output_layer(model) is model.score
 
 
 def test_refusals(poisoned_digits):
