@@ -15,6 +15,8 @@ EPOCHS = 3.0
 LOOKS = 10
 RELEARNING_STEPS, MEASURE_EVERY, TUNING_STEPS = 12, 3, 50
 MOST_LOOKED_AT, MOST_RELEARNED, LARGEST_BATCH, MOST_PROBED = 2000, 16, 64, 2000
+# Of a class alone any model learns its label: its samples are shown among so many times as many retain samples.
+RETAIN_PER_RELEARNED = 7
 # A sample forward and backward: the backward pass takes about twice what the forward pass takes.
 PASSES_WITH_GRADIENT = 3
 
@@ -26,6 +28,7 @@ class Budget:
     Attributes:
         looked_at: forget samples that are measured after an attempt.
         relearned: forget samples that relearning trains on.
+        relearned_of_class: of a class, among `RETAIN_PER_RELEARNED` times as many retain samples.
         tuning_steps: steps of further training on retain samples.
         tuning_batch: retain samples of one.
         probed: samples of a dataset whose features the probe gets.
@@ -33,6 +36,7 @@ class Budget:
 
     looked_at: int
     relearned: int
+    relearned_of_class: int
     tuning_steps: int
     tuning_batch: int
     probed: int
@@ -45,16 +49,18 @@ class Budget:
 
         Examples:
             >>> Budget.of(2000)
-            Budget(looked_at=63, relearned=7, tuning_steps=50, tuning_batch=4, probed=135)
+            Budget(looked_at=63, relearned=7, relearned_of_class=1, tuning_steps=50, tuning_batch=4, probed=135)
             >>> Budget.of(60000)
-            Budget(looked_at=1890, relearned=16, tuning_steps=50, tuning_batch=64, probed=2000)
+            Budget(looked_at=1890, relearned=16, relearned_of_class=8, tuning_steps=50, tuning_batch=64, probed=2000)
         """
         passes = BUDGET * PASSES_WITH_GRADIENT * epochs * retain_samples
         tuned = TUNING * passes / PASSES_WITH_GRADIENT
         batch = _within(tuned / TUNING_STEPS, LARGEST_BATCH)
+        relearned = RELEARNING * passes / (PASSES_WITH_GRADIENT * RELEARNING_STEPS)
         return cls(
             looked_at=_within(LOOKING * passes / LOOKS, MOST_LOOKED_AT),
-            relearned=_within(RELEARNING * passes / (PASSES_WITH_GRADIENT * RELEARNING_STEPS), MOST_RELEARNED),
+            relearned=_within(relearned, MOST_RELEARNED),
+            relearned_of_class=_within(min(relearned, LARGEST_BATCH) / (1 + RETAIN_PER_RELEARNED), LARGEST_BATCH),
             tuning_steps=_within(tuned / batch, TUNING_STEPS),
             tuning_batch=batch,
             probed=max(2, _within(PROBING * passes / 2, MOST_PROBED)),

@@ -121,7 +121,8 @@ def difference(metric: str, audited: Statistic, expected: Sequence[Statistic], *
     of_difference = minus(audited, expected)
     sampling, variance = of_difference.deviation(), 0.0
     if spread:
-        variance = _spread_variance(metric, [statistic.value for statistic in expected]) * (1 + 1 / len(expected))
+        measured = SPREADS[metric.rpartition("_")[2]]
+        variance = spread_variance(measured, [statistic.value for statistic in expected]) * (1 + 1 / len(expected))
     half = Z * float(np.sqrt(sampling**2 + variance))
     value = of_difference.value
     shown = np.exp if metric.endswith("loss") else float
@@ -136,7 +137,11 @@ def constant(value: float) -> Statistic:
     return Statistic(value, {})
 
 
-def _spread_variance(metric: str, values: Sequence[float]) -> float:
-    """The variance between retrained models: what was measured before, and what those given differ by."""
-    measured = SPREADS[metric.rpartition("_")[2]] ** 2
-    return float((SPREAD_MODELS * measured + np.var(values) * len(values)) / (SPREAD_MODELS + len(values) - 1))
+def spread_variance(measured: float, values: Sequence[float]) -> float:
+    """The variance between retrained models: what was measured before, and what those given differ by.
+
+    Args:
+        measured: the deviation that was measured before.
+        values: the metric of every retrained model that was given.
+    """
+    return float((SPREAD_MODELS * measured**2 + np.var(values) * len(values)) / (SPREAD_MODELS + len(values) - 1))

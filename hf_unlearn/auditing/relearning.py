@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
+from torch.utils.data import ConcatDataset
 from tqdm.auto import tqdm
 
 from hf_unlearn.auditing.recovery import plain_copy
@@ -36,6 +37,7 @@ def relearn(
     forget_ds: AnyDataset,
     *,
     samples: int = 16,
+    retain_ds: AnyDataset | None = None,
     steps: int = 50,
     learning_rate: float | None = None,
     batch_size: int = 64,
@@ -52,8 +54,7 @@ def relearn(
     The same arguments give the same curve, bitwise on a CPU.
 
     When a whole class was forgotten, the samples to train on are all of that class, and a few steps teach any model to
-    answer it to everything, a retrained one too; a head that scores the class far too low resists longer although its
-    features know it. Then `linear_probe` says more.
+    answer it to everything, a retrained one too: give retain samples beside them.
 
     Source: relearn time of Golatkar et al. 2020 (arXiv 1911.04933) and Tarun et al. 2023 (arXiv 2111.08947).
 
@@ -61,6 +62,7 @@ def relearn(
         model: any model with a head; it stays as it is.
         forget_ds: the forget dataset, samples ready for the model.
         samples: forget samples to train on, drawn with `seed`.
+        retain_ds: retain samples to train on beside them, all of these.
         steps: optimizer steps.
         learning_rate: default: 3e-4, times `sqrt(1e6 / weights)` for models of more than a million weights.
         batch_size: samples of a training batch.
@@ -90,7 +92,10 @@ def relearn(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     if measured_ds is None:
         measured_ds = select(forget_ds, sorted(order[samples:]))
-    return _curve(model, select(forget_ds, sorted(order[:samples])), measured_ds, training, "Relearning")
+    train_ds = select(forget_ds, sorted(order[:samples]))
+    if retain_ds is not None:
+        train_ds = cast(AnyDataset, ConcatDataset([train_ds, retain_ds]))  # type: ignore[list-item]
+    return _curve(model, train_ds, measured_ds, training, "Relearning")
 
 
 def finetune(

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from peft import PeftModel
 
-from hf_unlearn.auditing.budget import MEASURE_EVERY, RELEARNING_STEPS, Budget
+from hf_unlearn.auditing.budget import MEASURE_EVERY, RELEARNING_STEPS, RETAIN_PER_RELEARNED, Budget
 from hf_unlearn.auditing.caching import cached, setting_key
 from hf_unlearn.auditing.estimates import dataset_estimates, flat, share_estimate
 from hf_unlearn.auditing.measuring import statistics_of
@@ -82,18 +82,17 @@ def robustness(
         cache_dir: where the results are kept, as in `statistics_of`.
     """
     result = RobustnessResult({})
-    relearned = min(budget.relearned, len(datasets_by_name["forget"]) // 4)
-    if request == "class":
-        # All samples have one label: any model learns to answer it, the retrained one as fast as any.
-        result.notes.append(
-            "Relearning says nothing about a class: a few samples of one label teach any model that label."
-        )
-        relearned = 0
-    elif not relearned:
-        count = len(datasets_by_name["forget"])
+    count = len(datasets_by_name["forget"])
+    relearned = min(budget.relearned_of_class if request == "class" else budget.relearned, count // 4)
+    beside = relearned * RETAIN_PER_RELEARNED if request == "class" else 0
+    if not relearned:
         result.notes.append(f"Relearning needs four forget samples, to train on one; there are {count}.")
-    attempts = _Attempts(datasets_by_name, replace(budget, relearned=relearned), probe, data_collator, seed)
-    key = () if cache_dir is None else (*astuple(attempts.budget), probe, setting_key("data_collator", data_collator))
+    attempts = _Attempts(datasets_by_name, replace(budget, relearned=relearned), beside, probe, data_collator, seed)
+    key = (
+        ()
+        if cache_dir is None
+        else (*astuple(attempts.budget), beside, probe, setting_key("data_collator", data_collator))
+    )
     measured = [datasets_by_name[name] for name in ("forget", "retain")]
     tried = {
         name: cached(
@@ -108,8 +107,7 @@ def robustness(
             result.notes.append(of_model["no_probe"])
     curves: dict[str, Curve] = {name: of_model["curve"] for name, of_model in tried.items() if of_model["curve"]}
     if curves:
-        count = min(len(datasets_by_name["forget"]) - relearned, budget.looked_at)
-        _compare_curves(result, curves, metrics, count)
+        _compare_curves(result, curves, metrics, min(count - relearned, budget.looked_at))
     result.hidden += _recovered(result.metrics, metrics)
     return result
 
@@ -120,6 +118,7 @@ class _Attempts:
 
     datasets_by_name: Mapping[str, AnyDataset]
     budget: Budget
+    beside: int  # retain samples that relearning trains on, beside forget samples
     probe: bool
     data_collator: Collator | None
     seed: int
@@ -133,6 +132,7 @@ class _Attempts:
         if not is_original and self.budget.relearned:
             found["curve"] = relearn(
                 model, self.datasets_by_name["forget"], samples=self.budget.relearned, seed=self.seed,
+                retain_ds=subsample(self.datasets_by_name["retain"], self.beside, self.seed) if self.beside else None,
                 measure_every=MEASURE_EVERY, steps=RELEARNING_STEPS, data_collator=self.data_collator,
                 measured_samples=self.budget.looked_at,
             )  # fmt: skip
@@ -195,6 +195,9 @@ def _compare_curves(
     if "retrained" in curves:
         result.metrics["audited"] |= relearn_advantage(curves["audited"], curves["retrained"])
     for name, curve in curves.items():
+        if accuracies := curve.get("forget_accuracy"):
+            mean = share_estimate(float(np.mean(accuracies[1:])), measured)
+            result.metrics[name] |= flat({"relearned_forget_accuracy": mean})
         if np.isfinite(curve["forget_loss"]).all():
             result.curves[name] = curve
         else:

@@ -20,14 +20,17 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from hf_unlearn.auditing.depth import depth
 from hf_unlearn.comparing.config import Comparison
 from hf_unlearn.comparing.folder import ComparisonFolder
 from hf_unlearn.comparing.runs import MeasuredRun, TrainingRun, measured_runs, training_runs
+from hf_unlearn.report.audit_result import is_retrained
 from hf_unlearn.report.comparison import lines, markdown_table
 from hf_unlearn.report.plots import plot_gaps
 from hf_unlearn.training import quiet
 
 RESULTS = "results.json"
+TRIED = "finetuned_forget_loss"  # a metric of every model on which attempts to bring data back were made
 CONTEXT: BaseContext = multiprocessing.get_context("spawn")  # a forked process cannot use the GPU
 Action: TypeAlias = Callable[[ComparisonFolder, Any], None]  # ComparisonFolder.train or ComparisonFolder.measure
 
@@ -70,10 +73,29 @@ def compare(config: Comparison, output_dir: str | Path, *, workers: int = 1, pro
         "seeds": list(config.seeds),
         "requests": {name: list(request.forget) for name, request in config.requests.items()},
         "budget": dict(config.budget),
-        "runs": [folder.read_result(run) for run in measured_runs(config)],
+        "runs": with_depth([folder.read_result(run) for run in measured_runs(config)]),
     }
     _write(results, folder.path)
     return results
+
+
+def with_depth(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs, those of models that were not retrained with their depth, where attempts to bring data back were made.
+
+    Args:
+        runs: results of `ComparisonFolder.measure`.
+    """
+    retrained: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for run in runs:
+        if is_retrained(run["model"]) and run["status"] == "done":
+            retrained.setdefault((run["request"], run["seed"]), []).append(run["metrics"])
+    deep = []
+    for run in runs:
+        if run["status"] == "done" and not is_retrained(run["model"]) and TRIED in run["metrics"]:
+            found = depth(run["metrics"], retrained.get((run["request"], run["seed"]), []))
+            run = {**run, "metrics": {**run["metrics"], **found}}
+        deep.append(run)
+    return deep
 
 
 def _write(results: dict[str, Any], folder: Path) -> None:

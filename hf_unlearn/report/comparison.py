@@ -13,7 +13,8 @@ from rich.table import Table
 
 ORIGINAL, RETRAINED = "original", "retrained"
 TIME, PASSES = "time / retraining", "passes / retrained"
-COLUMNS = ("forget", "retain", "unseen", "MIA", "gap", "forget loss / retrained", TIME, PASSES)
+DEPTH, FORGET_LOSS = "depth", "forget loss / retrained"
+COLUMNS = ("forget", "retain", "unseen", "MIA", "gap", DEPTH, FORGET_LOSS, TIME, PASSES)
 
 
 @dataclass
@@ -82,9 +83,8 @@ def _add(line: Line, run: Mapping[str, Any], retrained: Mapping[str, Any]) -> No
     for means, columns in ((line.forgetting, ("forget", "MIA")), (line.utility, ("retain", "unseen"))):
         if measured := [distances[column] for column in columns if column in distances]:
             means.append(statistics.mean(measured))
-    if "gap" in metrics:
-        values["gap"] = metrics["gap"]
-    values["forget loss / retrained"] = metrics["forget_loss"] / retrained_metrics["forget_loss"]
+    values |= {name: metrics[name] for name in ("gap", DEPTH) if name in metrics}
+    values[FORGET_LOSS] = metrics["forget_loss"] / retrained_metrics["forget_loss"]
     clock = retrained["clock"]
     if line.model != ORIGINAL and clock == run["clock"] and clock in retrained:
         values[TIME] = run[clock] / retrained[clock]
@@ -106,8 +106,9 @@ def mean_ranks(table: Sequence[Line]) -> dict[str, tuple[float, float]]:
 def markdown_table(results: Mapping[str, Any]) -> str:
     """A table with one row a model and request: mean ± deviation over seeds; below it the mean ranks."""
     table = lines(results)
-    rows = ["| request | model | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    rows += [f"| {' | '.join(texts)} |" for texts in _table_rows(table, COLUMNS)]
+    columns = _columns(table)
+    rows = ["| request | model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    rows += [f"| {' | '.join(texts)} |" for texts in _table_rows(table, columns)]
     ranks = "; ".join(
         f"{model} {mean:.1f} ± {deviation:.1f}" for model, (mean, deviation) in mean_ranks(table).items()
     )
@@ -121,10 +122,14 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 def print_lines(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table of `markdown_table`: failed runs are counted, methods that were refused are left out.
 
-    A terminal has room for one measure of cost: the sample passes, or the time where these were not counted.
+    A terminal has room for one measure of cost, the sample passes, or the time where these were not counted, and for
+    depth in place of the forget loss.
     """
     of_runs = lines(results)
-    columns = [c for c in COLUMNS if c != (TIME if any(PASSES in line.values for line in of_runs) else PASSES)]
+    columns = _columns(of_runs)
+    left_out = {TIME if any(PASSES in line.values for line in of_runs) else PASSES}
+    left_out |= {FORGET_LOSS} if DEPTH in columns else set()
+    columns = [column for column in columns if column not in left_out]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for heading in ("request", "model", *columns):
         table.add_column(heading, justify="left" if heading in ("request", "model") else "right")
@@ -133,6 +138,11 @@ def print_lines(results: Mapping[str, Any], console: Console | None = None) -> N
         table.add_row(request if request != previous else "", *texts)
         previous = request
     (console or Console()).print(table)
+
+
+def _columns(table: Sequence[Line]) -> list[str]:
+    """The columns; depth only where attempts to bring data back were made."""
+    return [column for column in COLUMNS if column != DEPTH or any(DEPTH in line.values for line in table)]
 
 
 def _table_rows(table: Sequence[Line], columns: Sequence[str]) -> list[list[str]]:

@@ -48,6 +48,7 @@ ATTACKS = {
 # What was done to a copy before its forget samples were measured again.
 RECOVERIES = {
     "finetuned": "after further training on retain samples",
+    "relearned": "while a few of them are trained on (the others, mean over the steps)",
     "int8": "with weights rounded to 8 bits",
     "int4": "with weights rounded to 4 bits",
     "without_adapter": "with the adapter dropped",
@@ -56,6 +57,8 @@ PROBE = "Correct predictions of a new linear head on the model's features, on {}
 OTHERS = {
     "one_offset": "Samples of other classes that are lost when one number is added to the output of the forgotten "
     "class, so that 90 % of its samples come back; compare with the retrained model. 0 %: the class is only masked.",
+    "depth": "What the most successful attempt to bring the data back finds beyond a retrained model, in deviations "
+    "of retrained models; up to 2 or 3 nothing.",
     "gap": "Average gap to the retrained model, in points; 0 is best.",
     "tug_of_war": "Closeness to the retrained model's accuracies on all datasets; 1 is best.",
     "unlearning_impact_score": "Accuracy lost on unseen samples, and what is left to forget; 0 is best.",
@@ -105,6 +108,8 @@ def meaning(name: str, unit: str = "nats") -> str:
         return next((text for end, text in RATES.items() if name.endswith(end)), "")
     if first == "probe" and (dataset := rest.removesuffix("_accuracy")) in DATASETS:
         return PROBE.format(DATASETS[dataset])
+    if first == "depth" and rest:
+        return "The same of one attempt: what it finds beyond a retrained model, in deviations of retrained models."
     recovery, separator, measure = name.partition("_forget_")
     if separator and recovery in RECOVERIES:
         return MEASURES[measure].format(DATASETS["forget"], in_unit).removesuffix(".") + f", {RECOVERIES[recovery]}."
