@@ -8,6 +8,7 @@ import math
 from peft import PeftModel
 from torch import nn
 
+from hf_unlearn.auditing.budget import EPOCHS
 from hf_unlearn.losses.head import TOKEN_KINDS
 from hf_unlearn.methods import Method, RunInfo
 from hf_unlearn.trainer.arguments import UnlearningArguments
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # Forget samples of a step; a sample of many tokens is many decisions.
 STEP_SIZE, STEP_SIZE_OF_TOKENS, LEAST_STEP_SIZE = 32, 16, 4
+# The planned steps take no more than this part of the sample passes of training again.
+LARGEST_SHARE = 0.15
 # A pass over the forget dataset takes so many steps at least: that many looks at every sample are what a target needs.
 LEAST_PASS = 4
 MAX_PLANS, MAX_STEPS = 2.5, 240
@@ -46,7 +49,9 @@ def resolve_defaults(args: UnlearningArguments, method: Method, head_kind: str, 
     batches_per_step = args.gradient_accumulation_steps * args.world_size * max(1, args.n_gpu)
     # DeepSpeed has read its batch size from the arguments when they were made.
     if args.has_default_batch_size and not args.deepspeed:
-        args.default_batch_sizes = default_batch_sizes(head_kind, method.info, batches_per_step)
+        args.default_batch_sizes = default_batch_sizes(
+            head_kind, method.info, batches_per_step, args.training_passes or EPOCHS
+        )
         args.per_device_train_batch_size = args.default_batch_sizes[0]
     if args.has_default_steps:
         forget_per_step = args.per_device_train_batch_size * batches_per_step
@@ -66,16 +71,20 @@ def resolve_defaults(args: UnlearningArguments, method: Method, head_kind: str, 
         logger.info("Weight decay is off: it would move the weights inside the span that the projection protects")
 
 
-def default_batch_sizes(head_kind: str, info: RunInfo, batches_per_step: int) -> tuple[int, int]:
+def default_batch_sizes(
+    head_kind: str, info: RunInfo, batches_per_step: int, training_passes: float = EPOCHS
+) -> tuple[int, int]:
     """Forget and retain samples of one batch on one device.
 
-    A step takes 32 forget samples or, of many tokens each, 16, but no more than a quarter of the forget dataset or
-    four, and as many retain samples; a batch one at least.
+    A step takes 32 forget samples or, of many tokens each, 16, but no more than a quarter of the forget dataset, nor
+    so many that the planned steps cost more than 0.15 of training again; four at least; and as many retain samples; a
+    batch one at least.
 
     Args:
         head_kind: of the model's head.
         info: has the sizes of the datasets.
         batches_per_step: batches of an optimizer step, over all devices.
+        training_passes: passes over the retain dataset that training again takes.
 
     Examples:
         >>> info = RunInfo(forget_samples=20, retain_samples=4000)
@@ -85,7 +94,8 @@ def default_batch_sizes(head_kind: str, info: RunInfo, batches_per_step: int) ->
         (2, 4)
     """
     limit = STEP_SIZE_OF_TOKENS if head_kind in TOKEN_KINDS else STEP_SIZE
-    size = min(limit, max(LEAST_STEP_SIZE, math.ceil(info.forget_samples / LEAST_PASS)))
+    affordable = LARGEST_SHARE * training_passes * info.retain_samples / (2 * planned_steps(LEAST_PASS))
+    size = max(LEAST_STEP_SIZE, min(limit, math.ceil(info.forget_samples / LEAST_PASS), int(affordable)))
     forget, retain = (
         max(1, math.ceil(min(size, samples) / batches_per_step))
         for samples in (info.forget_samples, info.retain_samples)

@@ -172,6 +172,22 @@ def test_a_class_behind_its_output_is_not_forgotten(class_models, count):
         assert of_models["retrained 2"]["gap"] > 0
 
 
+def test_a_class_that_is_held_down_is_relearned_among_retain_samples(class_models):
+    """Depth is the largest of what is tried; the third retrained model is as deep as the others."""
+    models, retrained, datasets_by_name = class_models
+    settings = {**tiny.named(datasets_by_name), "relearning": True, "training_passes": 60, "resamples": 10}
+    held_down, third = (
+        audit(models[name], original=models["original"], retrained=retrained, **settings)
+        for name in ("biased", "third")
+    )
+    relearned = held_down.metrics_by_model["audited"]["relearned_forget_accuracy"]
+    assert relearned < 0.05  # its bias is far away, and comes back in no dozen of steps ...
+    assert held_down.metrics["depth_one_offset"] > 1  # ... but one number brings it back, and its features are there
+    assert held_down.metrics["depth"] == held_down.metrics["depth_probe"] > 3
+    assert max(third.metrics["depth_one_offset"], third.metrics["depth_finetuned"]) < 3
+    assert third.relearning.keys() == {"audited", "retrained", "retrained 2"}
+
+
 # ---- the metrics -----------------------------------------------------------------------------------------------
 
 
@@ -243,6 +259,8 @@ def test_the_promised_names_and_their_intervals(reports):
             "int4_forget_loss", "int8_forget_accuracy"} <= hidden.metrics.keys()  # fmt: skip
     assert list(hidden.metrics_by_model) == ["original", "audited", "retrained"]
     assert hidden.relearning.keys() == {"audited", "retrained"}
+    assert hidden.metrics["depth"] == max(v for k, v in hidden.metrics.items() if k.startswith("depth_")) > 3
+    assert "depth" not in hidden.metrics_by_model["retrained"]
     assert (
         hidden.metrics["probe_forget_accuracy_low"]
         > hidden.metrics_by_model["retrained"]["probe_forget_accuracy_high"]

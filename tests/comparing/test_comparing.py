@@ -255,6 +255,9 @@ def test_the_table_is_worked_out_by_hand():
         "| r | a | 87.00 ± 4.24 | 100.00 ± 0.00 | 90.00 ± 0.00 | 50.00 ± 0.00 | 2.00 ± 1.41 | 0.50 ± 0.00 | "
         "0.40 ± 0.00 | 0.08 ± 0.00 |"
     )
+    runs[2]["metrics"]["depth"] = 4.5
+    heading, _, *rows = markdown_table(results).splitlines()
+    assert heading.split(" | ")[6:8] == ["gap", "depth"] and "| 2.00 ± 1.41 | 4.50 | " in rows[1]
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,24 @@ class Strings(Speech):
 
 
 class StringsWord(SpokenWords, Strings):
-    """The same strings, and a word to forget."""
+    """The same strings, and a word to forget.
 
-    load, build, training, shadows = Strings.load, Strings.build, Strings.training, ()
+    The pretrained model knows every word, so that the target is what a shadow model, fine-tuned without another word,
+    says of that word.
+    """
+
+    load, build, training, shadows = Strings.load, Strings.build, Strings.training, ("without another word",)
+
+    def another(self, forget: str) -> str:
+        """The digit after the forgotten one."""
+        digits = list(_tiny.Whisper.DIGITS)
+        return f"word={digits[(digits.index(forget.partition('=')[2]) + 1) % len(digits)]}"
+
+    def shadow_split(self, name: str, forget: str) -> Any:
+        """The strings that hold the other word, and all others."""
+        return self.split(self.another(forget))
+
+    target = Speech.target
 
     def token(self, forget: str) -> int:
         """The token of the forgotten word."""
