@@ -72,7 +72,7 @@ def unlearn(tmp_path):
             )
         extra = {k: settings.pop(k) for k in ("peft_config", "callbacks", "compute_metrics", "eval_dataset",
                  "per_sample_loss", "processing_class", "model_init", "alternative_ds", "optimizers", "data_collator",
-                 "optimizer_cls_and_kwargs", "general_ds") if k in settings}  # fmt: skip
+                 "optimizer_cls_and_kwargs", "general_ds", "base_model") if k in settings}  # fmt: skip
         defaults = {
             "output_dir": str(tmp_path / settings.pop("folder", "out")), "max_steps": 2, "logging_steps": 1,
             "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True, "use_cpu": True,

@@ -41,14 +41,15 @@ def load_model(name: str, dtype: DType = "auto", argument: str = "model") -> Pre
         if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
             raise ValueError(f"transformers has no model {architectures[0]!r}")
     except (OSError, ValueError) as error:
-        raise _not_loaded(name, argument, error) from error
+        raise not_loaded(name, argument, error) from error
     try:
         return load_whole(model_class, name, argument=argument, dtype=dtype)
     except OSError as error:
-        raise _not_loaded(name, argument, error) from error
+        raise not_loaded(name, argument, error) from error
 
 
-def _not_loaded(name: str, argument: str, error: Exception) -> ValueError:
+def not_loaded(name: str, argument: str, error: Exception) -> ValueError:
+    """The error of a checkpoint that does not load, in one line."""
     return ValueError(
         f"{argument}: {name!r} does not load ({str(error).splitlines()[0]}); give the folder of a saved model, or its "
         "name on the Hub"

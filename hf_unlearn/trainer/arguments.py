@@ -36,6 +36,8 @@ DEFAULTS = {
     },
 }  # fmt: skip
 OUTPUT_DIR = "unlearned"
+# How far a model that was trained from scratch goes back to be deep (benchmarks/README.md, "Depth").
+DEEP_RESET = 0.5
 
 
 def _hyperparameters_help() -> str:
@@ -81,6 +83,16 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         stop_at_target: stop when the forget losses of the last steps are at the target, and for methods that would end
             by themselves the retain loss is back. Default: where no number of steps is given, and always for methods
             that would not end by themselves.
+
+    > Parameters that control how deep is forgotten
+
+    Args:
+        reset: how far the weights go back before the first step, towards weights that never saw the data (the
+            trainer's `base_model`, or a fresh initialisation): a share in [0, 1], of which 0 is none and 1 is training
+            again. Default: `"auto"`, as far as `depth` says. Where it is given, 0 too, it wins.
+        depth: `"retrained"`: aim at the depth of a retrained model, at a higher price: 80 steps at the method's full
+            rate, and of a model without a `base_model` half of the way back. Default: None, a run as short as losses
+            allow.
 
     > Parameters that say what training cost
 
@@ -143,6 +155,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     )
     hinge: Hinge = field(default=METHODS_OWN, metadata={"help": "Hinge of the mean target."})
     stop_at_target: bool | None = field(default=None, metadata={"help": "Stop when the target is reached."})
+    reset: float | str = field(default="auto", metadata={"help": "Share of the way back before the first step."})
+    depth: Literal["retrained"] | None = field(default=None, metadata={"help": "How deep is forgotten."})
     training_passes: float | None = field(
         default=None, metadata={"help": "Epochs that training the model took; default: from its trainer_state.json."}
     )
@@ -174,6 +188,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         self._resolve_unset()
         super().__post_init__()
         self.forget_target = _parse_target(self.forget_target)
+        self.reset = _parse_share(self.reset)
         self._check_values()
         self._check_combinations()
 
@@ -286,6 +301,16 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         """An instance of the method's `Method.hyperparameters`: `method_kwargs` over the defaults."""
         return METHODS[self.method].check_hyperparameters(_parse_method_kwargs(self.method_kwargs) or {})
 
+    def reset_share(self, has_base_model: bool) -> float:
+        """The share in [0, 1] of the way that the weights go back before the first step.
+
+        Args:
+            has_base_model: whether it is known what the model was fine-tuned from.
+        """
+        if not isinstance(self.reset, str):
+            return self.reset
+        return DEEP_RESET if self.depth == "retrained" and not has_base_model else 0.0
+
     @property
     def has_default_batch_size(self) -> bool:
         """Whether the batch size is still the default: one may be set later, too."""
@@ -356,6 +381,19 @@ def _parse_text(text: str) -> Any:
     with suppress(json.JSONDecodeError):
         return json.loads(text)  # first: to YAML, 1e-4 is a text
     return yaml.safe_load(text)
+
+
+def _parse_share(value: Any) -> float | str:
+    """A share, also as a string, from the command line; or "auto"."""
+    if value is None or value == "auto":
+        return "auto"
+    try:
+        share = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'reset: must be "auto" or a share in [0, 1], got {value!r}') from error
+    if not 0 <= share <= 1:
+        raise ValueError(f'reset: must be "auto" or a share in [0, 1], got {value!r}')
+    return share
 
 
 def _parse_target(value: Any) -> Any:

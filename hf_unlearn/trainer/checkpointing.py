@@ -38,6 +38,7 @@ class UnlearningState:
         original_hash: hash of the original weights; None where they are sharded.
         retain_before: losses of the retain samples measured before the first step.
         begins_with_original: whether the run is the first of this model.
+        retain_after_reset: the mean retain loss after the weights went back; None where they did not.
         pace: `hf_unlearn.trainer.pace.Pace.state_dict`; empty before the first checkpoint.
         hyperparameters: the method's, by name, as the run has them.
         method: `Method.state_dict`, as it was when the checkpoint was written.
@@ -54,6 +55,7 @@ class UnlearningState:
     retain_before: Tensor
     begins_with_original: bool = True
     original_hash: str | None = None
+    retain_after_reset: float | None = None
     pace: Mapping[str, Any] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     method: Mapping[str, Any] = field(default_factory=dict)

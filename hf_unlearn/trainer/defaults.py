@@ -26,9 +26,14 @@ MAX_PLANS, MAX_STEPS = 2.5, 240
 # Without a target an unbounded ascent has to end somewhere: a few steps, and a warning that says so.
 STEPS_WITHOUT_TARGET = 30
 ADAPTER_LEARNING_RATE = 2e-3
+# Of a run that has to bring back what a reset took, and of one that is to be deep: steps, their forget and retain
+# samples, the rate as a multiple of the method's own, and the weight of retain samples.
+DEEP_STEPS, RESET_STEP_SIZE, RESET_RATE, RESET_RETAIN_WEIGHT = 80, 64, 10 / 3, 0.85
 
 
-def resolve_defaults(args: UnlearningArguments, method: Method, head_kind: str, model: nn.Module) -> None:
+def resolve_defaults(
+    args: UnlearningArguments, method: Method, head_kind: str, model: nn.Module, reset_share: float = 0.0
+) -> None:
     """Fill in the arguments that were left to method, model and data, and say which are not followed.
 
     Args:
@@ -36,28 +41,40 @@ def resolve_defaults(args: UnlearningArguments, method: Method, head_kind: str, 
         method: has the sizes of the datasets.
         head_kind: of the model's head.
         model: as it will train, with its adapter.
+        reset_share: how far its weights go back before the first step.
     """
+    is_deep = args.depth == "retrained" or reset_share > 0
     trainable = [p for p in model.parameters() if p.requires_grad]
     if rounding := {str(p.dtype) for p in trainable if p.dtype.itemsize < 4}:
         logger.warning(
             f"model: what trains is {' and '.join(sorted(rounding))}, in which small steps are lost to rounding; load "
             "it with dtype=torch.float32, and set bf16=True for speed"
         )
-    args.calibrates_learning_rate = args.learning_rate is None and args.has_default_schedule and method.info.has_target
+    chooses_rate = args.learning_rate is None and args.has_default_schedule and method.info.has_target
+    args.calibrates_learning_rate = chooses_rate and not is_deep
     if args.learning_rate is None:
         args.learning_rate = ADAPTER_LEARNING_RATE if isinstance(model, PeftModel) else method.learning_rate
+        args.learning_rate *= RESET_RATE if reset_share and not isinstance(model, PeftModel) else 1.0
+    if reset_share and args.retain_weight is None:
+        args.retain_weight = RESET_RETAIN_WEIGHT
     batches_per_step = args.gradient_accumulation_steps * args.world_size * max(1, args.n_gpu)
     # DeepSpeed has read its batch size from the arguments when they were made.
     if args.has_default_batch_size and not args.deepspeed:
         args.default_batch_sizes = default_batch_sizes(
             head_kind, method.info, batches_per_step, args.training_passes or EPOCHS
         )
+        if reset_share:
+            sizes = (method.info.forget_samples, method.info.retain_samples)
+            forget, retain = (max(1, math.ceil(min(RESET_STEP_SIZE, size) / batches_per_step)) for size in sizes)
+            args.default_batch_sizes = forget, retain
         args.per_device_train_batch_size = args.default_batch_sizes[0]
     if args.has_default_steps:
         forget_per_step = args.per_device_train_batch_size * batches_per_step
         args.max_steps = method.default_steps(forget_per_step) or default_steps(
             method, forget_per_step, args.effective_retain_batch_size * batches_per_step
         )
+        if is_deep and method.raises_forget_loss:
+            args.max_steps = max(args.max_steps, DEEP_STEPS)
     if not method.info.has_target and args.forget_target == "auto" and method.raises_forget_loss:
         if args.has_default_steps:
             args.max_steps = STEPS_WITHOUT_TARGET

@@ -119,11 +119,15 @@ class DivergenceGuard(TrainerCallback):
             loss = float(self.trainer.accelerator.reduce(torch.cat(list(retain_losses)).mean(), "mean"))
         if not retain_losses or not loss <= (before + limit) / 2:
             loss = self.retain_loss()
-        if not loss <= limit:
-            self.reason = f"the retain loss rose from {before:.3g} to {loss:.3g}, by more than ln 2"
-            return False
-        self._keep_weights(step)
-        return True
+        if loss <= limit:
+            self._keep_weights(step)
+            return True
+        # What a reset took comes back by and by; until then the original's weights are the last good ones.
+        reset = state.retain_after_reset
+        if reset is not None and self.good_step == 0 and loss <= retain_limit(reset, self.trainer.head.kind):
+            return True
+        self.reason = f"the retain loss rose from {before:.3g} to {loss:.3g}, by more than ln 2"
+        return False
 
     def accepts(self, metrics: Mapping[str, float]) -> bool:
         """Whether a run may end with these metrics; otherwise `reason` says why not."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any, Literal, cast
 
 import torch
@@ -23,7 +22,6 @@ from transformers.trainer_utils import TrainOutput
 from transformers.training_args import ParallelMode
 from typing_extensions import override
 
-from hf_unlearn.auditing.statistics import spread
 from hf_unlearn.data.collator import default_collator, readable_collator
 from hf_unlearn.data.general import GeneralData
 from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler
@@ -34,14 +32,14 @@ from hf_unlearn.models.adapters import adapted, wants_adapter
 from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.models.finite import check_finite_weights
 from hf_unlearn.models.loading import load_model
-from hf_unlearn.models.output_layer import reset_outputs
 from hf_unlearn.models.precision import train_in_float32
 from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.models.types import Model, ProcessingClass
 from hf_unlearn.per_sample.graph_parameters import reachable_parameters
 from hf_unlearn.report.tables import print_metrics
-from hf_unlearn.targets import ForgetTarget, MaskedClassTarget, Objective, make_target
+from hf_unlearn.targets import Objective, make_target
 from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.beginning import BeginningMixin, check_base
 from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback
 from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.cost import CostCounter, warn_of_cost
@@ -49,14 +47,13 @@ from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.loss_step import LossStep, copy_weights, trainable_parameters
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
-from hf_unlearn.trainer.pacing import PacingMixin
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
 from hf_unlearn.trainer.surgery_step import SurgeryStep
 
 logger = logging.getLogger(__name__)
 
 
-class UnlearningTrainer(PacingMixin):
+class UnlearningTrainer(BeginningMixin):
     """Makes a trained model forget `forget_ds` and keep `retain_ds`.
 
     Everything `transformers.Trainer` accepts still works: callbacks, optimizers, compute_metrics, resume, hub
@@ -82,6 +79,9 @@ class UnlearningTrainer(PacingMixin):
             know").
         general_ds: what the model knows beside these datasets, and should still know: a dataset ready for the model;
             for causal language models also a text file, or texts. At most 64 samples are measured before and after.
+        base_model: what `model` was fine-tuned from: a model, the name of a checkpoint, or `"auto"`, the checkpoint
+            that its configuration names. With `UnlearningArguments(reset=)` the weights go back towards it before the
+            first step. Default: a fresh initialisation, as of a model that was trained from scratch.
         eval_dataset: for evaluation, as in `Trainer`; a dict of datasets, too.
         data_collator: samples to batch; default: `hf_unlearn.data.collator.readable_collator`.
         processing_class: tokenizer, image processor, feature extractor or processor.
@@ -112,6 +112,7 @@ class UnlearningTrainer(PacingMixin):
         unseen_ds: AnyDataset | None = None,
         alternative_ds: AnyDataset | None = None,
         general_ds: GeneralData | None = None,
+        base_model: PreTrainedModel | str | None = None,
         eval_dataset: AnyDataset | dict[str, AnyDataset] | None = None,
         data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
         processing_class: ProcessingClass | None = None,
@@ -149,11 +150,13 @@ class UnlearningTrainer(PacingMixin):
             train_in_float32(cast(PreTrainedModel, first_model), model)
         # Before the model gets its adapter: a refused model is left as it was.
         self.method.check_weights(adapter=adds_adapter, sharded=False)
+        self._base = check_base(first_model, base_model, args, adds_adapter)
         # `Trainer` seeds, too, but after a fresh adapter has drawn its weights.
         set_seed(args.seed)
         trains = gradient_flags(first_model)
         first_model = adapted(first_model, peft_config, self.method.lora_by_default)
-        resolve_defaults(args, self.method, setup.head.kind, first_model)
+        self._reset_share = args.reset_share(base_model is not None)
+        resolve_defaults(args, self.method, setup.head.kind, first_model, self._reset_share)
         self._eval_mode = EvalMode()
         # A loss of the user's own may read columns that the model does not.
         make_collator = readable_collator if per_sample_loss is None else default_collator
@@ -396,70 +399,6 @@ class UnlearningTrainer(PacingMixin):
         # First, so that the user's callbacks see the weights that the step ends with.
         self.callback_handler.callbacks.insert(0, StepCallback(self.step, self.method))
         return prepared
-
-    def _measure_original(self) -> UnlearningState:
-        """What is known before the first step; a second run of the same model still compares with its original."""
-        original_hash = self._hash_original_weights()
-        draws = self._draws = self._draw_samples()
-        statistics = self._dataset_statistics({name: draw.before for name, draw in draws.items()})
-        self._refuse_unmeasurable(statistics)
-        first = self._unlearning_state if self.model_init is None else None
-        forget = statistics["forget"]
-        target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics)
-        original_losses, latest_scores = (
-            spread(values, draws["forget"].before, len(self.forget_ds))
-            for values in (forget.losses, target.measured(forget))
-        )
-        state = UnlearningState(
-            target=target,
-            original_losses=original_losses,
-            latest_scores=latest_scores,
-            score_ages=torch.full((len(latest_scores),), -1.0),
-            metrics_before=self._metrics_before(statistics) if first is None else first.metrics_before,
-            original_hash=original_hash,
-            retain_before=statistics["retain"].losses if first is None else first.retain_before,
-            begins_with_original=first is None,
-            hyperparameters=asdict(self.method.hp),
-        )
-        self.method.on_train_begin(self._calibration_pass())
-        state.method = self.method.state_dict()
-        self._forget_outputs(target)
-        return state
-
-    def _forget_outputs(self, target: ForgetTarget) -> None:
-        """Take the weights of forgotten classes out of the output layer, where the run goes by what is left."""
-        method = self.method
-        descends_target = method.raises_forget_loss and method.objective(target, None) is target
-        if not isinstance(target, MaskedClassTarget) or not descends_target:
-            return
-        if self._is_sharded or not reset_outputs(self.model, target.classes):
-            logger.warning(
-                "model: the output layer's weights of the forgotten classes stay, as it is not a linear layer that "
-                "trains on every process; an attack may find the classes there"
-            )
-
-    @torch.no_grad()
-    def _check_original(self) -> None:
-        """Refuse a resumed run whose original model is not the one that the run began with.
-
-        Raises:
-            ValueError: it has other losses on the first forget samples than the checkpoint says.
-        """
-        if self.method.original_model is None:
-            return
-        batch = next(iter(self._calibration_pass().batches("forget")), None)
-        if batch is None:
-            return  # fewer forget samples than processes
-        with self.compute_loss_context_manager():
-            losses = self.head.losses(self.head.run(self.method.original_model, batch), batch).cpu()
-        self.cost.add("measuring", len(losses))
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        expected = self.unlearning_state.original_losses[rank::processes][: len(losses)]
-        if not torch.allclose(losses.double(), expected.double(), rtol=1e-2, atol=1e-2):
-            raise ValueError(
-                f"model: is not the one that the run in the checkpoint began with, which {self.method.name} compares "
-                "with; give the trainer the original model, train(resume_from_checkpoint=...) loads the weights"
-            )
 
     def _make_step(self) -> LossStep:
         objective = self._objective()
