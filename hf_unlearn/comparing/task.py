@@ -84,6 +84,10 @@ class Task:
         """
         return {"unseen_ds": self.datasets["unseen"]} if "unseen" in self.datasets else {}
 
+    def base_model(self) -> PreTrainedModel | None:
+        """What the original was fine-tuned from, for `UnlearningTrainer(base_model=)`; None where from scratch."""
+        return None
+
     def alternatives(self, forget_ds: AnyDataset) -> AnyDataset | None:
         """The forget samples with other answers, for methods with `needs_alternative_ds`; None by default."""
         return None
@@ -172,6 +176,10 @@ class NamedTask(Task):
             halves = prepared["test"].train_test_split(test_size=0.5, seed=self.seed)
             prepared |= {"unseen": halves["train"], "test": halves["test"]}
         return prepared
+
+    @override
+    def base_model(self) -> PreTrainedModel | None:
+        return None if self.from_scratch else self.build(self.seed)
 
     @override
     def build(self, seed: int) -> PreTrainedModel:

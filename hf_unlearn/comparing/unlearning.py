@@ -49,7 +49,7 @@ def unlearn(
         model: the original model; it is changed in place.
         forget_ds: the forget dataset.
         retain_ds: the retain samples that the method may use.
-        task: gives the seed, the processor and alternative answers.
+        task: gives the seed, the processor, alternative answers and what the model was fine-tuned from.
         target: what `Task.target` returns.
         settings: of `UnlearningArguments`, the method among them.
         budget: `max_steps` or `seconds`; empty: the method's default.
@@ -75,7 +75,7 @@ def unlearn(
         try:
             trainer = UnlearningTrainer(
                 model, forget_ds, retain_ds, args, unseen_ds=unseen_ds, alternative_ds=alternative_ds,
-                processing_class=task.processor,
+                processing_class=task.processor, base_model=task.base_model(),
             )  # fmt: skip
         except ValueError as error:
             raise Refusal(str(error)) from error

@@ -59,8 +59,8 @@ def base_weights(model: Model, base_model: PreTrainedModel | str | None, seed: i
     own = {key: w for key, w in weights.items() if key in base and base[key].shape == w.shape}
     if 2 * sum(w.numel() for w in own.values()) < sum(w.numel() for w in weights.values()):
         raise ValueError(
-            f"base_model: a {type(base_model).__name__} lacks most weights of the model, a {type(inner).__name__}; give "
-            "what it was fine-tuned from"
+            f"base_model: a {type(base_model).__name__} lacks most weights of the model, a {type(inner).__name__}; "
+            "give what it was fine-tuned from"
         )
     if not isinstance(model, PeftModel) and all(torch.equal(base[key].to(w), w) for key, w in own.items()):
         raise ValueError("base_model: has the weights of the model itself; give the checkpoint it was fine-tuned from")

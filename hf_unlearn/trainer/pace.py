@@ -16,7 +16,8 @@ from hf_unlearn.targets import ForgetTarget
 FIRST, LOWEST, HIGHEST = 1 / 3, 1 / 12, 1.0
 # Nats by which forget losses have to rise for a run to begin there: where a model is as good on samples that it never
 # saw, steps at that rate do harm alone (a recogniser repeats words without end after a dozen).
-LITTLE = 0.05
+# Of a sample of many tokens each of them is a decision, and most of its loss is that of a few.
+LITTLE, LITTLE_OF_TOKENS = 0.05, 0.15
 # Steps in which it rises to that: Adam's first ones move every weight alike, by noise as much as by what counts.
 WARM_UP = 6
 # It is raised by a tenth a step while samples have moved by less than this part of what was planned, until half of

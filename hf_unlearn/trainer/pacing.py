@@ -9,8 +9,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from typing_extensions import override
 
+from hf_unlearn.losses.head import TOKEN_KINDS
 from hf_unlearn.trainer.loss_step import LossStep
-from hf_unlearn.trainer.pace import FIRST, LITTLE, LOWEST, Pace
+from hf_unlearn.trainer.pace import FIRST, LITTLE, LITTLE_OF_TOKENS, LOWEST, Pace
 from hf_unlearn.trainer.resuming import ResumingMixin
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ class PacingMixin(ResumingMixin):
         stops = is_open if self.method.converges_at_target else True
         need = None if target.value is None else target.value - before["forget_loss"]
         calibrates = self.args.calibrates_learning_rate
-        has_little = calibrates and need is not None and need <= LITTLE
+        little = LITTLE_OF_TOKENS if self.head.kind in TOKEN_KINDS else LITTLE
+        has_little = calibrates and need is not None and need <= little
         if has_little:
             logger.warning(
                 f"forget_ds: the model's loss on it is {before['forget_loss']:.3g}, the target {target.value:.3g}: "

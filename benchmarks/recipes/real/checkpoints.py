@@ -75,6 +75,10 @@ class Intents(Task):
         set_seed(seed)
         return AutoModelForSequenceClassification.from_pretrained(self.path, num_labels=self.intents)
 
+    def base_model(self) -> Any:
+        """What the models are before they are fine-tuned."""
+        return self.build(self.seed)
+
 
 class Authors(Task):
     """SmolLM2-135M-Instruct on 15 questions about each of 20 authors of TOFU.
@@ -115,6 +119,10 @@ class Authors(Task):
         """The pretrained model."""
         set_seed(seed)
         return AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32)
+
+    def base_model(self) -> Any:
+        """What the models are before they are fine-tuned."""
+        return self.build(self.seed)
 
     def target(self, forget: str, shadows: Any) -> dict[str, Any]:
         """Questions about the same authors, or about others where an author is forgotten."""
@@ -174,6 +182,10 @@ class Strings(Speech):
         model.generation_config.max_length = 32
         return model
 
+    def base_model(self) -> Any:
+        """What the models are before they are fine-tuned."""
+        return self.build(self.seed)
+
     def target(self, forget: str, shadows: Any) -> dict[str, Any]:
         """Strings of the speaker that nobody trains on."""
         return {"unseen_ds": self.datasets["unseen"]}
@@ -186,7 +198,8 @@ class StringsWord(SpokenWords, Strings):
     says of that word.
     """
 
-    load, build, training, shadows = Strings.load, Strings.build, Strings.training, ("without another word",)
+    load, build, base_model = Strings.load, Strings.build, Strings.base_model
+    training, shadows = Strings.training, ("without another word",)
 
     def another(self, forget: str) -> str:
         """The digit after the forgotten one."""
@@ -231,3 +244,7 @@ class PretrainedFashion(Fashion):
         model = ViTForImageClassification.from_pretrained(self.path)
         model.classifier.reset_parameters()
         return model
+
+    def base_model(self) -> Any:
+        """What the models are before they are fine-tuned."""
+        return self.build(self.seed)
