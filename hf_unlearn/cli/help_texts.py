@@ -62,6 +62,9 @@ method (these, and every setting of TrainingArguments, have their names from Pyt
   --method_kwargs JSON   hyper-parameters of the method: '{{"beta": 0.2}}' for npo; --help-all has every method's
   --request KIND         samples, class or group; default: by the column that --forget names
   --forget_target T      auto, distribution, masked_class, mean, none, or a number
+  --reset SHARE          how far weights go back before the first step, towards --base_model or a new initialisation
+  --depth retrained      aim at the depth of a retrained model, at a higher price
+  --base_model B         what the model was fine-tuned from: a name, a folder, or auto (by its configuration)
   --max_steps N, --learning_rate X, --per_device_train_batch_size N, --seed N, --push_to_hub, ...
 
   --config FILE          the same settings from a YAML file; flags override it

@@ -41,6 +41,7 @@ class RunSettings(DataSettings):
         "auto", "dtype of the weights; auto: float32 where all train, else as they were saved."
     )
     general_ds: str | None = setting(None, GENERAL_DS)
+    base_model: str | None = setting(None, "What the model was fine-tuned from: a name, a folder, or auto.")
     resume: bool = setting(False, "Continue from the newest complete checkpoint in output_dir.")
 
 
@@ -73,6 +74,7 @@ def main(argv: list[str]) -> int:
             args,
             unseen_ds=data.unseen_ds,
             general_ds=settings.general_ds,
+            base_model=settings.base_model,
             processing_class=data.processor,
             peft_config=peft_config,
             callbacks=[interruption],

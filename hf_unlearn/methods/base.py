@@ -125,6 +125,7 @@ class Method:
         is_iterative: whether there are optimizer steps; otherwise `on_train_begin` is all that happens.
         is_gradient_surgery: whether the method combines gradients (`combine`) rather than descending a loss.
         lora_by_default: whether `peft_config="auto"` adds an adapter.
+        resets_weights: whether `on_train_begin` takes weights back to where retain samples have to be learned again.
         needs_alternative_ds: whether the trainer needs an `alternative_ds`.
         needs_original_model: whether the original model is called at every step; see `OriginalModel`.
         needs_original_losses: whether the objective needs the original's loss on every forget sample.
@@ -150,6 +151,7 @@ class Method:
     is_iterative: ClassVar[bool] = True
     is_gradient_surgery: ClassVar[bool] = False
     lora_by_default: ClassVar[bool] = False
+    resets_weights: ClassVar[bool] = False
     needs_alternative_ds: ClassVar[bool] = False
     needs_original_model: ClassVar[bool] = False
     needs_original_losses: ClassVar[bool] = False

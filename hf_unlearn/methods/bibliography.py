@@ -65,6 +65,14 @@ GRAVES_2021 = r"""@inproceedings{graves2021amnesiac,
   eprint = {2010.10981},
   archivePrefix = {arXiv},
 }"""
+GOEL_2022 = r"""@misc{goel2022towards,
+  title = {Towards Adversarial Evaluations for Inexact Machine Unlearning},
+  author = {Goel, Shashwat and Prabhu, Ameya and Sanyal, Amartya and Lim, Ser-Nam and Torr, Philip and
+    Kumaraguru, Ponnurangam},
+  year = {2022},
+  eprint = {2201.06640},
+  archivePrefix = {arXiv},
+}"""
 JIA_2023 = r"""@inproceedings{jia2023model,
   title = {Model Sparsity Can Simplify Machine Unlearning},
   author = {Jia, Jinghan and Liu, Jiancheng and Ram, Parikshit and Yao, Yuguang and Liu, Gaowen and Liu, Yang

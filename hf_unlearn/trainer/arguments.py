@@ -155,7 +155,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     )
     hinge: Hinge = field(default=METHODS_OWN, metadata={"help": "Hinge of the mean target."})
     stop_at_target: bool | None = field(default=None, metadata={"help": "Stop when the target is reached."})
-    reset: float | str = field(default="auto", metadata={"help": "Share of the way back before the first step."})
+    reset: float | str | None = field(
+        default="auto", metadata={"help": "Share of the way back before the first step."}
+    )
     depth: Literal["retrained"] | None = field(default=None, metadata={"help": "How deep is forgotten."})
     training_passes: float | None = field(
         default=None, metadata={"help": "Epochs that training the model took; default: from its trainer_state.json."}
@@ -307,7 +309,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         Args:
             has_base_model: whether it is known what the model was fine-tuned from.
         """
-        if not isinstance(self.reset, str):
+        if isinstance(self.reset, float):
             return self.reset
         return DEEP_RESET if self.depth == "retrained" and not has_base_model else 0.0
 

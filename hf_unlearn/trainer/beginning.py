@@ -78,10 +78,10 @@ class BeginningMixin(PacingMixin):
 
     def _go_back(self, state: UnlearningState) -> None:
         """Move the weights a share of the way to those before training, where the run is to begin there."""
-        if self._base is None:
-            return
-        go_back(self.model, self._base, self._reset_share, self.added_adapter)
-        state.retain_after_reset = self.guard.retain_loss()
+        if self._base is not None:
+            go_back(self.model, self._base, self._reset_share, self.added_adapter)
+        if self._base is not None or self.method.resets_weights:
+            state.retain_after_reset = self.guard.retain_loss()
 
     def _forget_outputs(self, target: ForgetTarget) -> None:
         """Take the weights of forgotten classes out of the output layer, where the run goes by what is left."""

@@ -24,6 +24,8 @@ DEFAULTS = {
     "rmu": {"scale": 5.0, "depth": 7 / 32, "layers": 3},
     "scrub": {"alpha": 0.001, "gamma": 0.99, "max_step_share": 2 / 3},
     "l1_sparse": {"gamma": 5e-5},
+    "cf_k": {"k": 2},
+    "eu_k": {"k": 2},
     "ssd": {"alpha": 10.0, "lambda_": 1.0},
     "gdr_gma": {"gamma": 100.0, "epsilon": 0.02},
 }

@@ -13,6 +13,7 @@ from torch import nn
 
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.base import CalibrationPass
+from hf_unlearn.methods.last_layers import last_layers
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.fisher import loss_gradient, squared_gradients
 
@@ -151,7 +152,47 @@ def test_ssd_needs_many_more_retain_samples(unlearn):
         trainer.train(resume_from_checkpoint="somewhere")
 
 
-@pytest.mark.parametrize("name", ["salun", "l1_sparse", "ssd"])
+@pytest.mark.parametrize(
+    ("name", "k", "expected"),
+    [
+        ("vit", 1, {"vit.layernorm", "classifier"}),
+        ("vit", 2, {"vit.layernorm", "classifier", "vit.layers.1"}),
+        ("gpt2", 1, {"transformer.ln_f"}),  # its head is the embedding
+        ("whisper", 2, {"model.decoder.layer_norm", "model.decoder.layers.1"}),
+    ],
+)
+def test_the_last_layers(name, k, expected):
+    model = make(name)[0]
+    last = last_layers(model, k)
+    assert {n for n in last if not n.startswith(tuple(expected))} == set()
+    assert {n for n, _ in model.named_parameters() if n.startswith(tuple(expected))} == last
+    with pytest.raises(ValueError, match=r"^method_kwargs: k of .* can be 1 to 3, its layers; got 4"):
+        last_layers(model, 4)
+
+
+def test_cf_k_and_eu_k_train_the_last_layers_alone(unlearn):
+    for name in ("cf_k", "eu_k"):
+        trainer = unlearn("vit", method=name, max_steps=2, folder=name)
+        before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        trainer.train()
+        changed = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+        assert changed and changed <= last_layers(trainer.model, 2)
+        assert all(p.requires_grad for p in trainer.model.parameters())
+        assert (trainer.unlearning_state.retain_after_reset is not None) == (name == "eu_k")
+
+
+def test_eu_k_begins_with_new_layers(unlearn):
+    starts = []
+    for seed in (5, 5, 6):
+        trainer = unlearn("vit", method="eu_k", max_steps=1, learning_rate=0.0, seed=seed, method_kwargs={"k": 1})
+        old = trainer.model.classifier.weight.clone()
+        trainer.train()
+        starts.append(trainer.model.classifier.weight.detach().clone())
+        assert not torch.equal(starts[-1], old)
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
+@pytest.mark.parametrize("name", ["salun", "l1_sparse", "ssd", "cf_k", "eu_k"])
 def test_an_adapter_beside_the_weights_is_refused(unlearn, name):
     model = make("vit")[0]
     names = [n for n, _ in model.named_parameters()]

@@ -40,7 +40,8 @@ SOME |= dict.fromkeys(
 )
 # Half of the weights, some of them, or whole layers are to stay.
 SOME |= {"salun": ("vit", "bert"), "ssd": ("vit", "whisper"), "rmu": ("vit", "swin", "gpt2", "whisper", "t5")}
-CHOOSY = {"salun", "ssd", "rmu"}
+SOME |= dict.fromkeys(("cf_k", "eu_k"), ("vit", "bert", "gpt2", "whisper"))
+CHOOSY = {"salun", "ssd", "rmu", "cf_k", "eu_k"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""Training the last layers again, on retain samples alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import set_seed
+from typing_extensions import override
+
+from hf_unlearn.methods import bibliography
+from hf_unlearn.methods.ascent import Finetune
+from hf_unlearn.methods.base import CalibrationPass
+from hf_unlearn.methods.hyperparameters import hyperparameter
+from hf_unlearn.models.types import inner_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LastLayersHyperparameters:
+    """Of `CFk` and `EUk`."""
+
+    k: int = hyperparameter(2, "k, last layers that train: the head is one, a block of the body is one", at_least=1)
+
+
+class CFk(Finetune):
+    """Descend `L_r` on the last k layers, and leave the others (Goel et al. 2022, arXiv 2201.06640, CF-k).
+
+    Catastrophic forgetting of the last layers: what is forgotten is what they forget. Layers are counted from the end:
+    what comes after the blocks of the body (the last run of like modules) is the first, then block by block. k is 2
+    here; the paper compares several.
+    """
+
+    name = "cf_k"
+    title = "CF-k"
+    paper = "Goel et al. 2022, arXiv 2201.06640"
+    bibtex = bibliography.GOEL_2022
+    needs_full_weights = True
+    hyperparameters = LastLayersHyperparameters
+    hp: LastLayersHyperparameters
+
+    @override
+    def on_init_end(self, model: PreTrainedModel | PeftModel, added_adapter: bool) -> None:
+        """Freeze all layers but the last."""
+        super().on_init_end(model, added_adapter)
+        self._model = inner_model(model)
+        last = last_layers(self._model, self.hp.k)
+        self._frozen = [p for name, p in self._model.named_parameters() if p.requires_grad and name not in last]
+        for p in self._frozen:
+            p.requires_grad_(False)
+
+    @override
+    def on_train_end(self) -> None:
+        """Let all layers train again."""
+        for p in self._frozen:
+            p.requires_grad_(True)
+
+
+class EUk(CFk):
+    """Train the last k layers from a fresh initialisation by `L_r` (Goel et al. 2022, arXiv 2201.06640, EU-k).
+
+    Exact unlearning of the last layers; the others, which saw the forget samples, stay as they are. Layers as in
+    `cf_k`; the initialisation is drawn with the run's seed.
+    """
+
+    name = "eu_k"
+    title = "EU-k"
+    resets_weights = True
+
+    @override
+    @torch.no_grad()
+    def on_train_begin(self, calibration: CalibrationPass) -> None:
+        """Initialise the layers that train."""
+        state = torch.get_rng_state()
+        set_seed(self.settings.seed)
+        fresh = type(self._model)(self._model.config).state_dict()
+        torch.set_rng_state(state)
+        for name, p in self._model.named_parameters():
+            if p.requires_grad:
+                p.copy_(fresh[name])
+
+
+def last_layers(model: nn.Module, k: int) -> set[str]:
+    """The names of the parameters of the last k layers; see `CFk`.
+
+    Raises:
+        ValueError: the model has no run of like modules, or fewer than k layers.
+    """
+    runs = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    longest = max((len(module) for _, module in runs), default=0)
+    blocks = [name for name, module in runs if len(module) == longest][-1:]
+    if not blocks or k > longest + 1:
+        raise ValueError(f"method_kwargs: k of {type(model).__name__} can be 1 to {longest + 1}, its layers; got {k}")
+    names = [name for name, _ in model.named_parameters()]
+    of_block = [i for i, name in enumerate(names) if name.startswith(f"{blocks[0]}.")]
+    first = of_block[-1] + 1  # what comes after the blocks
+    last = set(names[first:])
+    for number in range(longest - 1, longest - k, -1):
+        last |= {name for name in names if name.startswith(f"{blocks[0]}.{number}.")}
+    return last
