@@ -91,8 +91,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
             trainer's `base_model`, or a fresh initialisation): a share in [0, 1], of which 0 is none and 1 is training
             again. Default: `"auto"`, as far as `depth` says. Where it is given, 0 too, it wins.
         depth: `"retrained"`: aim at the depth of a retrained model, at a higher price: 80 steps at the method's full
-            rate, and of a model without a `base_model` half of the way back. Default: None, a run as short as losses
-            allow.
+            rate, and half of the way back where samples or groups are forgotten and there is no `base_model`. Default:
+            None, a run as short as losses allow.
 
     > Parameters that say what training cost
 
@@ -303,15 +303,19 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         """An instance of the method's `Method.hyperparameters`: `method_kwargs` over the defaults."""
         return METHODS[self.method].check_hyperparameters(_parse_method_kwargs(self.method_kwargs) or {})
 
-    def reset_share(self, has_base_model: bool) -> float:
+    def reset_share(self, request: RequestKind, has_base_model: bool) -> float:
         """The share in [0, 1] of the way that the weights go back before the first step.
 
+        A class is as deep without; towards what a model was fine-tuned from it did not pay (benchmarks/README.md).
+
         Args:
+            request: what is forgotten.
             has_base_model: whether it is known what the model was fine-tuned from.
         """
         if isinstance(self.reset, float):
             return self.reset
-        return DEEP_RESET if self.depth == "retrained" and not has_base_model else 0.0
+        gains = self.depth == "retrained" and request != "class" and not has_base_model
+        return DEEP_RESET if gains else 0.0
 
     @property
     def has_default_batch_size(self) -> bool:

@@ -15,7 +15,6 @@ from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.models.resetting import Weights, base_weights, go_back
 from hf_unlearn.models.types import Model
 from hf_unlearn.targets import ForgetTarget, MaskedClassTarget, make_target
-from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.pacing import PacingMixin
@@ -23,19 +22,15 @@ from hf_unlearn.trainer.pacing import PacingMixin
 logger = logging.getLogger(__name__)
 
 
-def check_base(
-    model: Model, base_model: PreTrainedModel | str | None, args: UnlearningArguments, added_adapter: bool
-) -> Weights | None:
-    """The weights that the model goes back towards; None where it does not.
+def check_base(model: Model, base_model: PreTrainedModel | str | None, seed: int) -> Weights:
+    """The weights that the model goes back towards.
 
     Raises:
         ValueError: see `base_weights`; also for quantised weights.
     """
-    if not args.reset_share(base_model is not None):
-        return None
     check_not_quantized(model, "reset", "cannot go back towards others")
     with unchanged_randomness():
-        return base_weights(model, base_model, args.seed)
+        return base_weights(model, base_model, seed)
 
 
 class BeginningMixin(PacingMixin):

@@ -150,12 +150,12 @@ class UnlearningTrainer(BeginningMixin):
             train_in_float32(cast(PreTrainedModel, first_model), model)
         # Before the model gets its adapter: a refused model is left as it was.
         self.method.check_weights(adapter=adds_adapter, sharded=False)
-        self._base = check_base(first_model, base_model, args, adds_adapter)
+        self._reset_share = args.reset_share(setup.request, base_model is not None)
+        self._base = check_base(first_model, base_model, args.seed) if self._reset_share else None
         # `Trainer` seeds, too, but after a fresh adapter has drawn its weights.
         set_seed(args.seed)
         trains = gradient_flags(first_model)
         first_model = adapted(first_model, peft_config, self.method.lora_by_default)
-        self._reset_share = args.reset_share(base_model is not None)
         resolve_defaults(args, self.method, setup.head.kind, first_model, self._reset_share)
         self._eval_mode = EvalMode()
         # A loss of the user's own may read columns that the model does not.

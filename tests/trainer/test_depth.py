@@ -140,6 +140,16 @@ def test_a_deep_run_takes_its_steps_and_goes_half_of_the_way_where_no_base_is_kn
     assert deep.args.max_steps >= 80 and deep._reset_share == 0.5 and deep.args.learning_rate == pytest.approx(1e-3)
     of_base = unlearn("vit", depth="retrained", max_steps=-1, base_model=pretrained)
     assert of_base.args.max_steps >= 80 and of_base._reset_share == 0 and of_base.args.learning_rate == 3e-4
+
+    def one_class(forget, retain, unseen):
+        forget.items, retain.items = (
+            [{**sample, "labels": torch.tensor(label)} for sample in samples.items]
+            for label, samples in enumerate((forget, retain))
+        )
+        return forget, retain, unseen
+
+    of_class = unlearn("vit", depth="retrained", max_steps=-1, request="class", sets=one_class)
+    assert of_class.args.max_steps >= 80 and of_class._reset_share == 0
     explicit = unlearn("vit", depth="retrained", reset=0.0, max_steps=-1)
     assert explicit._reset_share == 0 and unlearn("vit")._reset_share == 0
 
