@@ -35,18 +35,15 @@ RECIPES = {
     "speech": "speech",
     "words": "speech",
 }
-# What README.md shows: one request or two a recipe, those furthest from retraining among them.
-SHOWN = {
-    "digits": ("one class", "random 10 %"),
-    "fashion": ("one class", "random 30 %"),
-    "banking77": ("one intent", "random 10 %"),
-    "spoken_digits": ("one digit",),
-    "tofu": ("two authors", "four authors"),
-    "speech": ("one speaker",),
-    "words": ("one word",),
+# What README.md shows: comparisons with attempts to bring data back.
+DEEP = {
+    "compare/recovery": "digits, from scratch",
+    "real/fashion": "Fashion-MNIST, a ViT pretrained on eight classes",
+    "real/intents": "Banking77, MiniLM",
 }
 RECOMMENDED = ("nabla_tau", "orthograd")
 MODELS = ("original", "retrained 2", *RECOMMENDED)
+DEEPEST = "nabla_tau_deep"
 
 
 def reports():
@@ -79,16 +76,33 @@ def times(values):
 
 
 def results_table():
-    """The small table: average gaps of the two recommended methods beside the noise of retraining."""
+    """The small table: cost, gap, depth and accuracies of the two recommended methods, and ∇τ at a retrained depth."""
     lines = [
-        "| average gap to a retrained model (points) | original | retrained, other seed | ∇τ | OrthoGrad + LoRA | "
-        "cost / retraining: ∇τ, OrthoGrad |",
-        "|---" * 6 + "|",
+        "| request (seeds) | cost / retraining: ∇τ, OrthoGrad | gap: two retrained; ∇τ, OrthoGrad | depth: original; "
+        '∇τ, OrthoGrad; ∇τ with `depth="retrained"` | accuracy on retain and unseen samples: retrained; ∇τ; OrthoGrad |',
+        "|---" * 5 + "|",
     ]
-    for recipe, request, values in requests():
-        if request in SHOWN[recipe]:
-            gaps = [spread(values[model]["gap"], 1) for model in MODELS]
-            lines.append(f"| {RECIPES[recipe]}, {request} | {' | '.join(gaps)} | {', '.join(times(values))} |")
+    for name, title in DEEP.items():
+        if not (path := RESULTS / f"{name}.json").exists():
+            continue
+        report = json.loads(path.read_text())
+        values = {(line.request, line.model): line.values for line in comparison.lines(report)}
+        for request in report["requests"]:
+            of = {model: values[request, model] for model in (*MODELS, "retrained")}
+            deepest = values.get((request, DEEPEST), {}).get("depth")
+            gaps, depths = (
+                [spread(of[model][column], 1) for model in models]
+                for column, models in (("gap", MODELS[1:]), ("depth", ("original", *RECOMMENDED)))
+            )
+            accuracies = [
+                f"{statistics.mean(of[model]['retain']):.1f}, {statistics.mean(of[model]['unseen']):.1f}"
+                for model in ("retrained", *RECOMMENDED)
+            ]
+            lines.append(
+                f"| {title}: {request} ({len(of['original']['gap'])}) | {', '.join(times(of))} | "
+                f"{gaps[0]}; {', '.join(gaps[1:])} | {depths[0]}; {', '.join(depths[1:])}; "
+                f"{spread(deepest, 1) if deepest else '-'} | {'; '.join(accuracies)} |"
+            )
     return "\n".join(lines)
 
 
