@@ -79,7 +79,7 @@ def results_table():
     """The small table: cost, gap, depth and accuracies of the two recommended methods, and ∇τ at a retrained depth."""
     lines = [
         "| request (seeds) | cost / retraining: ∇τ, OrthoGrad | gap: two retrained; ∇τ, OrthoGrad | depth: original; "
-        '∇τ, OrthoGrad; ∇τ with `depth="retrained"` | accuracy on retain and unseen samples: retrained; ∇τ; OrthoGrad |',
+        '∇τ, OrthoGrad; ∇τ with `depth="retrained"` | accuracy on retain, unseen samples: retrained; ∇τ; OrthoGrad |',
         "|---" * 5 + "|",
     ]
     for name, title in DEEP.items():

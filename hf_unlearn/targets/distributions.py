@@ -1,151 +1,20 @@
-"""The forgetting target: which losses the forget dataset should end with, for which request.
-
-A model that never saw the forget dataset has some loss on every sample of it: the target losses. A target is an
-objective that is lowest when the forget losses reach them. Like every objective it scores each sample (`scores`) and
-combines the scores of a whole optimizer step, over all accumulated batches and all processes, into one number to
-minimise (`combine`).
-"""
+"""Targets that are distributions: of losses, and of the margins of a class."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from hf_unlearn.data.types import RequestKind
-from hf_unlearn.data.validation import check_disjoint_classes
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.functional import at_least_float32, divergences
-from hf_unlearn.losses.head import TOKEN_KINDS
+from hf_unlearn.targets.objectives import ForgetTarget, Statistics, TargetKind
 
-ForgetTargetName: TypeAlias = Literal["auto", "distribution", "masked_class", "mean", "none"]
-FORGET_TARGETS: tuple[ForgetTargetName, ...] = get_args(ForgetTargetName)
-# A `ForgetTargetName`, None for "auto", a target mean loss, losses [m], or token-loss profiles [m, 8].
-ForgetTargetSetting: TypeAlias = float | str | list[float] | list[list[float]] | None
-TargetKind: TypeAlias = Literal["distribution", "masked_class", "mean", "none"]
-Hinge: TypeAlias = Literal["squared", "linear", "two_sided"]
 DRAWS = 50
-
-
-class Statistics(Protocol):
-    """The per-sample statistics that a target needs, as `hf_unlearn.auditing.statistics` collects them."""
-
-    @property
-    def losses(self) -> Tensor:
-        """The losses [n]."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """The class labels [n], if a sample has one label."""
-
-    @property
-    def log_probs(self) -> Tensor | None:
-        """The log-probabilities [n, classes], if a sample has one label."""
-
-    @property
-    def token_loss_profiles(self) -> Tensor | None:
-        """The token-loss profiles [n, 8], if the head scores a sample on many tokens."""
-
-
-class Objective:
-    """An objective on the forget or the retain dataset: by default the mean loss; a target; or a method's own loss.
-
-    Attributes:
-        whole_step: whether `combine` is more than a mean and needs all scores of the step at once; only for the
-            forget dataset.
-        hidden_states: whether the model has to return its hidden states.
-        teacher_passes: forward passes of another model that the scores of a sample take.
-        logits: whether `scores` asks for logits; of a language model they are otherwise computed a second time.
-    """
-
-    whole_step: ClassVar[bool] = False
-    hidden_states: ClassVar[bool] = False
-    teacher_passes: ClassVar[int] = 0
-    logits: ClassVar[bool] = False
-
-    def scores(self, outputs: Any, batch: Mapping[str, Any], head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The score [n] or scores [n, m] of every sample, and its loss [n] for the log.
-
-        `index` [n] holds the numbers of the samples in the forget dataset; it is empty for retain samples.
-
-        Both are returned together, so that a loss over a large vocabulary is computed once.
-        """
-        losses = head.losses(outputs, batch)
-        return losses, losses.detach()
-
-    def combine(self, scores: Tensor) -> Tensor:
-        """The value to minimise, from the scores [n] or [n, m] of all samples of an optimizer step."""
-        return scores.mean()
-
-
-class ForgetTarget(Objective):
-    """The losses that the forget dataset should end with."""
-
-    kind: ClassVar[TargetKind]
-
-    @property
-    def value(self) -> float | None:
-        """The mean loss that the forget dataset should end with, if known; logged as the target."""
-        return None
-
-    def is_reached(self, losses: Tensor) -> bool:
-        """Whether forget losses [n] have risen to the target: their mean to that of the target losses."""
-        return self.value is not None and float(losses.mean()) >= self.value
-
-    def is_met(self, scores: Tensor) -> bool:
-        """Whether the scores [n] or [n, m] of forget samples are as near to the target as chance would have them."""
-        return self.is_reached(scores)
-
-    def measured(self, statistics: Statistics) -> Tensor:
-        """The scores [n] or [n, m] that are matched to the target's, of samples that were measured."""
-        return statistics.losses
-
-    def state(self) -> dict[str, Any]:
-        """The state that a resumed run restores the target from."""
-        return {"kind": self.kind, **{name: v for name, v in vars(self).items() if not name.startswith("_")}}
-
-
-class Ascent(ForgetTarget):
-    """No target: `-mean_i l_i` (Golatkar et al. 2020, gradient ascent). It has no minimum."""
-
-    kind = "none"
-
-    @override
-    def combine(self, scores: Tensor) -> Tensor:
-        return -scores.mean()
-
-
-class MeanTarget(ForgetTarget):
-    """`relu(tau - mean_i l_i)^2` (Trippa et al. 2024, arXiv 2403.14339, eq. 3).
-
-    `hinge="linear"`: without the square; `hinge="two_sided"`: `(tau - mean_i l_i)^2`, which lowers losses above tau,
-    as the authors' notebook for text has it (it squares before the relu). The mean is over the whole optimizer step:
-    the hinge of a mean is not the mean of hinges.
-    """
-
-    kind = "mean"
-    whole_step = True
-
-    def __init__(self, tau: float, hinge: Hinge = "squared"):
-        self.tau, self.hinge = float(tau), hinge
-
-    @property
-    @override
-    def value(self) -> float:
-        return self.tau
-
-    @override
-    def combine(self, scores: Tensor) -> Tensor:
-        """The hinge below tau; zero, with zero gradient, above it, unless it is two-sided."""
-        distance = self.tau - scores.mean()
-        if self.hinge == "two_sided":
-            return distance.square()
-        below = torch.relu(distance)
-        return below.square() if self.hinge == "squared" else below
 
 
 class DistributionTarget(ForgetTarget):
@@ -328,87 +197,3 @@ class MaskedClassTarget(DistributionTarget):
         """The margins [n, forgotten classes]."""
         assert statistics.log_probs is not None  # or there would be no such target
         return self._margins(statistics.log_probs)
-
-
-def restore_target(state: Mapping[str, Any]) -> ForgetTarget:
-    """The target with the state that `ForgetTarget.state` returned."""
-    kinds = {cls.kind: cls for cls in (Ascent, MeanTarget, DistributionTarget, MaskedClassTarget)}
-    cls = kinds[state["kind"]]
-    target = cls.__new__(cls)
-    vars(target).update({k: v for k, v in state.items() if k != "kind"})
-    return target
-
-
-def resolve_kind(
-    forget_target: ForgetTargetSetting, *, request: RequestKind, head_kind: str, has_unseen: bool
-) -> TargetKind:
-    """The kind of target for a request.
-
-    Args:
-        forget_target: the setting: a name, a number (tau), or a sample of losses or token-loss profiles.
-        request: `"samples"`, `"class"` or `"group"`.
-        head_kind: kind of the model's head (`Head.kind`).
-        has_unseen: whether unseen data was given.
-
-    Returns:
-        `"masked_class"`, `"distribution"`, `"mean"` or `"none"`.
-
-    Raises:
-        ValueError: when a named target is not available for this request, head or data.
-    """
-    if isinstance(forget_target, list) and isinstance(forget_target[0], list) and head_kind not in TOKEN_KINDS:
-        raise ValueError(
-            f"forget_target: holds loss profiles, but a {head_kind} head scores a sample once; give one loss a sample"
-        )
-    forget_target = "auto" if forget_target is None else forget_target
-    if not isinstance(forget_target, str):
-        return "mean" if isinstance(forget_target, (int, float)) else "distribution"
-    if forget_target == "masked_class" and (request != "class" or head_kind != "single_label"):
-        raise ValueError(
-            'forget_target: "masked_class" needs a request="class" and a single-label classification head, got '
-            f"request={request!r} and a {head_kind} head; use another forget_target"
-        )
-    if forget_target in ("distribution", "mean") and not has_unseen:
-        raise ValueError(
-            f"forget_target: {forget_target!r} needs unseen_ds, samples the model was never trained on; give them, or "
-            "a number or a sample of losses as forget_target"
-        )
-    if forget_target != "auto":
-        return cast(TargetKind, forget_target)
-    if request == "class" and head_kind == "single_label":
-        return "masked_class"
-    return "distribution" if has_unseen else "none"
-
-
-def make_target(
-    kind: TargetKind, setting: ForgetTargetSetting, hinge: Hinge, statistics: Mapping[str, Statistics]
-) -> ForgetTarget:
-    """The target of a resolved kind, from the original model's statistics of the datasets.
-
-    Args:
-        kind: as returned by `resolve_kind`.
-        setting: the `forget_target` setting: a number or a list of losses or profiles replaces the unseen losses.
-        hinge: `"squared"`, `"linear"` or `"two_sided"`, for `kind="mean"`.
-        statistics: the original model's statistics of the `"forget"`, `"retain"` and, if given, `"unseen"` dataset.
-
-    Raises:
-        ValueError: the retain dataset still has samples of a forgotten class, or samples have several labels.
-    """
-    if kind == "none":
-        return Ascent()
-    if kind == "masked_class":
-        return _masked_class_target(statistics["forget"], statistics["retain"])
-    if kind == "mean":
-        return MeanTarget(setting if isinstance(setting, float) else float(statistics["unseen"].losses.mean()), hinge)
-    if isinstance(setting, list):
-        return DistributionTarget(torch.tensor(setting))
-    unseen = statistics["unseen"]
-    return DistributionTarget(unseen.losses if unseen.token_loss_profiles is None else unseen.token_loss_profiles)
-
-
-def _masked_class_target(forget: Statistics, retain: Statistics) -> MaskedClassTarget:
-    if forget.labels is None or retain.labels is None or forget.log_probs is None or retain.log_probs is None:
-        raise ValueError('forget_target: "masked_class" needs one integer label a sample, but labels hold several')
-    classes = sorted(set(forget.labels.tolist()))
-    check_disjoint_classes(set(classes), set(retain.labels.tolist()))
-    return MaskedClassTarget(forget.log_probs, classes, retain.log_probs)
