@@ -63,7 +63,7 @@ def depth(metrics: Mapping[str, float], retrained: Sequence[Mapping[str, float]]
     """
     advantages = {}
     for name, attempt in ATTEMPTS.items():
-        if retrained and name in metrics and all(name in of_model for of_model in retrained):
+        if retrained and all(math.isfinite(of_model.get(name, math.nan)) for of_model in (metrics, *retrained)):
             short = name.removesuffix("_forget_accuracy").removeprefix("forget_")
             advantages[f"depth_{short}"] = round(_advantage(name, attempt, metrics, retrained), 1)
     return advantages | ({"depth": max(advantages.values())} if advantages else {})

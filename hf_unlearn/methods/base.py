@@ -208,6 +208,13 @@ class Method:
             ValueError: one line that names the method and the model.
         """
 
+    def check_layers(self, model: PreTrainedModel | PeftModel) -> None:
+        """Refuse hyper-parameters that the layers of the model do not fit.
+
+        Raises:
+            ValueError: one line that names the hyper-parameter.
+        """
+
     @classmethod
     def check_weights(cls, *, adapter: bool, sharded: bool) -> None:
         """Refuse weights that the method cannot work on.

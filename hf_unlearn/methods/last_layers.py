@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,8 @@ class CFk(Finetune):
     """Descend `L_r` on the last k layers, and leave the others (Goel et al. 2022, arXiv 2201.06640, CF-k).
 
     Catastrophic forgetting of the last layers: what is forgotten is what they forget. Layers are counted from the end:
-    what comes after the blocks of the body (the last run of like modules) is the first, then block by block. k is 2
-    here; the paper compares several.
+    what comes after the last block of the body (norm, head) is the first, then block by block. A head that shares its
+    weight with the embedding stays with it. k is 2 here; the paper compares several.
     """
 
     name = "cf_k"
@@ -43,6 +44,13 @@ class CFk(Finetune):
     needs_full_weights = True
     hyperparameters = LastLayersHyperparameters
     hp: LastLayersHyperparameters
+
+    _frozen: Sequence[nn.Parameter] = ()
+
+    @override
+    def check_layers(self, model: PreTrainedModel | PeftModel) -> None:
+        """Refuse more layers than the model has."""
+        last_layers(inner_model(model), self.hp.k)
 
     @override
     def on_init_end(self, model: PreTrainedModel | PeftModel, added_adapter: bool) -> None:
@@ -59,6 +67,7 @@ class CFk(Finetune):
         """Let all layers train again."""
         for p in self._frozen:
             p.requires_grad_(True)
+        self._frozen = ()
 
 
 class EUk(CFk):
@@ -89,17 +98,20 @@ def last_layers(model: nn.Module, k: int) -> set[str]:
     """The names of the parameters of the last k layers; see `CFk`.
 
     Raises:
-        ValueError: the model has no run of like modules, or fewer than k layers.
+        ValueError: the model has fewer than k layers.
     """
-    runs = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    longest = max((len(module) for _, module in runs), default=0)
-    blocks = [name for name, module in runs if len(module) == longest][-1:]
-    if not blocks or k > longest + 1:
-        raise ValueError(f"method_kwargs: k of {type(model).__name__} can be 1 to {longest + 1}, its layers; got {k}")
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and not name.endswith("experts")
+    }
+    innermost = [name for name in lists if not any(other.startswith(f"{name}.") for other in lists)]
+    blocks = [f"{name}.{number}." for name in innermost for number in range(len(lists[name]))]
+    if not blocks or k > len(blocks) + 1:
+        raise ValueError(
+            f"method_kwargs: k of {type(model).__name__} can be 1 to {len(blocks) + 1}, its layers; got {k}"
+        )
     names = [name for name, _ in model.named_parameters()]
-    of_block = [i for i, name in enumerate(names) if name.startswith(f"{blocks[0]}.")]
-    first = of_block[-1] + 1  # what comes after the blocks
-    last = set(names[first:])
-    for number in range(longest - 1, longest - k, -1):
-        last |= {name for name in names if name.startswith(f"{blocks[0]}.{number}.")}
-    return last
+    after = max(number for number, name in enumerate(names) if name.startswith(blocks[-1])) + 1
+    chosen = tuple(blocks[len(blocks) - k + 1 :])
+    return {*names[after:], *(name for name in names if chosen and name.startswith(chosen))}

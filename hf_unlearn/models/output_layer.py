@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,16 +21,30 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
     """
     heads = [model.get_submodule(name) for name in _outside_body(model)]
     labels = model.config.num_labels
-    modules = [module for head in heads for module in head.modules()]
+    modules = [module for head in heads for module in _without_adapters(head)]
     layers = [module for module in modules if isinstance(module, nn.Linear) and module.out_features == labels]
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no linear layer with {labels} outputs outside its body")
     return layers[-1]
 
 
+def _without_adapters(head: nn.Module) -> list[nn.Module]:
+    """The modules of a head, those of adapters in it left out."""
+    modules = {id(module): module for module in head.modules()}
+    for tuner in head.modules():
+        if isinstance(tuner, BaseTunerLayer):
+            kept = {id(module) for module in tuner.get_base_layer().modules()}
+            for module in tuner.modules():
+                if id(module) not in kept:
+                    modules.pop(id(module), None)
+    return list(modules.values())
+
+
 @torch.no_grad()
 def reset_outputs(model: Model, classes: Sequence[int]) -> bool:
     """Set the weights of some outputs to the mean of the other outputs' weights: nothing of their own is left there.
+
+    Where only one other output is left they are set to zero, as with its weights all outputs would be one.
 
     As long as an output has the weights that training gave it, a forgotten class is known to it and only held down:
     one number added brings it back, and so does training on other classes.
@@ -50,5 +65,5 @@ def reset_outputs(model: Model, classes: Sequence[int]) -> bool:
         return False
     kept = [output for output in range(layer.out_features) if output not in set(classes)]
     for p in parameters:
-        p[list(classes)] = p[kept].mean(0)
+        p[list(classes)] = p[kept].mean(0) if len(kept) > 1 else 0.0
     return True

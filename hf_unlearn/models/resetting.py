@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
@@ -54,6 +55,8 @@ def base_weights(model: Model, base_model: PreTrainedModel | str | None, seed: i
             )
         except OSError as error:
             raise not_loaded(name, "base_model", error) from error
+    if not isinstance(base_model, PreTrainedModel):
+        raise ValueError(f"base_model: found a {type(base_model).__name__}; give a model, or the name of a checkpoint")
     base = base_model.state_dict()
     weights = _plain_weights(model)
     own = {key: w for key, w in weights.items() if key in base and base[key].shape == w.shape}
@@ -61,6 +64,11 @@ def base_weights(model: Model, base_model: PreTrainedModel | str | None, seed: i
         raise ValueError(
             f"base_model: a {type(base_model).__name__} lacks most weights of the model, a {type(inner).__name__}; "
             "give what it was fine-tuned from"
+        )
+    if other := [key for key, w in weights.items() if key in base and key not in own]:
+        raise ValueError(
+            f"base_model: its {other[0]} has shape {list(base[other[0]].shape)}, the model's "
+            f"{list(weights[other[0]].shape)}; give a model of this vocabulary and these labels"
         )
     if not isinstance(model, PeftModel) and all(torch.equal(base[key].to(w), w) for key, w in own.items()):
         raise ValueError("base_model: has the weights of the model itself; give the checkpoint it was fine-tuned from")
@@ -71,6 +79,35 @@ def _plain_weights(model: Model) -> dict[str, Tensor]:
     """The parameters by the names that they have without an adapter."""
     named = inner_model(model).named_parameters()
     return {name.replace(".base_layer.", ".").replace(".original_module.", "."): p.data for name, p in named}
+
+
+def check_adapter(model: Model, peft_config: PeftConfig | str | None) -> None:
+    """Refuse adapters that cannot go back.
+
+    Args:
+        model: with the adapter that it came with, if any.
+        peft_config: of the adapter that is added, if one is; `"auto"` and None are plain LoRA, or none.
+
+    Raises:
+        ValueError: one line that names the kind.
+    """
+    if isinstance(model, PeftModel):
+        layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+        kinds = {type(layer).__name__ for layer in layers if not _is_plain_lora(layer)}
+    elif isinstance(peft_config, PeftConfig):
+        is_plain = isinstance(peft_config, LoraConfig) and peft_config.init_lora_weights in (True, False, "gaussian")
+        kinds = set() if is_plain else {f"{peft_config.peft_type}".removeprefix("PeftType.")}
+    else:
+        kinds = set()
+    if kinds:
+        raise ValueError(
+            f"reset: an adapter of {' and '.join(sorted(kinds))} layers cannot go back; use plain LoRA, or reset=0"
+        )
+
+
+def _is_plain_lora(layer: nn.Module) -> bool:
+    """Whether what an adapter's layer adds is a product of two factors alone."""
+    return isinstance(layer, LoraLayer) and not layer.lora_embedding_B and not layer.lora_magnitude_vector
 
 
 @torch.no_grad()
@@ -95,9 +132,11 @@ def go_back(model: Model, base: Weights, share: float, added_adapter: bool) -> N
             if p.requires_grad and name in base and base[name].shape == p.shape:
                 p.lerp_(base[name].to(p), share)
         return
+    left = []
     for name, module in inner_model(model).named_modules():
         if isinstance(module, LoraLayer) and added_adapter:
-            _start_as_difference(module, base.get(f"{name}.weight"), share)
+            if not _start_as_difference(module, base.get(f"{name}.weight"), share):
+                left.append(name)
         elif isinstance(module, LoraLayer):
             for factor in module.lora_B.values():
                 factor.get_parameter("weight").mul_(1 - share)
@@ -106,13 +145,19 @@ def go_back(model: Model, base: Weights, share: float, added_adapter: bool) -> N
                 for own, p in module.modules_to_save[adapter].named_parameters():
                     original = module.original_module.get_parameter(own)
                     p.lerp_((base.get(f"{name}.{own}", p) if added_adapter else original).to(p), share)
+    if left:
+        logger.warning(f"reset: {len(left)} layers with adapters stay, {left[0]} for one: they are not linear layers")
 
 
-def _start_as_difference(layer: LoraLayer, base: Tensor | None, share: float) -> None:
-    """Set the factors of a linear layer to the largest part of `share (base - weight)` that their rank can hold."""
+def _start_as_difference(layer: LoraLayer, base: Tensor | None, share: float) -> bool:
+    """Set the factors of a linear layer to the largest part of `share (base - weight)` that their rank can hold.
+
+    Returns:
+        Whether they were set.
+    """
     linear = layer.get_base_layer()
     if base is None or not isinstance(linear, nn.Linear | Conv1D) or base.shape != linear.weight.shape:
-        return
+        return False
     difference = share * (base.to(linear.weight) - linear.weight).float()
     difference = difference.T if isinstance(linear, Conv1D) else difference  # shape: [out, in]
     left, values, right = torch.linalg.svd(difference, full_matrices=False)
@@ -123,3 +168,4 @@ def _start_as_difference(layer: LoraLayer, base: Tensor | None, share: float) ->
         root = (values[:rank] / layer.scaling[adapter]).sqrt()
         down[:rank], up[:, :rank] = root[:, None] * right[:rank], left[:, :rank] * root
         up[:, rank:] = 0
+    return True

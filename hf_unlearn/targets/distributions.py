@@ -15,6 +15,8 @@ from hf_unlearn.losses.functional import at_least_float32, divergences
 from hf_unlearn.targets.objectives import ForgetTarget, Statistics, TargetKind
 
 DRAWS = 50
+# Of samples of other classes, that a number takes which brings a forgotten class back (`one_offset` of the audit).
+TAKEN_WITH = 0.3
 
 
 class DistributionTarget(ForgetTarget):
@@ -177,8 +179,15 @@ class MaskedClassTarget(DistributionTarget):
 
     @override
     def is_met(self, scores: Tensor) -> bool:
-        """As `is_reached`, by the margins of every forgotten class: half of them within the lower nine tenths."""
-        return bool((scores[:, 1:].median(dim=0).values <= self.losses.quantile(0.9, dim=0).to(scores)).all())
+        """As `is_reached`, by the margins of every forgotten class, and with what one number would bring back.
+
+        Half of the margins have to be within the lower nine tenths of the target, and a number, added to the class's
+        logit, that brings nine tenths of its samples back has to take three tenths of the others with it.
+        """
+        margins, targets = scores[:, 1:].double(), self.losses
+        is_unlikely = margins.quantile(0.5, dim=0) <= targets.quantile(0.9, dim=0)
+        is_foreign = margins.quantile(0.1, dim=0) <= targets.quantile(1 - TAKEN_WITH, dim=0)
+        return bool((is_unlikely & is_foreign).all())
 
     @override
     def combine(self, scores: Tensor, others: Tensor | None = None) -> Tensor:

@@ -394,7 +394,7 @@ def _parse_share(value: Any) -> float | str:
     if value is None or value == "auto":
         return "auto"
     try:
-        share = float(value)
+        share = float(value) if not isinstance(value, bool) else math.nan
     except (TypeError, ValueError) as error:
         raise ValueError(f'reset: must be "auto" or a share in [0, 1], got {value!r}') from error
     if not 0 <= share <= 1:

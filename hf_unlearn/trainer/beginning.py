@@ -6,13 +6,14 @@ import logging
 from dataclasses import asdict
 
 import torch
+from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from hf_unlearn.auditing.statistics import spread
 from hf_unlearn.data.randomness import unchanged_randomness
 from hf_unlearn.models.output_layer import reset_outputs
 from hf_unlearn.models.quantization import check_not_quantized
-from hf_unlearn.models.resetting import Weights, base_weights, go_back
+from hf_unlearn.models.resetting import Weights, base_weights, check_adapter, go_back
 from hf_unlearn.models.types import Model
 from hf_unlearn.targets import ForgetTarget, MaskedClassTarget, make_target
 from hf_unlearn.trainer.checkpointing import UnlearningState
@@ -22,13 +23,16 @@ from hf_unlearn.trainer.pacing import PacingMixin
 logger = logging.getLogger(__name__)
 
 
-def check_base(model: Model, base_model: PreTrainedModel | str | None, seed: int) -> Weights:
+def check_base(
+    model: Model, base_model: PreTrainedModel | str | None, seed: int, peft_config: PeftConfig | str | None
+) -> Weights:
     """The weights that the model goes back towards.
 
     Raises:
-        ValueError: see `base_weights`; also for quantised weights.
+        ValueError: see `base_weights` and `check_adapter`; also for quantised weights.
     """
     check_not_quantized(model, "reset", "cannot go back towards others")
+    check_adapter(model, peft_config)
     with unchanged_randomness():
         return base_weights(model, base_model, seed)
 
@@ -37,11 +41,18 @@ class BeginningMixin(PacingMixin):
     """A `Trainer` that measures the original model, and sets its weights back as far as the run is to begin."""
 
     guard: DivergenceGuard
+    _has_begun = False  # the run
     _base: Weights | None  # what the weights go back towards, where they do
     _reset_share: float
 
     def _measure_original(self) -> UnlearningState:
-        """What is known before the first step; a second run of the same model still compares with its original."""
+        """What is known before the first step; a second run of the same model still compares with its original.
+
+        A run that is begun again for want of memory goes on with what is known: its weights may be set back by then.
+        """
+        if self._has_begun:
+            return self.unlearning_state
+        self._has_begun = True
         original_hash = self._hash_original_weights()
         draws = self._draws = self._draw_samples()
         statistics = self._dataset_statistics({name: draw.before for name, draw in draws.items()})
@@ -66,16 +77,16 @@ class BeginningMixin(PacingMixin):
         )
         self.method.on_train_begin(self._calibration_pass())
         state.method = self.method.state_dict()
-        if first is None:
-            self._go_back(state)
+        self._go_back(state, is_first=first is None)
         self._forget_outputs(target)
         return state
 
-    def _go_back(self, state: UnlearningState) -> None:
+    def _go_back(self, state: UnlearningState, is_first: bool) -> None:
         """Move the weights a share of the way to those before training, where the run is to begin there."""
-        if self._base is not None:
+        if goes_back := self._base is not None and is_first:
+            assert self._base is not None
             go_back(self.model, self._base, self._reset_share, self.added_adapter)
-        if self._base is not None or self.method.resets_weights:
+        if goes_back or self.method.resets_weights:
             state.retain_after_reset = self.guard.retain_loss()
 
     def _forget_outputs(self, target: ForgetTarget) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import cast
 
 from peft import PeftModel
 from torch import nn
@@ -11,7 +12,9 @@ from torch import nn
 from hf_unlearn.auditing.budget import EPOCHS
 from hf_unlearn.losses.head import TOKEN_KINDS
 from hf_unlearn.methods import Method, RunInfo
+from hf_unlearn.models.types import Model, inner_model
 from hf_unlearn.trainer.arguments import UnlearningArguments
+from hf_unlearn.trainer.cost import training_epochs
 from hf_unlearn.trainer.pace import planned_steps
 
 logger = logging.getLogger(__name__)
@@ -60,8 +63,9 @@ def resolve_defaults(
     batches_per_step = args.gradient_accumulation_steps * args.world_size * max(1, args.n_gpu)
     # DeepSpeed has read its batch size from the arguments when they were made.
     if args.has_default_batch_size and not args.deepspeed:
+        known_passes = training_epochs(inner_model(cast(Model, model)).config._name_or_path)
         args.default_batch_sizes = default_batch_sizes(
-            head_kind, method.info, batches_per_step, args.training_passes or EPOCHS
+            head_kind, method.info, batches_per_step, args.training_passes or known_passes or EPOCHS
         )
         if reset_share:
             sizes = (method.info.forget_samples, method.info.retain_samples)
@@ -73,7 +77,7 @@ def resolve_defaults(
         args.max_steps = method.default_steps(forget_per_step) or default_steps(
             method, forget_per_step, args.effective_retain_batch_size * batches_per_step
         )
-        if is_deep and method.raises_forget_loss:
+        if is_deep:
             args.max_steps = max(args.max_steps, DEEP_STEPS)
     if not method.info.has_target and args.forget_target == "auto" and method.raises_forget_loss:
         if args.has_default_steps:
@@ -112,7 +116,7 @@ def default_batch_sizes(
     """
     limit = STEP_SIZE_OF_TOKENS if head_kind in TOKEN_KINDS else STEP_SIZE
     affordable = LARGEST_SHARE * training_passes * info.retain_samples / (2 * planned_steps(LEAST_PASS))
-    size = max(LEAST_STEP_SIZE, min(limit, math.ceil(info.forget_samples / LEAST_PASS), int(affordable)))
+    size = max(LEAST_STEP_SIZE, min(limit, math.ceil(info.forget_samples / LEAST_PASS), int(min(affordable, limit))))
     forget, retain = (
         max(1, math.ceil(min(size, samples) / batches_per_step))
         for samples in (info.forget_samples, info.retain_samples)

@@ -71,6 +71,11 @@ class DivergenceGuard(TrainerCallback):
             logger.info("The weights are spread over processes: a run that diverges ends in an error")
         self._keep_weights(step)
 
+    def fall_back_to(self, weights: Mapping[str, Tensor]) -> None:
+        """Take weights, those of the original model, for the last good ones until a check finds later ones good."""
+        self.good_step = 0
+        self._weights = {name: weight.clone() for name, weight in weights.items()}
+
     def retain_loss(self) -> float:
         """Mean loss of the model as it is now on the retain samples that are measured before and after the run."""
         drawn = select(self.trainer.retain_ds, self.trainer._draws["retain"].after)

@@ -37,9 +37,10 @@ def copy_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Set the parameters that train to copies of theirs."""
-    for name, p in trainable_parameters(model).items():
-        p.copy_(weights[name])
+    """Set parameters to copies of them, by name."""
+    named = dict(model.named_parameters())
+    for name, weight in weights.items():
+        named[name].copy_(weight)
 
 
 def others_by_now(latest: Tensor, ages: Tensor, scores: Tensor, numbers: Tensor) -> Tensor:

@@ -79,6 +79,23 @@ def check_arguments(
         raise ValueError("optimizer_cls_and_kwargs: optimizers is given as well; give one of them")
 
 
+def check_reset(args: UnlearningArguments, method: Method) -> None:
+    """Refuse a way back, or depth, where no target says where the forget losses should end again.
+
+    Raises:
+        ValueError: one line that names the argument.
+    """
+    given = "depth" if args.depth is not None else "reset" if args.reset not in ("auto", 0.0) else None
+    if given is None:
+        return
+    if not method.converges_at_target:
+        raise ValueError(
+            f"{given}: {method.name} is stopped at its target, where a reset alone puts it; use nabla_tau or orthograd"
+        )
+    if not method.info.has_target:
+        raise ValueError(f"{given}: needs a target that says where to end; give unseen_ds")
+
+
 def resolve_setup(
     model: Model,
     args: UnlearningArguments,
@@ -110,6 +127,8 @@ def resolve_setup(
         check_classes(forget_ds, retain_ds)
     info = RunInfo(len(forget_ds), len(retain_ds), has_target=target_kind != "none")
     method = method_class(args, info)
+    method.check_layers(model)
+    check_reset(args, method)
     if general_ds is not None:
         general_ds = general_samples(general_ds, model, head.kind, processing_class, args.seed)
     return RunSetup(head, request, target_kind, method, forget_ds, retain_ds, unseen_ds, alternative_ds, general_ds)

@@ -151,7 +151,11 @@ class UnlearningTrainer(BeginningMixin):
         # Before the model gets its adapter: a refused model is left as it was.
         self.method.check_weights(adapter=adds_adapter, sharded=False)
         self._reset_share = args.reset_share(setup.request, base_model is not None)
-        self._base = check_base(first_model, base_model, args.seed) if self._reset_share else None
+        self._base = (
+            check_base(first_model, base_model, args.seed, peft_config if adds_adapter else None)
+            if self._reset_share
+            else None
+        )
         # `Trainer` seeds, too, but after a fresh adapter has drawn its weights.
         set_seed(args.seed)
         trains = gradient_flags(first_model)
@@ -322,15 +326,15 @@ class UnlearningTrainer(BeginningMixin):
         if resume_from_checkpoint and not self.method.is_iterative:
             raise ValueError(f"resume_from_checkpoint: {self.args.method} takes no steps, there is nothing to resume")
         self._read_hyperparameters()
-        self.pace = None
+        self.pace, self._has_begun = None, False
         checkpoint = self._resolve_checkpoint(resume_from_checkpoint)
         self.cost = CostCounter()
-        if self.model_init is None:
-            # The weights of a checkpoint come later, and are not those of the original.
-            self._init_method(self.model)
-            self._keep_original_weights()
-        self._configure_ddp()
         try:
+            if self.model_init is None:
+                # The weights of a checkpoint come later, and are not those of the original.
+                self._init_method(self.model)
+                self._keep_original_weights()
+            self._configure_ddp()
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._eval_mode.restore()
@@ -390,6 +394,8 @@ class UnlearningTrainer(BeginningMixin):
             self._check_original()
         self.step = self._make_step()
         state = self.unlearning_state
+        if state.retain_after_reset is not None and not self._is_sharded:
+            self.guard.fall_back_to(self._original_weights)
         self.step.latest_scores, self.step.score_ages = state.latest_scores, state.score_ages
         self.pace = self._make_pace(max_steps)
         self._set_first_rate()

@@ -34,6 +34,8 @@ def test_the_largest_advantage_is_the_depth_and_a_low_offset_is_one():
     assert found.keys() == {"depth_one_offset", "depth_probe", "depth"}  # what was not tried on both is left out
     assert found["depth"] == found["depth_one_offset"] > 2 and found["depth_probe"] == 0
     assert depth({**metrics, "one_offset": 0.9}, retrained)["depth_one_offset"] < 0
+    broken = {**metrics, "probe_forget_accuracy": math.nan}
+    assert depth(broken, retrained).keys() == {"depth_one_offset", "depth"}
     assert depth(metrics, []) == {} and depth({}, retrained) == {}
 
 

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from hf_unlearn.models.adapters import add_adapter
@@ -37,6 +38,20 @@ def test_of_an_adapter_the_copy_that_trains_is_changed():
     assert not torch.allclose(adapted(**inputs).logits[:, 0], original[:, 0], atol=1e-4)
     with adapted.disable_adapter():
         assert torch.equal(adapted(**inputs).logits, original)
+
+
+def test_an_adapter_on_the_head_is_no_output_layer():
+    model, _ = tiny.make("vit")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "classifier"]))
+    assert output_layer(model) is model.classifier.base_layer
+    assert not reset_outputs(adapted, [0])  # its own weights do not train
+
+
+def test_where_one_output_is_left_the_others_are_zero():
+    model, _ = tiny.make("vit")
+    kept = model.classifier.weight[2].clone()
+    assert reset_outputs(model, [0, 1])
+    assert model.classifier.weight[:2].eq(0).all() and torch.equal(model.classifier.weight[2], kept)
 
 
 def test_what_does_not_train_or_is_not_linear_stays():

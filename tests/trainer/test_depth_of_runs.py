@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 import transformers as tf
+from peft import IA3Config, LoraConfig
 from peft.tuners.lora import LoraLayer
 from tiny import Samples
 
@@ -194,3 +195,136 @@ def test_a_base_that_is_the_model_itself_is_refused():
         ValueError, match=r"^base_model: a BertForSequenceClassification lacks most weights of the model"
     ):
         base_weights(model, other, 0)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A tiny ViT that knows its 48 samples, of three labels, and these samples."""
+    model, batch = tiny.make("vit")
+    samples = tiny.samples(batch(48))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    together = batch(48)
+    for _ in range(80):
+        model(**together).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), samples
+
+
+def run(learned, folder, split=None, steps=None, **settings):
+    model, samples = learned
+    first, rest = samples[:12], samples[12:36]
+    if split is not None:
+        first = [sample for sample in samples if int(sample["labels"]) in split]
+        rest = [sample for sample in samples if int(sample["labels"]) not in split]
+    given = {name: settings.pop(name) for name in ("base_model", "callbacks", "peft_config") if name in settings}
+    defaults = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 3}
+    args = UnlearningArguments(str(folder), **{**defaults, **settings})
+    unseen = Samples(samples[36:]) if split is None else None
+    return UnlearningTrainer(copy.deepcopy(model), Samples(first), Samples(rest), args, unseen_ds=unseen, **given)
+
+
+@pytest.mark.parametrize("method", ["nabla_tau", "orthograd"])
+def test_all_classes_but_one_are_forgotten(learned, tmp_path, method):
+    trainer = run(learned, tmp_path, split=(0, 1), request="class", method=method)
+    trainer.train()
+    assert trainer.guard.reason is None
+    assert trainer.outcome.after["forget_accuracy"] <= 0.5 and trainer.outcome.after["retain_loss"] < 0.5
+
+
+class Stop(tf.TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
+
+
+def test_a_run_is_resumed_before_retain_samples_are_back(learned, tmp_path):
+    settings = {"reset": 1.0, "max_steps": 40, "learning_rate": 2e-3, "save_steps": 5}
+    whole = run(learned, tmp_path / "a", **settings)
+    whole.train()
+    assert whole.guard.reason is None
+    stopped = run(learned, tmp_path / "b", **settings, callbacks=[Stop(5)])
+    stopped.train()
+    resumed = run(learned, tmp_path / "b", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-5"))
+    assert resumed.guard.reason is None
+    for (name, p), q in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_where_they_do_not_come_back_the_original_is_left(learned, tmp_path, caplog):
+    trainer = run(learned, tmp_path, reset=1.0, max_steps=3, learning_rate=1e-5)
+    original = copy.deepcopy(learned[0]).state_dict()
+    trainer.train()
+    assert "the weights of step 0 were put back" in caplog.text
+    assert all(torch.equal(p, original[name]) for name, p in trainer.model.named_parameters())
+
+
+def test_a_run_that_is_begun_again_for_want_of_memory_goes_on_with_what_is_known(learned, tmp_path):
+    class Short(UnlearningTrainer):
+        tries = 0
+
+        def training_step(self, *args, **kwargs):
+            self.tries += 1
+            if self.tries == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().training_step(*args, **kwargs)
+
+    model, samples = learned
+    values = {}
+    for cls in (UnlearningTrainer, Short):
+        args = UnlearningArguments(
+            str(tmp_path / cls.__name__), reset=0.9, max_steps=1, learning_rate=0.0, auto_find_batch_size=True,
+            report_to="none", disable_tqdm=True, use_cpu=True, per_device_train_batch_size=8,
+        )  # fmt: skip
+        datasets_by_name = {"forget_ds": Samples(samples[:12]), "retain_ds": Samples(samples[12:36])}
+        trainer = cls(copy.deepcopy(model), **datasets_by_name, args=args, unseen_ds=Samples(samples[36:]))
+        trainer.train()
+        state = trainer.unlearning_state
+        values[cls] = state.target.value, state.metrics_before["forget_loss"], state.retain_after_reset
+    assert values[Short] == values[UnlearningTrainer]
+
+
+def test_layers_that_are_trained_again_survive_a_bad_end_and_a_second_run(learned, tmp_path, caplog):
+    trainer = run(learned, tmp_path / "a", method="eu_k", max_steps=2)
+    trainer.train()
+    assert "were put back" in caplog.text and trainer.outcome.after["retain_loss"] < 0.1
+    trainer = run(learned, tmp_path / "b", method="eu_k", max_steps=60, learning_rate=3e-3)
+    for _ in range(2):
+        trainer.train()
+        assert trainer.guard.reason is None and trainer.outcome.after["retain_loss"] < 0.5
+    with pytest.raises(ValueError, match=r"^method_kwargs: k of ViTForImageClassification can be 1 to 3"):
+        run(learned, tmp_path / "c", method="cf_k", method_kwargs={"k": 9})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "grad_diff", "reset": 0.5}, "^reset: grad_diff is stopped at its target"),
+        ({"method": "grad_diff", "depth": "retrained"}, "^depth: grad_diff is stopped at its target"),
+        ({"depth": "retrained", "unseen": 0}, "^depth: needs a target that says where to end; give unseen_ds"),
+        ({"reset": True}, r'^reset: must be "auto" or a share'),
+        ({"reset": 0.5, "base_model": 3}, "^base_model: found a int; give a model"),
+        (
+            {"reset": 0.5, "peft_config": LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")},
+            "^reset: an adapter of LORA layers cannot go back; use plain LoRA, or reset=0",
+        ),
+        (
+            {"reset": 0.5, "peft_config": IA3Config(target_modules=["q_proj"], feedforward_modules=[])},
+            "^reset: an adapter of IA3 layers cannot go back",
+        ),
+    ],
+)
+def test_what_cannot_go_back_is_refused(unlearn, settings, message):
+    with pytest.raises(ValueError, match=message):
+        unlearn("vit", **settings)
+
+
+def test_a_base_of_other_labels_is_refused():
+    model, _ = tiny.make("vit")
+    config = copy.deepcopy(model.config)
+    config.num_labels = 5
+    with pytest.raises(ValueError, match=r"^base_model: its classifier.weight has shape \[5, 16\], the model's"):
+        base_weights(model, tf.ViTForImageClassification(config), 0)
