@@ -15,7 +15,7 @@ from hf_unlearn.models.output_layer import reset_outputs
 from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.models.resetting import Weights, base_weights, check_adapter, go_back
 from hf_unlearn.models.types import Model
-from hf_unlearn.targets import ForgetTarget, MaskedClassTarget, make_target
+from hf_unlearn.targets import MaskedClassTarget, make_target
 from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.pacing import PacingMixin
@@ -78,7 +78,7 @@ class BeginningMixin(PacingMixin):
         self.method.on_train_begin(self._calibration_pass())
         state.method = self.method.state_dict()
         self._go_back(state, is_first=first is None)
-        self._forget_outputs(target)
+        self._forget_outputs(state)
         return state
 
     def _go_back(self, state: UnlearningState, is_first: bool) -> None:
@@ -89,11 +89,12 @@ class BeginningMixin(PacingMixin):
         if goes_back or self.method.resets_weights:
             state.retain_after_reset = self.guard.retain_loss()
 
-    def _forget_outputs(self, target: ForgetTarget) -> None:
-        """Take the weights of forgotten classes out of the output layer, where the run goes by what is left."""
-        method = self.method
-        descends_target = method.raises_forget_loss and method.objective(target, None) is target
-        if not isinstance(target, MaskedClassTarget) or not descends_target:
+    def _forget_outputs(self, state: UnlearningState) -> None:
+        """Take the weights of forgotten classes out of the output layer, where the target is what the run descends."""
+        method, target = self.method, state.target
+        if not isinstance(target, MaskedClassTarget) or not method.raises_forget_loss:
+            return
+        if method.objective(target, state.original_losses) is not target:
             return
         if self._is_sharded or not reset_outputs(self.model, target.classes):
             logger.warning(

@@ -246,10 +246,14 @@ def test_retain_batch_size(unlearn):
 
 
 def test_default_batches_fit_model_and_data(unlearn, tmp_path):
-    """A step takes a quarter of the forget set at most, of many tokens fewer; what the user says stands."""
+    """A step takes a quarter of the forget set at most, of many tokens fewer; what the user says stands.
 
-    def batches(name="vit", forget=80, retain=40, batch=None, **settings):
-        trainer = unlearn(name, forget=forget, retain=retain, per_device_train_batch_size=batch, **settings)
+    And no more than is worth it: where training again takes few passes, the planned steps cost a part of these.
+    """
+
+    def batches(name="vit", forget=80, retain=40, batch=None, passes=1000, **settings):
+        settings |= {"training_passes": passes, "per_device_train_batch_size": batch}
+        trainer = unlearn(name, forget=forget, retain=retain, **settings)
         pair = next(iter(trainer.get_train_dataloader()))
         return tuple(len(pair[side]["labels"]) for side in ("forget", "retain"))
 
@@ -260,12 +264,15 @@ def test_default_batches_fit_model_and_data(unlearn, tmp_path):
     assert batches(forget=10, retain=3, gradient_accumulation_steps=4) == (1, 1)
     assert batches(forget=20, batch=32) == (32, 32) and batches("gpt2", batch=32) == (32, 32)
 
+    assert batches(forget=80, retain=640, passes=3) == (9, 9) and batches(retain=640, passes=None) == (9, 9)
+    assert batches(retain=640, passes=4) == (12, 12) and batches(passes=3) == (4, 4)
+
     def settled(args, forget, retain):
         data = unlearn(forget=forget, retain=retain)
         found = UnlearningTrainer(data.model, data.forget_ds, data.retain_ds, args, unseen_ds=data.unseen_ds).args
         return found, (found.per_device_train_batch_size, found.effective_retain_batch_size)
 
-    args = UnlearningArguments(str(tmp_path), report_to="none", use_cpu=True)
+    args = UnlearningArguments(str(tmp_path), report_to="none", use_cpu=True, training_passes=1000)
     used, sizes = settled(args, 20, 40)
     assert sizes == (5, 5) and (args.per_device_train_batch_size, args.effective_retain_batch_size) == (64, 64)
     assert settled(used, 30, 50)[1] == (8, 8)
