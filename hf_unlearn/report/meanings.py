@@ -109,7 +109,7 @@ def meaning(name: str, unit: str = "nats") -> str:
     if first == "probe" and (dataset := rest.removesuffix("_accuracy")) in DATASETS:
         return PROBE.format(DATASETS[dataset])
     if first == "depth" and rest:
-        return "The same of one attempt: what it finds beyond a retrained model, in deviations of retrained models."
+        return "What this attempt to bring the data back finds beyond a retrained model, in deviations of these."
     recovery, separator, measure = name.partition("_forget_")
     if separator and recovery in RECOVERIES:
         return MEASURES[measure].format(DATASETS["forget"], in_unit).removesuffix(".") + f", {RECOVERIES[recovery]}."

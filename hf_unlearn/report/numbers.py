@@ -17,19 +17,21 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def show(value: float | None, name: str) -> str:
     """A metric as text, with the decimals of its kind.
 
-    Shares are per cent with one decimal, losses have three significant digits, points one decimal, counts none; areas
-    under curves, divergences and scores have three decimals. A metric that is missing is a dash.
+    Shares are per cent with one decimal, losses have three significant digits, points and depths one decimal, counts
+    none; areas under curves, divergences and scores have three decimals. A metric that is missing is a dash.
 
     Examples:
         >>> show(0.9471, "forget_accuracy"), show(0.01234, "retain_loss"), show(0.5, "mia_loss_auc")
         ('94.7 %', '0.0123', '0.500')
-        >>> show(12345, "samples"), show(None, "gap"), show(float("nan"), "gap")
-        ('12,345', '-', 'not finite')
+        >>> show(12345, "samples"), show(None, "gap"), show(float("nan"), "gap"), show(1.6, "depth_one_offset")
+        ('12,345', '-', 'not finite', '1.6')
     """
     if value is None:
         return "-"
     if not math.isfinite(value):
         return "not finite"
+    if name.startswith("depth"):  # in deviations, whatever the attempt is measured in
+        return f"{value:.1f}"
     if name.endswith(PRECISE_PERCENT):
         return f"{100 * value:.2f} %"
     if name.endswith(PERCENT):
