@@ -28,7 +28,7 @@ class Budget:
     Attributes:
         looked_at: forget samples that are measured after an attempt.
         relearned: forget samples that relearning trains on.
-        relearned_of_class: of a class, among `RETAIN_PER_RELEARNED` times as many retain samples.
+        mixed: samples that relearning of a class trains on, one of the class to `RETAIN_PER_RELEARNED` retain ones.
         tuning_steps: steps of further training on retain samples.
         tuning_batch: retain samples of one.
         probed: samples of a dataset whose features the probe gets.
@@ -36,7 +36,7 @@ class Budget:
 
     looked_at: int
     relearned: int
-    relearned_of_class: int
+    mixed: int
     tuning_steps: int
     tuning_batch: int
     probed: int
@@ -45,13 +45,14 @@ class Budget:
     def of(cls, retain_samples: int, epochs: float = EPOCHS) -> Budget:
         """A tenth of the sample passes of training on `retain_samples` for `epochs`, within what attempts can use.
 
-        Below 270 samples at three epochs it is more, as an attempt has one sample at least: of 50 samples 0.15.
+        Below 270 samples at three epochs it is more, as an attempt has one sample at least: of 50 samples 0.15. Of a
+        class below 540, as relearning has one of it and one of others at least.
 
         Examples:
             >>> Budget.of(2000)
-            Budget(looked_at=63, relearned=7, relearned_of_class=1, tuning_steps=50, tuning_batch=4, probed=135)
+            Budget(looked_at=63, relearned=7, mixed=7, tuning_steps=50, tuning_batch=4, probed=135)
             >>> Budget.of(60000)
-            Budget(looked_at=1890, relearned=16, relearned_of_class=8, tuning_steps=50, tuning_batch=64, probed=2000)
+            Budget(looked_at=1890, relearned=16, mixed=64, tuning_steps=50, tuning_batch=64, probed=2000)
         """
         passes = BUDGET * PASSES_WITH_GRADIENT * epochs * retain_samples
         tuned = TUNING * passes / PASSES_WITH_GRADIENT
@@ -60,7 +61,7 @@ class Budget:
         return cls(
             looked_at=_within(LOOKING * passes / LOOKS, MOST_LOOKED_AT),
             relearned=_within(relearned, MOST_RELEARNED),
-            relearned_of_class=_within(min(relearned, LARGEST_BATCH) / (1 + RETAIN_PER_RELEARNED), LARGEST_BATCH),
+            mixed=max(2, _within(relearned, LARGEST_BATCH)),
             tuning_steps=_within(tuned / batch, TUNING_STEPS),
             tuning_batch=batch,
             probed=max(2, _within(PROBING * passes / 2, MOST_PROBED)),

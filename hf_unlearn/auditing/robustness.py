@@ -83,8 +83,10 @@ def robustness(
     """
     result = RobustnessResult({})
     count = len(datasets_by_name["forget"])
-    relearned = min(budget.relearned_of_class if request == "class" else budget.relearned, count // 4)
-    beside = relearned * RETAIN_PER_RELEARNED if request == "class" else 0
+    relearned, beside = min(budget.relearned, count // 4), 0
+    if request == "class":
+        relearned = min(max(1, budget.mixed // (1 + RETAIN_PER_RELEARNED)), count // 4)
+        beside = min(budget.mixed - 1, relearned * RETAIN_PER_RELEARNED)
     if not relearned:
         result.notes.append(f"Relearning needs four forget samples, to train on one; there are {count}.")
     attempts = _Attempts(datasets_by_name, replace(budget, relearned=relearned), beside, probe, data_collator, seed)

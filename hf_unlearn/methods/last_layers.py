@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import set_seed
 from typing_extensions import override
 
+from hf_unlearn.data.randomness import unchanged_randomness
 from hf_unlearn.methods import bibliography
 from hf_unlearn.methods.ascent import Finetune
 from hf_unlearn.methods.base import CalibrationPass
 from hf_unlearn.methods.hyperparameters import hyperparameter
+from hf_unlearn.models.resetting import fresh_weights
 from hf_unlearn.models.types import inner_model
 
 if TYPE_CHECKING:
@@ -85,10 +86,8 @@ class EUk(CFk):
     @torch.no_grad()
     def on_train_begin(self, calibration: CalibrationPass) -> None:
         """Initialise the layers that train."""
-        state = torch.get_rng_state()
-        set_seed(self.settings.seed)
-        fresh = type(self._model)(self._model.config).state_dict()
-        torch.set_rng_state(state)
+        with unchanged_randomness():
+            fresh = fresh_weights(self._model, self.settings.seed)
         for name, p in self._model.named_parameters():
             if p.requires_grad:
                 p.copy_(fresh[name])

@@ -21,6 +21,12 @@ logger = logging.getLogger(__name__)
 Weights = Mapping[str, Tensor]
 
 
+def fresh_weights(model: PreTrainedModel, seed: int) -> Weights:
+    """A fresh initialisation of a model, by name; the generators of random numbers are seeded by it."""
+    set_seed(seed)
+    return type(model)(model.config).state_dict()
+
+
 def base_weights(model: Model, base_model: PreTrainedModel | str | None, seed: int) -> Weights:
     """The weights to go back to, by the names that they have in the model without its adapter.
 
@@ -36,13 +42,13 @@ def base_weights(model: Model, base_model: PreTrainedModel | str | None, seed: i
         ValueError: the checkpoint does not load, lacks most of the model's weights, or is the model itself; one line.
     """
     inner = inner_model(model)
-    set_seed(seed)
+    set_seed(seed)  # a head that the checkpoint lacks is drawn
     if base_model is None:
         logger.warning(
             "base_model: is not given, so the weights go back towards a fresh initialisation, as those of a model "
             "that was trained from scratch; otherwise give what it was fine-tuned from"
         )
-        return type(inner)(inner.config).state_dict()
+        return fresh_weights(inner, seed)
     if base_model == "auto":
         base_model = inner.config._name_or_path
         if not base_model:

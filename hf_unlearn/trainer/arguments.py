@@ -303,6 +303,11 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         """An instance of the method's `Method.hyperparameters`: `method_kwargs` over the defaults."""
         return METHODS[self.method].check_hyperparameters(_parse_method_kwargs(self.method_kwargs) or {})
 
+    @property
+    def is_deep(self) -> bool:
+        """Whether more than losses is aimed at: the weights go back, or the depth of a retrained model."""
+        return self.depth == "retrained" or self.reset not in ("auto", 0.0)
+
     def reset_share(self, request: RequestKind, has_base_model: bool) -> float:
         """The share in [0, 1] of the way that the weights go back before the first step.
 

@@ -46,7 +46,6 @@ def resolve_defaults(
         model: as it will train, with its adapter.
         reset_share: how far its weights go back before the first step.
     """
-    is_deep = args.depth == "retrained" or reset_share > 0
     trainable = [p for p in model.parameters() if p.requires_grad]
     if rounding := {str(p.dtype) for p in trainable if p.dtype.itemsize < 4}:
         logger.warning(
@@ -54,7 +53,7 @@ def resolve_defaults(
             "it with dtype=torch.float32, and set bf16=True for speed"
         )
     chooses_rate = args.learning_rate is None and args.has_default_schedule and method.info.has_target
-    args.calibrates_learning_rate = chooses_rate and not is_deep
+    args.calibrates_learning_rate = chooses_rate and not args.is_deep
     if args.learning_rate is None:
         args.learning_rate = ADAPTER_LEARNING_RATE if isinstance(model, PeftModel) else method.learning_rate
         args.learning_rate *= RESET_RATE if reset_share and not isinstance(model, PeftModel) else 1.0
@@ -77,7 +76,7 @@ def resolve_defaults(
         args.max_steps = method.default_steps(forget_per_step) or default_steps(
             method, forget_per_step, args.effective_retain_batch_size * batches_per_step
         )
-        if is_deep:
+        if args.is_deep:
             args.max_steps = max(args.max_steps, DEEP_STEPS)
     if not method.info.has_target and args.forget_target == "auto" and method.raises_forget_loss:
         if args.has_default_steps:

@@ -37,11 +37,6 @@ class PacingMixin(ResumingMixin):
         return super().create_scheduler(num_training_steps, optimizer)
 
     @property
-    def _is_deep(self) -> bool:
-        """Whether the run takes all of its steps, for what is deeper than losses."""
-        return self.args.depth == "retrained" or self.args.reset not in ("auto", 0.0)
-
-    @property
     def _pace(self) -> Pace:
         assert self.pace is not None  # a run has begun
         return self.pace
@@ -70,7 +65,7 @@ class PacingMixin(ResumingMixin):
         target, before = state.target, state.metrics_before
         per_step = self._pairs.forget_per_step
         # A method that says how long it takes was published so; who says how many steps wants these steps.
-        is_open = self.args.has_default_steps and self.method.default_steps(per_step) is None and not self._is_deep
+        is_open = self.args.has_default_steps and self.method.default_steps(per_step) is None and not self.args.is_deep
         stops = is_open if self.method.converges_at_target else True
         need = None if target.value is None else target.value - before["forget_loss"]
         calibrates = self.args.calibrates_learning_rate

@@ -85,9 +85,9 @@ def check_reset(args: UnlearningArguments, method: Method) -> None:
     Raises:
         ValueError: one line that names the argument.
     """
-    given = "depth" if args.depth is not None else "reset" if args.reset not in ("auto", 0.0) else None
-    if given is None:
+    if not args.is_deep:
         return
+    given = "reset" if args.depth is None else "depth"
     if not method.converges_at_target:
         raise ValueError(
             f"{given}: {method.name} is stopped at its target, where a reset alone puts it; use nabla_tau or orthograd"

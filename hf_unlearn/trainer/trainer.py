@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 
@@ -49,8 +48,6 @@ from hf_unlearn.trainer.loss_step import LossStep, copy_weights, trainable_param
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
 from hf_unlearn.trainer.surgery_step import SurgeryStep
-
-logger = logging.getLogger(__name__)
 
 
 class UnlearningTrainer(BeginningMixin):

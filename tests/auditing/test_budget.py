@@ -41,6 +41,24 @@ def test_attempts_take_a_tenth_of_training_again(epochs):
     assert 0.05 * again < extra <= 0.1 * again
 
 
+@pytest.mark.parametrize("retain", [200, 300])
+def test_attempts_on_a_class_take_a_tenth_too(retain):
+    samples = tiny.samples(tiny.make("vit")[1](retain + 80))
+    labelled = [{**sample, "labels": i % 2 + 1 if i >= 40 else 0} for i, sample in enumerate(samples)]
+    datasets_by_name = {
+        "forget_ds": labelled[:40], "retain_ds": labelled[40 : 40 + retain], "unseen_ds": labelled[40 + retain :]
+    }  # fmt: skip
+    counts = {}
+    for relearning in (False, True):
+        counts[relearning] = []
+        model = counted(tiny.make("vit")[0], counts[relearning])
+        report = audit(
+            model, **datasets_by_name, relearning=relearning, request="class", training_passes=10, resamples=10
+        )
+    assert report.relearning.keys() == {"audited"}
+    assert sum(counts[True]) - sum(counts[False]) <= 0.1 * 3 * 10 * retain
+
+
 @pytest.mark.parametrize("name", ["vit", "gpt2", "whisper"])
 def test_a_retrained_model_is_measured_once(name, tmp_path):
     model, batch = tiny.make(name)

@@ -40,7 +40,15 @@ WRONG = 0.1
 TRAIN, UNSEEN = 15, 2
 
 
-class Intents(Task):
+class Finetuned(Task):
+    """A task whose models are fine-tuned from what `build` makes."""
+
+    def base_model(self) -> Any:
+        """What the models are before they are fine-tuned."""
+        return self.build(self.seed)
+
+
+class Intents(Finetuned):
     """MiniLM (22.7 M weights) on the first intents of Banking77, a tenth of the labels wrong.
 
     Without wrong labels a model that was fine-tuned for four epochs remembers next to nothing of single samples. The
@@ -75,12 +83,8 @@ class Intents(Task):
         set_seed(seed)
         return AutoModelForSequenceClassification.from_pretrained(self.path, num_labels=self.intents)
 
-    def base_model(self) -> Any:
-        """What the models are before they are fine-tuned."""
-        return self.build(self.seed)
 
-
-class Authors(Task):
+class Authors(Finetuned):
     """SmolLM2-135M-Instruct on 15 questions about each of 20 authors of TOFU.
 
     A random part of them has its target from other questions about the same authors, an author from other authors.
@@ -120,10 +124,6 @@ class Authors(Task):
         set_seed(seed)
         return AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32)
 
-    def base_model(self) -> Any:
-        """What the models are before they are fine-tuned."""
-        return self.build(self.seed)
-
     def target(self, forget: str, shadows: Any) -> dict[str, Any]:
         """Questions about the same authors, or about others where an author is forgotten."""
         return {"unseen_ds": self.datasets["unseen authors" if forget.startswith("author_id=") else "unseen"]}
@@ -140,7 +140,7 @@ class Authors(Task):
         return {**metrics, "general_loss": float(losses.mean())}
 
 
-class Strings(Speech):
+class Strings(Finetuned, Speech):
     """Whisper tiny.en (37 M weights) on 250 strings of spoken digits of five speakers; the sixth sets the target.
 
     Its encoder is cut to the first five of its thirty seconds, which the strings do not fill either: seven times the
@@ -182,10 +182,6 @@ class Strings(Speech):
         model.generation_config.max_length = 32
         return model
 
-    def base_model(self) -> Any:
-        """What the models are before they are fine-tuned."""
-        return self.build(self.seed)
-
     def target(self, forget: str, shadows: Any) -> dict[str, Any]:
         """Strings of the speaker that nobody trains on."""
         return {"unseen_ds": self.datasets["unseen"]}
@@ -198,8 +194,8 @@ class StringsWord(SpokenWords, Strings):
     says of that word.
     """
 
-    load, build, base_model = Strings.load, Strings.build, Strings.base_model
-    training, shadows = Strings.training, ("without another word",)
+    load, build, training = Strings.load, Strings.build, Strings.training
+    shadows = ("without another word",)
 
     def another(self, forget: str) -> str:
         """The digit after the forgotten one."""
@@ -217,7 +213,7 @@ class StringsWord(SpokenWords, Strings):
         return self.processor.tokenizer(f" {forget.partition('=')[2]}", add_special_tokens=False).input_ids[0]
 
 
-class PretrainedFashion(Fashion):
+class PretrainedFashion(Finetuned, Fashion):
     """A ViT of 307 k weights: pretrained on 12,000 samples of eight classes, fine-tuned on 6,000 others of all ten.
 
     It stands for a pretrained image model, of which none is to be had here.
@@ -244,7 +240,3 @@ class PretrainedFashion(Fashion):
         model = ViTForImageClassification.from_pretrained(self.path)
         model.classifier.reset_parameters()
         return model
-
-    def base_model(self) -> Any:
-        """What the models are before they are fine-tuned."""
-        return self.build(self.seed)
