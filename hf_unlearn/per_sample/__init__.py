@@ -10,32 +10,44 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_unlearn.per_sample.factors import Recording
 from hf_unlearn.per_sample.gram import weighted_sum
 from hf_unlearn.per_sample.layers import NotCovered
-from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, loop_gradients
-from hf_unlearn.per_sample.recorder import GradientMismatch, Plan, record
+from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, contiguous_gradients, gradients_of, loop_gradients
+from hf_unlearn.per_sample.plan import GradientMismatch, Plan, Way
+from hf_unlearn.per_sample.recorder import record
+from hf_unlearn.per_sample.verification import in_float32, two_samples_in_float32
 
 __all__ = ["Engine", "PerSampleGradients", "Recording"]
 logger = logging.getLogger(__name__)
 Engine: TypeAlias = Literal["auto", "hooks", "loop"]
+# What happens for the parameters that go these ways.
+SLOW_WAYS = {
+    Way.MODULE: "the module that holds them runs",
+    Way.PARENT: "the module around the one that holds them runs",
+    Way.ALONE: "the model runs",
+}
 
 
 class PerSampleGradients:
-    """Per-sample gradients of a model, by hooks where every trainable layer has a rule and by the loop otherwise.
+    """Per-sample gradients of a model, by hooks on its layers.
 
-    The first batch is checked against the gradient of a weighted sum of its losses; a model that fails the check, or
-    uses a parameter in a way that no rule covers, goes through the loop from then on, with one warning that names it.
+    Whenever sizes, shapes or operations are new, the gradients are checked against that of a weighted sum of the
+    losses. A parameter that fails the check, or is used in a way that no rule covers, goes another way from then on
+    (see `Way`), with one warning that names it: its module, or in the end the whole model, runs again a sample at a
+    time. Where the samples of a batch are mixed, all gradients are those of one sample at a time.
 
     Args:
         model: the model that `losses` runs, unwrapped.
         losses: gives the per-sample losses [k] of a batch, with gradient.
-        engine: `"auto"`, `"hooks"` (raise instead of falling back) or `"loop"`.
+        engine: `"auto"`, `"hooks"` (raise instead of running the whole model again) or `"loop"`.
     """
 
     def __init__(self, model: nn.Module, losses: Losses, engine: Engine = "auto"):
         self.model, self.losses, self.engine = model, losses, engine
+        self._announced: set[str] = set()
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -58,16 +70,28 @@ class PerSampleGradients:
             NotCovered: for sharded parameters that no rule covers.
         """
         if not self.sharded:
-            grads = torch.autograd.grad(loss(batch), list(self.parameters.values()), allow_unused=True)
-            pairs = zip(self.parameters.items(), grads, strict=True)
-            return {name: torch.zeros_like(p) if grad is None else grad for (name, p), grad in pairs}
+            with contiguous_gradients(self.model):
+                grads = gradients_of(loss(batch), list(self.parameters.values()))
+            return dict(zip(self.parameters, grads, strict=True))
         recording = record(self._plan, lambda samples: loss(samples)[None], batch)
         ones = torch.ones(batch_size(batch), device=recording.losses.device)
         like = {name: torch.empty(p.shape, dtype=p.dtype, device=ones.device) for name, p in self.parameters.items()}
         return weighted_sum([recording], {name: [ones] for name in like}, like)
 
     def __call__(self, batch: Batch) -> Recording:
-        """The losses of a batch, and the factors of every trainable parameter's per-sample gradients."""
+        """The losses of a batch, and the factors of every trainable parameter's per-sample gradients.
+
+        Raises:
+            NotCovered: a batch normalisation is in training mode; what else no rule covers, with `"hooks"` and for
+                sharded parameters.
+        """
+        for name, module in self.model.named_modules():
+            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+                raise NotCovered(f"{name} (a batch normalisation mixes the samples of a batch; put it in eval mode)")
+        with contiguous_gradients(self.model):
+            return self._recording(batch)
+
+    def _recording(self, batch: Batch) -> Recording:
         # The gradient of a batch of one sample is the sample's: the loop is one backward pass.
         if self.sharded or (self.engine != "loop" and batch_size(batch) > 1):
             try:
@@ -83,9 +107,48 @@ class PerSampleGradients:
         return loop_gradients(self.losses, batch, self.parameters)
 
     def _recorded(self, batch: Batch) -> Recording:
+        if self._plan.half_precision and self._plan.checked and not self._plan.verified:
+            self._check_in_float32(batch)
+        recording = self._settled(batch)
+        self._announce()
+        return recording
+
+    def _settled(self, batch: Batch) -> Recording:
+        """Record a batch, every parameter by the first way that works out."""
         while True:
             try:
                 return record(self._plan, self.losses, batch)
             except GradientMismatch as error:
-                if not self._plan.reassign(error.names):
+                if self.sharded:
                     raise
+                self._plan.reassign(error.names, error.reason)
+                alone = self._plan.by(Way.ALONE)
+                if alone and (self.engine == "hooks" or len(alone) == len(self.parameters)):
+                    raise
+
+    def _check_in_float32(self, batch: Batch) -> None:
+        """Rounding in half precision hides a use of a parameter that makes a few per cent of its gradient."""
+        try:
+            with in_float32(self.model):
+                self._settled(two_samples_in_float32(batch))
+        except torch.OutOfMemoryError:
+            logger.warning(
+                "Per-sample gradients are not checked in float32, which takes more memory than there is: in half "
+                "precision the check does not see uses of a weight that make a few per cent of its gradient"
+            )
+
+    def _announce(self) -> None:
+        """Warn of the parameters for which something runs a sample at a time, once."""
+        for way, what in SLOW_WAYS.items():
+            names = self._plan.by(way).keys() - self._announced
+            if names:
+                self._announced |= names
+                reasons = ", ".join(sorted({self._plan.reasons[name] for name in names}))
+                logger.warning(
+                    f"Per-sample gradients of {_abbreviated(sorted(names))}: {what} once a sample (slower, exact): "
+                    f"no rule covers them ({reasons})"
+                )
+
+
+def _abbreviated(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -43,7 +43,7 @@ class Dense:
     """The gradients themselves.
 
     Attributes:
-        values: [k, p, ...].
+        values: [k, p, ...]; [k] of a tensor without axes.
     """
 
     values: Tensor
@@ -57,10 +57,11 @@ class Dense:
         return self.values.numel()
 
     def row_gradients(self, start: int, stop: int) -> Tensor:
-        return self.values[:, start:stop].flatten(1)
+        values = self.values if self.values.dim() > 1 else self.values[:, None]
+        return values[:, start:stop].flatten(1)
 
     def combine(self, weights: Tensor) -> Tensor:
-        return weights.to(self.values) @ self.values.flatten(1)
+        return weights.to(self.values) @ self.values.reshape(len(self.values), -1)
 
     def grouped(self, samples: int) -> Dense:
         return Dense(self.values.unflatten(0, (samples, -1)).sum(1))
@@ -298,9 +299,13 @@ class Recording:
         gradients_by_name = {}
         for name, p in parameters.items():
             zeros = torch.zeros(len(self.losses), p.numel(), dtype=p.dtype, device=p.device)
-            rows = len(p) if p.dim() else 1
-            gradients_by_name[name] = sum((f.row_gradients(0, rows) for f in self.factors[name]), zeros)
+            gradients_by_name[name] = sum((f.row_gradients(0, rows_of(p.shape)) for f in self.factors[name]), zeros)
         return gradients_by_name
+
+
+def rows_of(shape: torch.Size) -> int:
+    """p of a tensor of shape [p, ...]; one without axes has one row."""
+    return shape[0] if shape else 1
 
 
 def summed_row_gradients(factors: list[Factors], start: int, stop: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_unlearn.per_sample import PerSampleGradients
-from hf_unlearn.per_sample.factors import Recording, summed_row_gradients
+from hf_unlearn.per_sample.factors import Recording, rows_of, summed_row_gradients
 from hf_unlearn.per_sample.gram import BLOCK
 from hf_unlearn.per_sample.loop import Batch
 
@@ -56,7 +56,7 @@ def _add_squares(total: Tensor, recording: Recording, name: str) -> None:
     factors = recording.formed(name)
     if not factors:
         return
-    rows = len(total) if total.dim() else 1
+    rows = rows_of(total.shape)
     flat = total.view(rows, -1)  # shape: [p, q]
     step = max(1, BLOCK // (len(recording.losses) * flat.shape[1]))
     for start in range(0, rows, step):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hf_unlearn.per_sample.factors import Dense, Outer, Recording, summed_row_gradients
+from hf_unlearn.per_sample.factors import Dense, Outer, Recording, rows_of, summed_row_gradients
 
 # Numbers formed at once: small beside activations, large enough for fast matrix products.
 BLOCK = 2**22
@@ -118,7 +118,7 @@ def _blocks(
     recordings: Sequence[Recording], name: str, g: Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Gradients [n, columns] of all samples, and the same columns of g; of this process's share of the columns."""
-    rows = len(g) if g.dim() else 1
+    rows = rows_of(g.shape)
     flat = g.reshape(rows, -1)  # shape: [p, q]
     factors_by_recording = [recording.formed(name) for recording in recordings]
     sizes = [len(recording.losses) for recording in recordings]

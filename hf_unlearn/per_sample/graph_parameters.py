@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from hf_unlearn.per_sample.factors import Dense, Factors, Outer, Scatter
-from hf_unlearn.per_sample.layers import NotCovered
+from hf_unlearn.per_sample.factors import Dense, Factors, Outer, Scatter, rows_of
+from hf_unlearn.per_sample.plan import GradientMismatch
 
 # Operations whose output has no batch axis when their inputs have none.
 BATCH_FREE = {
@@ -26,6 +26,8 @@ BATCH_FREE = {
 }  # fmt: skip
 # Operations that may broadcast an operand over the batch.
 BROADCASTING = {"Expand", "Add", "Sub", "Mul", "Div", "Where"}
+# Operations whose result comes from parameters alone where their operands do.
+COMBINING = {"Add", "Sub", "Mul", "Div", "Cat"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class ParameterUse:
         edge: the place of the result in the graph, whose gradient `factors` takes.
         source: the place of the tensor in the graph.
         shape: of the tensor.
+        result: shape of the result.
     """
 
     name: str
@@ -94,6 +97,7 @@ class ParameterUse:
     edge: GradientEdge
     source: GradientEdge
     shape: torch.Size
+    result: torch.Size
 
     def factors(self, backprops: Tensor, parameter: nn.Parameter, size: int) -> Factors:
         """The per-sample gradients with respect to the parameter, from the gradient of the operation's result."""
@@ -105,43 +109,95 @@ class ParameterUse:
 
 def propagate(source: Tensor | GradientEdge, shape: torch.Size, factors: Factors, parameter: nn.Parameter) -> Factors:
     """From gradients with respect to a tensor [*shape] that is made from a parameter to those of the parameter."""
-    grads = factors.row_gradients(0, shape[0]).view(-1, *shape)
+    grads = factors.row_gradients(0, rows_of(shape)).view(-1, *shape)
     return Dense(torch.stack([torch.autograd.grad(source, parameter, g, retain_graph=True)[0] for g in grads]))
 
 
-def find_uses(
-    values: Tensor, parameters: Mapping[str, nn.Parameter], size: int, tables: Container[str]
-) -> list[ParameterUse]:
-    """Where each of these parameters meets a batch of `size`; no use of one that `values` do not depend on.
+@dataclass(frozen=True)
+class Graph:
+    """The autograd graph of a batch's losses.
 
-    Args:
-        values: the losses, with their graph.
-        parameters: name to parameter.
-        size: samples in the batch.
-        tables: names of parameters that are looked up by positions, not by the samples' ids.
-
-    Raises:
-        NotCovered: when one is used in another way.
+    Attributes:
+        consumers: every node with the operations that consume its outputs, and which of their inputs that is.
+        leaves: the nodes of the parameters, with their names.
     """
-    uses: list[ParameterUse] = []
-    consumers, leaves = _graph(values.grad_fn, {id(p): name for name, p in parameters.items()})
-    for leaf, name in leaves.items():
-        queue: list[tuple[Node, int]] = [(leaf, 0)]
+
+    consumers: dict[Node, list[tuple[Node, int]]]
+    leaves: dict[Node, str]
+
+    @classmethod
+    def of(cls, values: Tensor, parameters: Mapping[str, Tensor]) -> Graph:
+        """Of anything computed from parameters, given by name."""
+        names = {id(p): name for name, p in parameters.items()}
+        consumers: dict[Node, list[tuple[Node, int]]] = {} if values.grad_fn is None else {values.grad_fn: []}
+        leaves, queue = {}, list(consumers)
         while queue:
-            node, output = queue.pop()
-            for consumer, slot in consumers[node]:
-                if consumer.next_functions[slot][1] != output:
+            node = queue.pop()
+            for slot, (producer, _) in enumerate(node.next_functions):
+                if producer is None:
                     continue
-                kind, shape = consumer.name().split("Backward")[0], _shape(node, output)
-                operation = _batch_operation(consumer, kind, slot, shape, size, name in tables)
-                if operation is not None:
-                    edge, source = GradientEdge(consumer, 0), GradientEdge(node, output)
-                    uses.append(ParameterUse(name, operation, edge, source, shape))
-                elif kind in BATCH_FREE | BROADCASTING:
-                    queue.append((consumer, 0))
-                else:
-                    raise NotCovered(f"{name} (used by {kind})")
-    return uses
+                if producer not in consumers:
+                    consumers[producer] = []
+                    queue.append(producer)
+                    variable = getattr(producer, "variable", None)
+                    if variable is not None and id(variable) in names:
+                        leaves[producer] = names[id(variable)]
+                consumers[producer].append((node, slot))
+        return cls(consumers, leaves)
+
+    def direct_uses(self) -> frozenset[tuple[str, tuple[str, ...]]]:
+        """The parameters by name, each with the operations that take it as it is."""
+        return frozenset(
+            (name, tuple(sorted(n.name() for n, _ in self.consumers[leaf]))) for leaf, name in self.leaves.items()
+        )
+
+    def find_uses(
+        self, parameters: Mapping[str, nn.Parameter], size: int, tables: Container[str]
+    ) -> list[ParameterUse]:
+        """Where each of these parameters meets a batch of `size`; no use of one that the losses do not depend on.
+
+        Args:
+            parameters: name to parameter.
+            size: samples in the batch.
+            tables: names of parameters that are looked up by positions, not by the samples' ids.
+
+        Raises:
+            GradientMismatch: when one is used in another way.
+        """
+        uses: list[ParameterUse] = []
+        failures: dict[str, str] = {}
+        for leaf, name in self.leaves.items():
+            if name not in parameters:
+                continue
+            queue: list[tuple[Node, int]] = [(leaf, 0)]
+            while queue:
+                node, output = queue.pop()
+                for consumer, slot in self.consumers[node]:
+                    if consumer.next_functions[slot][1] != output:
+                        continue
+                    kind, shape = _kind(consumer), _shape(node, output)
+                    operation = None
+                    if not self._is_batch_free(consumer):
+                        operation = _batch_operation(consumer, kind, slot, shape, size, name in tables)
+                    if operation is not None:
+                        edge, source = GradientEdge(consumer, 0), GradientEdge(node, output)
+                        uses.append(ParameterUse(name, operation, edge, source, shape, _shape(consumer, 0)))
+                    elif kind in BATCH_FREE | BROADCASTING:
+                        queue.append((consumer, 0))
+                    else:
+                        failures[name] = f"used by {kind}"
+        if failures:
+            raise GradientMismatch(failures, ", ".join(dict.fromkeys(failures.values())))
+        return uses
+
+    def _is_batch_free(self, node: Node) -> bool:
+        """Whether an operation combines tensors that are made from parameters alone (row and column positions)."""
+        if hasattr(node, "variable"):
+            return True
+        producers, kind = [producer for producer, _ in node.next_functions], _kind(node)
+        if kind not in COMBINING | BATCH_FREE - {"Index", "Embedding"}:
+            return False
+        return all(producer is not None and self._is_batch_free(producer) for producer in producers)
 
 
 def _batch_operation(
@@ -172,8 +228,9 @@ def _batch_operation(
         return Broadcast(1 if slot == 0 else -node._saved_alpha)
     if kind == "Mul":
         return Broadcast((node._saved_other if slot == 0 else node._saved_self).detach())
-    if kind == "Div" and slot == 0:
-        return Broadcast(1 / node._saved_other.detach())
+    if kind == "Div":
+        other = node._saved_other.detach()
+        return Broadcast(1 / other if slot == 0 else -node._saved_self.detach() / other.square())
     if kind == "Where":
         return Broadcast(node._saved_condition if slot == 0 else ~node._saved_condition)
     return None
@@ -192,6 +249,10 @@ def _lookup(node: Any, kind: str, size: int) -> Lookup | None:
     return Lookup(ids, ignored) if ids.dim() > 1 and ids.shape[0] % size == 0 else None
 
 
+def _kind(node: Node) -> str:
+    return node.name().split("Backward")[0]
+
+
 def _shape(node: Any, output: int) -> torch.Size:
     return node.variable.shape if hasattr(node, "variable") else torch.Size(node._input_metadata[output].shape)
 
@@ -208,23 +269,15 @@ def reachable_parameters(values: Tensor, parameters: Mapping[str, Tensor]) -> se
         >>> sorted(reachable_parameters(weights["a"] * 2 + weights["c"], weights))
         ['a', 'c']
     """
-    return set(_graph(values.grad_fn, {id(p): name for name, p in parameters.items()})[1].values())
+    return set(Graph.of(values, parameters).leaves.values())
 
 
-def _graph(root: Node | None, names: Mapping[int, str]) -> tuple[dict[Node, list[tuple[Node, int]]], dict[Node, str]]:
-    """Every node with the operations that consume its outputs, and the leaves that are the named parameters."""
-    consumers: dict[Node, list[tuple[Node, int]]] = {root: []} if root is not None else {}
-    leaves, queue = {}, list(consumers)
-    while queue:
-        node = queue.pop()
-        for slot, (producer, _) in enumerate(node.next_functions):
-            if producer is None:
-                continue
-            if producer not in consumers:
-                consumers[producer] = []
-                queue.append(producer)
-                variable = getattr(producer, "variable", None)
-                if variable is not None and id(variable) in names:
-                    leaves[producer] = names[id(variable)]
-            consumers[producer].append((node, slot))
-    return consumers, leaves
+def gradient_edge(output: Tensor) -> GradientEdge:
+    """The place of an output in the graph.
+
+    A linear layer's output is often a view of what it computed. A model that then writes into it (padding set to zero)
+    reroutes the view's gradient, but not the base's.
+    """
+    base = output._base
+    is_whole = base is not None and base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous()
+    return get_gradient_edge(base if is_whole and base is not None else output)

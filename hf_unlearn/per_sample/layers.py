@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
@@ -68,22 +69,21 @@ def conv1d_of_gpt2(module: Conv1D, activations: Tensor, backprops: Tensor) -> di
     return {"weight": weight, "bias": Dense(backprops.to(dtype).sum(1))}
 
 
-@rule(nn.Conv1d, nn.Conv2d)
-def convolution(module: nn.Conv1d | nn.Conv2d, activations: Tensor, backprops: Tensor) -> dict[str, Factors]:
-    """A linear layer on patches: x [k, in, ...], W [out, in / groups, ...], any stride and dilation."""
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        raise NotCovered(f"a convolution with padding {module.padding!r} and padding_mode {module.padding_mode!r}")
-    kernel, dilation, stride, padding = module.kernel_size, module.dilation, module.stride, module.padding
-    is_1d = isinstance(module, nn.Conv1d)
-    if is_1d:
-        kernel, dilation, stride, padding = (1, *kernel), (1, *dilation), (1, *stride), (0, *padding)
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def convolution(
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d, activations: Tensor, backprops: Tensor
+) -> dict[str, Factors]:
+    """A linear layer on patches: x [k, in, ...], W [out, in / groups, ...]."""
     dtype, groups = module.weight.dtype, module.groups
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
 
     def weight() -> Factors:
-        images = activations.unsqueeze(2) if is_1d else activations
-        patches = F.unfold(images.to(dtype), kernel, dilation, padding, stride)  # shape: [k, in * kernel, t]
+        # What the layer itself pads with, also where its padding is "same".
+        padded = F.pad(activations.to(dtype), module._reversed_padding_repeated_twice, mode)
+        columns = _patches(padded, module.kernel_size, module.dilation, module.stride)
+        columns = columns.unflatten(2, (groups, -1)).transpose(1, 2)  # shape: [k, groups, t, in / groups * kernel]
         rows = backprops.flatten(2).unflatten(1, (groups, -1)).mT  # shape: [k, groups, t, out / groups]
-        return Outer(rows, patches.unflatten(1, (groups, -1)).mT, dtype)
+        return Outer(rows, columns, dtype)
 
     return {
         "weight": Lazy(weight, len(activations), activations.numel() + backprops.numel()),
@@ -91,12 +91,21 @@ def convolution(module: nn.Conv1d | nn.Conv2d, activations: Tensor, backprops: T
     }
 
 
+def _patches(x: Tensor, kernel: Sequence[int], dilation: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """What each output of a convolution sees of its input [k, in, ...]: [k, t, in * kernel]."""
+    axes = len(kernel)
+    for axis, (size, distance, step) in enumerate(zip(kernel, dilation, stride, strict=True), 2):
+        x = x.unfold(axis, (size - 1) * distance + 1, step)[..., ::distance]
+    x = x.permute(0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))  # shape: [k, places.., in, kernel..]
+    return x.flatten(1 + axes).flatten(1, axes)
+
+
 @rule(nn.Embedding)
 def embedding(module: nn.Embedding, activations: Tensor, backprops: Tensor) -> dict[str, Factors]:
     """A table: ids [k, ...], W [size, dim]. The row of `padding_idx` has no gradient."""
-    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
-        raise NotCovered("an embedding with max_norm, scale_grad_by_freq or sparse")
-    ids = activations.flatten(1)  # shape: [k, t]
+    if module.scale_grad_by_freq:
+        raise NotCovered("an embedding with scale_grad_by_freq: the gradient of a sample depends on the others")
+    ids = activations.reshape(len(activations), -1)  # shape: [k, t]
     if module.padding_idx is not None:
         ids = ids.masked_fill(ids == module.padding_idx, -1)
     grads = backprops.reshape(*ids.shape, backprops.shape[-1])  # shape: [k, t, dim]
@@ -122,11 +131,9 @@ def group_norm(module: nn.GroupNorm, activations: Tensor, backprops: Tensor) -> 
     return _affine(normalized.movedim(1, -1).to(backprops), backprops.movedim(1, -1), module.weight.dtype)
 
 
-@rule(nn.BatchNorm1d, nn.BatchNorm2d)
-def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, activations: Tensor, backprops: Tensor) -> dict[str, Factors]:
-    """`y = (x - mean) / std * w + b` with the running statistics: eval mode only, or the samples would mix."""
-    if module.training or module.running_mean is None:
-        raise NotCovered("batch normalisation over the batch itself (it mixes samples; put it in eval mode)")
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def batch_norm(module: _BatchNorm, activations: Tensor, backprops: Tensor) -> dict[str, Factors]:
+    """`y = (x - mean) / std * w + b` with the running statistics."""
     normalized = F.batch_norm(activations, module.running_mean, module.running_var, eps=module.eps)
     return _affine(normalized.movedim(1, -1).to(backprops), backprops.movedim(1, -1), module.weight.dtype)
 

@@ -1,0 +1,130 @@
+"""Whether parameters are used in a way that is new, and the check of per-sample gradients when they are."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hf_unlearn.per_sample.factors import Recording
+from hf_unlearn.per_sample.graph_parameters import Graph, ParameterUse
+from hf_unlearn.per_sample.loop import Batch, gradients_of, slice_batch
+from hf_unlearn.per_sample.plan import GradientMismatch
+
+# In float32 and float64, of the norm of a tensor's gradient.
+TOLERANCES = {torch.float64: 1e-6}
+TOLERANCE = 1e-3
+# A difference counts from this many times what rounding alone makes of the same gradient. Right gradients of 30
+# architectures in bfloat16 and autocast differ by up to 3.3 times as much (short tensors), most of them by 1 to 2.
+ROUNDING_ERRORS = 4.0
+
+
+class Call(Protocol):
+    """A use of a module, with its shapes."""
+
+    module: nn.Module
+
+    @property
+    def shapes(self) -> tuple[torch.Size | None, ...]:
+        """Of what goes in and comes out."""
+
+
+def way_of_use(
+    size: int,
+    layers: Iterable[Call],
+    modules: Iterable[Call],
+    uses: Iterable[ParameterUse],
+    graph: Graph,
+    batch: Batch,
+) -> Hashable:
+    """What a check of gradients holds for: sizes, shapes and operations, and where samples may be packed the lengths.
+
+    Args:
+        size: samples in the batch.
+        layers: calls of layers with a rule.
+        modules: calls of modules that run again.
+        uses: of parameters that are looked up in the graph.
+        graph: of the losses.
+        batch: collated samples.
+    """
+    calls = [(id(call.module), call.shapes) for call in (*layers, *modules)]
+    places = [(use.name, type(use.operation), use.shape, use.result) for use in uses]
+    leading = {shape[0] for _, shapes in calls for shape in shapes if shape}
+    # Samples behind each other on one axis may be of different lengths, which no shape tells.
+    lengths = _lengths(size, batch) if leading - {size, 1} else ()
+    return size, tuple(calls), tuple(places), graph.direct_uses(), lengths
+
+
+def _lengths(size: int, batch: Batch) -> tuple[Any, ...]:
+    """Of masks and ids, how many entries of each sample are not zero; of bounds and the like, all entries."""
+    lengths: list[Any] = []
+    for name, values in batch.items():
+        if isinstance(values, Tensor) and values.dim() and not values.is_floating_point():
+            if values.shape[0] != size:
+                lengths.append((name, tuple(values.flatten().tolist())))
+            elif values.dim() > 1:
+                lengths.append((name, tuple(values.flatten(1).count_nonzero(1).tolist())))
+    return tuple(lengths)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """A model whose weights in half precision are in float32 meanwhile; they come back as they were."""
+    half = {t: t.data for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and t.itemsize < 4}
+    try:
+        for tensor, values in half.items():
+            tensor.data = values.float()
+        yield
+    finally:
+        for tensor, values in half.items():
+            tensor.data = values
+
+
+def two_samples_in_float32(batch: Batch) -> dict[str, Any]:
+    """The first two samples of a batch, without half precision."""
+    values = slice_batch(batch, 0, 2)
+    is_half = {name: isinstance(v, Tensor) and v.is_floating_point() and v.itemsize < 4 for name, v in values.items()}
+    return {name: v.float() if is_half[name] else v for name, v in values.items()}
+
+
+@torch.no_grad()
+def verify(values: Tensor, recording: Recording, parameters: Mapping[str, nn.Parameter], rounds: bool) -> None:
+    """Compare a weighted sum of the per-sample gradients with the gradient of the weighted sum of the losses.
+
+    In half precision, the gradient of the losses is formed a second time, in two parts: how far their sum is from the
+    whole says how much rounding does, tensor by tensor.
+
+    Args:
+        values: the losses, with their graph.
+        recording: of the batch.
+        parameters: name to parameter, those that are checked.
+        rounds: whether the backward pass is in half precision somewhere.
+
+    Raises:
+        GradientMismatch: where they differ by more than rounding.
+    """
+    # Random weights, so that gradients given to the wrong sample are noticed as well as missing ones.
+    generator = torch.Generator().manual_seed(0)
+    weights, part = (torch.rand(2, len(values), generator=generator) + 0.5).to(values)
+    tensors = list(parameters.values())
+
+    expected = gradients_of(values, tensors, weights, retain_graph=rounds)
+    noise = [0.0] * len(tensors)
+    if rounds:
+        first = gradients_of(values, tensors, part, retain_graph=True)
+        second = gradients_of(values, tensors, weights - part)
+        parts = zip(first, second, expected, strict=True)
+        noise = [float((a.float() + b.float() - whole.float()).norm()) for a, b, whole in parts]
+    scale = max((float(grad.norm()) for grad in expected), default=0.0)
+    tolerance = TOLERANCES.get(values.dtype, TOLERANCE)
+    mismatches = []
+    for (name, p), grad, rounding in zip(parameters.items(), expected, noise, strict=True):
+        found = sum((f.combine(weights) for f in recording.factors[name]), torch.zeros(p.numel()).to(p))
+        allowed = max(tolerance * max(float(grad.norm()), 1e-3 * scale), ROUNDING_ERRORS * rounding)
+        if not float((found - grad.flatten()).norm()) <= allowed:
+            mismatches.append(name)
+    if mismatches:
+        raise GradientMismatch(mismatches, "its layer does not treat the samples independently, or is bypassed")
