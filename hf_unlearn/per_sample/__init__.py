@@ -63,6 +63,11 @@ class PerSampleGradients:
     def _plan(self) -> Plan:
         return Plan.from_model(self.model, self.parameters, checked=not self.sharded)
 
+    @property
+    def ways(self) -> dict[str, Way]:
+        """How the gradients of each parameter are found, as of the last batch; by the loop none is."""
+        return {name: self._plan.ways[name] for name in self.parameters}
+
     def gradient(self, loss: Callable[[Batch], Tensor], batch: Batch) -> dict[str, Tensor]:
         """The gradient of any loss of a batch by the trainable parameters, whole also where these are sharded.
 

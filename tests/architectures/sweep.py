@@ -18,6 +18,7 @@ from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.factors import Recording
 from hf_unlearn.per_sample.layers import NotCovered
 from hf_unlearn.per_sample.loop import loop_gradients
+from hf_unlearn.per_sample.plan import Way
 
 Mode = Literal["all", "lora"]
 MODES: tuple[Mode, ...] = ("all", "lora")
@@ -39,7 +40,7 @@ class Result:
         error: the largest relative error of a parameter's per-sample gradients, over all batches.
         parameter: which one had it.
         message: why it was refused or not built, or how it crashed.
-        fallback: the parameters whose gradients took one backward pass a sample.
+        fallback: the parameters for which a module, the one around it, or the whole model (alone) runs again.
         idle: parameters that the losses do not depend on.
         arithmetic: in which dtypes it ran, mixtures of experts in two.
         seconds: it took.
@@ -125,8 +126,12 @@ def _measure(result: Result, architecture: Architecture, model: Any, mode: Mode,
 
 
 def _outcome(result: Result, engine: PerSampleGradients) -> str:
-    """How the gradients were computed."""
-    return "loop" if engine.engine == "loop" else "exact"
+    """How the gradients were computed; keeps the parameters for which something runs again for every sample."""
+    if engine.engine == "loop":
+        return "loop"
+    again = {name: way.name.lower() for name, way in engine.ways.items() if way >= Way.MODULE}
+    result.fallback = sorted({*result.fallback, *(f"{name} ({way})" for name, way in again.items())})
+    return "partly" if again else "exact"
 
 
 def _worsen(result: Result, outcome: str, message: str = "") -> None:

@@ -30,7 +30,7 @@ def assert_exact(engine, loop, batch, tolerance=1e-5):
 
 
 def ways(engine):
-    return {name: way.name for name, way in engine._plan.ways.items()}
+    return {name: way.name for name, way in engine.ways.items()}
 
 
 class Packed(nn.Module):
@@ -144,7 +144,7 @@ def test_rounding_is_not_taken_for_an_error(name):
     values = {k: v.bfloat16() if v.is_floating_point() else v for k, v in batch(4, seed=3).items()}
     engine = PerSampleGradients(model, lambda batch: head.losses(head.run(model, batch), batch))
     engine(values)
-    assert max(engine._plan.ways.values()) <= Way.TABLE
+    assert max(engine.ways.values()) <= Way.TABLE
 
 
 def test_only_what_no_rule_covers_runs_again(caplog):
@@ -157,7 +157,7 @@ def test_only_what_no_rule_covers_runs_again(caplog):
             found, expected = engine(values), loop_gradients(engine.losses, values, engine.parameters)
             found, expected = found.gradients(engine.parameters), expected.gradients(engine.parameters)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    again = {name for name, way in engine._plan.ways.items() if way >= Way.MODULE}
+    again = {name for name, way in engine.ways.items() if way >= Way.MODULE}
     assert again == {name for name in engine.parameters if ".experts." in name}
     assert len(caplog.records) == 1 and "the module that holds them runs once a sample" in caplog.text
 
