@@ -18,7 +18,7 @@ from hf_unlearn.per_sample.layers import NotCovered
 from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, contiguous_gradients, gradients_of, loop_gradients
 from hf_unlearn.per_sample.plan import GradientMismatch, Plan, Way
 from hf_unlearn.per_sample.recorder import record
-from hf_unlearn.per_sample.verification import in_float32, two_samples_in_float32
+from hf_unlearn.per_sample.verification import Verified, in_float32, two_samples_in_float32
 
 __all__ = ["Engine", "PerSampleGradients", "Recording"]
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class PerSampleGradients:
 
     def __init__(self, model: nn.Module, losses: Losses, engine: Engine = "auto"):
         self.model, self.losses, self.engine = model, losses, engine
+        self._verified = Verified()
         self._announced: set[str] = set()
 
     @cached_property
@@ -78,7 +79,7 @@ class PerSampleGradients:
             with contiguous_gradients(self.model):
                 grads = gradients_of(loss(batch), list(self.parameters.values()))
             return dict(zip(self.parameters, grads, strict=True))
-        recording = record(self._plan, lambda samples: loss(samples)[None], batch)
+        recording = record(self._plan, lambda samples: loss(samples)[None], batch, self._verified)
         ones = torch.ones(batch_size(batch), device=recording.losses.device)
         like = {name: torch.empty(p.shape, dtype=p.dtype, device=ones.device) for name, p in self.parameters.items()}
         return weighted_sum([recording], {name: [ones] for name in like}, like)
@@ -112,7 +113,7 @@ class PerSampleGradients:
         return loop_gradients(self.losses, batch, self.parameters)
 
     def _recorded(self, batch: Batch) -> Recording:
-        if self._plan.half_precision and self._plan.checked and not self._plan.verified:
+        if self._plan.half_precision and self._plan.checked and not self._verified.shapes:
             self._check_in_float32(batch)
         recording = self._settled(batch)
         self._announce()
@@ -122,7 +123,7 @@ class PerSampleGradients:
         """Record a batch, every parameter by the first way that works out."""
         while True:
             try:
-                return record(self._plan, self.losses, batch)
+                return record(self._plan, self.losses, batch, self._verified)
             except GradientMismatch as error:
                 if self.sharded:
                     raise

@@ -90,6 +90,7 @@ class ParameterUse:
         source: the place of the tensor in the graph.
         shape: of the tensor.
         result: shape of the result.
+        path: the operations between the parameter and this one.
     """
 
     name: str
@@ -98,6 +99,7 @@ class ParameterUse:
     source: GradientEdge
     shape: torch.Size
     result: torch.Size
+    path: tuple[str, ...]
 
     def factors(self, backprops: Tensor, parameter: nn.Parameter, size: int) -> Factors:
         """The per-sample gradients with respect to the parameter, from the gradient of the operation's result."""
@@ -169,9 +171,9 @@ class Graph:
         for leaf, name in self.leaves.items():
             if name not in parameters:
                 continue
-            queue: list[tuple[Node, int]] = [(leaf, 0)]
+            queue: list[tuple[Node, int, tuple[str, ...]]] = [(leaf, 0, ())]
             while queue:
-                node, output = queue.pop()
+                node, output, path = queue.pop()
                 for consumer, slot in self.consumers[node]:
                     if consumer.next_functions[slot][1] != output:
                         continue
@@ -181,9 +183,9 @@ class Graph:
                         operation = _batch_operation(consumer, kind, slot, shape, size, name in tables)
                     if operation is not None:
                         edge, source = GradientEdge(consumer, 0), GradientEdge(node, output)
-                        uses.append(ParameterUse(name, operation, edge, source, shape, _shape(consumer, 0)))
+                        uses.append(ParameterUse(name, operation, edge, source, shape, _shape(consumer, 0), path))
                     elif kind in BATCH_FREE | BROADCASTING:
-                        queue.append((consumer, 0))
+                        queue.append((consumer, 0, (*path, kind)))
                     else:
                         failures[name] = f"used by {kind}"
         if failures:

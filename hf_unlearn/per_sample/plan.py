@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import nn
@@ -59,8 +58,7 @@ class Plan:
         parametrized: name of a weight that is computed from parameters (weight normalisation) to the module that
             computes it, and the names of those parameters.
         targets: of parameters whose module is run again: these modules.
-        verified: the ways of use for which the gradients were checked.
-        checked: whether they can be: not where the forward pass uses other tensors than the parameters (FSDP2).
+        checked: whether gradients can be: not where the forward pass uses other tensors than the parameters (FSDP2).
         half_precision: whether the model has weights in half precision, frozen ones counted: its backward pass rounds.
     """
 
@@ -71,7 +69,6 @@ class Plan:
     reasons: dict[str, str] = field(default_factory=dict)
     parametrized: dict[str, tuple[nn.Module, list[str]]] = field(default_factory=dict)
     targets: dict[str, list[nn.Module]] = field(default_factory=dict)
-    verified: set[Any] = field(default_factory=set)
     checked: bool = True
     half_precision: bool = False
 

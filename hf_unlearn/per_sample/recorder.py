@@ -18,7 +18,7 @@ from hf_unlearn.per_sample.graph_parameters import Graph, ParameterUse, gradient
 from hf_unlearn.per_sample.layers import NotCovered, cross_entropy, leaf, rule_of
 from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, loop_gradients, slice_batch
 from hf_unlearn.per_sample.plan import GradientMismatch, Plan, Way
-from hf_unlearn.per_sample.verification import verify, way_of_use
+from hf_unlearn.per_sample.verification import Verified, use_of_parameters, verify
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Trace:
     weights: dict[nn.Module, Tensor] = field(default_factory=dict)
 
 
-def record(plan: Plan, losses: Losses, batch: Batch) -> Recording:
+def record(plan: Plan, losses: Losses, batch: Batch, verified: Verified) -> Recording:
     """The gradient of every sample's loss, by one ordinary batched forward and backward pass.
 
     Hooks on every layer with trainable parameters keep its activations and the place of its output in the graph; the
@@ -79,6 +79,7 @@ def record(plan: Plan, losses: Losses, batch: Batch) -> Recording:
         plan: of the model that `losses` runs.
         losses: gives the per-sample losses [k] of a batch, with gradient.
         batch: k collated samples.
+        verified: the uses that need no check; those that pass one are added.
 
     Raises:
         NotCovered: when the samples of a batch are mixed.
@@ -99,8 +100,8 @@ def record(plan: Plan, losses: Losses, batch: Batch) -> Recording:
 
     edges = [call.edge for call in trace.layers] + [use.edge for use in uses]
     edges += [edge for call in trace.modules for edge in call.edges.values()]
-    way = way_of_use(size, trace.layers, trace.modules, uses, graph, batch)
-    is_new = plan.checked and way not in plan.verified
+    use = use_of_parameters(size, trace.layers, trace.modules, uses, graph, batch)
+    is_new = plan.checked and use not in verified
     total = trace.losses.sum()
     backprops = torch.autograd.grad(total, edges, retain_graph=is_new, allow_unused=True) if edges else ()
     recording = Recording(trace.losses.detach(), _factors(plan, trace, uses, axes, backprops, size))
@@ -110,7 +111,7 @@ def record(plan: Plan, losses: Losses, batch: Batch) -> Recording:
         rounds = any(t is not None and t.is_floating_point() and t.itemsize < 4 for t in (*weights, *backprops))
         checked = {name: p for name, p in plan.parameters.items() if plan.ways[name] != Way.ALONE}
         verify(trace.losses, recording, checked, rounds)
-        plan.verified.add(way)
+        verified.add(use)
     _run_alone(plan, losses, batch, recording)
     return recording
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,8 @@ from hf_unlearn.per_sample.plan import GradientMismatch
 # In float32 and float64, of the norm of a tensor's gradient.
 TOLERANCES = {torch.float64: 1e-6}
 TOLERANCE = 1e-3
+# Where every layer has the samples alone on its leading axis, checks at this many lengths count for all others.
+SHAPES_CHECKED = 4
 # A difference counts from this many times what rounding alone makes of the same gradient. Right gradients of 30
 # architectures in bfloat16 and autocast differ by up to 3.3 times as much (short tensors), most of them by 1 to 2.
 ROUNDING_ERRORS = 4.0
@@ -32,15 +35,49 @@ class Call(Protocol):
         """Of what goes in and comes out."""
 
 
-def way_of_use(
+@dataclass
+class Verified:
+    """The uses of parameters for which gradients were checked.
+
+    Attributes:
+        shapes: the exact uses (all shapes) by what they have in common but for lengths.
+    """
+
+    shapes: dict[Hashable, set[Hashable]] = field(default_factory=dict)
+
+    def __contains__(self, use: Use) -> bool:
+        known = self.shapes.get(use.kind, set())
+        return use.exact in known or (not use.may_be_packed and len(known) >= SHAPES_CHECKED)
+
+    def add(self, use: Use) -> None:
+        """Of a check that has passed."""
+        self.shapes.setdefault(use.kind, set()).add(use.exact)
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a check of gradients holds for.
+
+    Attributes:
+        exact: all sizes, shapes and operations, and where samples may be packed their lengths.
+        kind: the same with no more of a shape than how its axes compare with the number of samples.
+        may_be_packed: whether samples stand behind each other on an axis, or a module runs again.
+    """
+
+    exact: Hashable
+    kind: Hashable
+    may_be_packed: bool
+
+
+def use_of_parameters(
     size: int,
     layers: Iterable[Call],
     modules: Iterable[Call],
     uses: Iterable[ParameterUse],
     graph: Graph,
     batch: Batch,
-) -> Hashable:
-    """What a check of gradients holds for: sizes, shapes and operations, and where samples may be packed the lengths.
+) -> Use:
+    """How the parameters are used in one batch.
 
     Args:
         size: samples in the batch.
@@ -51,11 +88,21 @@ def way_of_use(
         batch: collated samples.
     """
     calls = [(id(call.module), call.shapes) for call in (*layers, *modules)]
-    places = [(use.name, type(use.operation), use.shape, use.result) for use in uses]
+    places = [(use.name, type(use.operation), use.path, (use.shape, use.result)) for use in uses]
     leading = {shape[0] for _, shapes in calls for shape in shapes if shape}
+    may_be_packed = bool(modules) or leading != {size}
     # Samples behind each other on one axis may be of different lengths, which no shape tells.
-    lengths = _lengths(size, batch) if leading - {size, 1} else ()
-    return size, tuple(calls), tuple(places), graph.direct_uses(), lengths
+    lengths = _lengths(size, batch) if may_be_packed else ()
+    operations = size, graph.direct_uses()
+
+    def compared(shapes: Sequence[torch.Size | None]) -> tuple:
+        return tuple(None if s is None else tuple((n == size, n % size == 0, n == 1) for n in s) for s in shapes)
+
+    return Use(
+        (operations, tuple(calls), tuple(places), lengths),
+        (operations, *((i, compared(s)) for i, s in calls), *((*place, compared(s)) for *place, s in places)),
+        may_be_packed,
+    )
 
 
 def _lengths(size: int, batch: Batch) -> tuple[Any, ...]:

@@ -17,7 +17,6 @@ from hf_unlearn.models.adapters import add_adapter, merged
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.factors import Recording
 from hf_unlearn.per_sample.layers import NotCovered
-from hf_unlearn.per_sample.loop import loop_gradients
 from hf_unlearn.per_sample.plan import Way
 
 Mode = Literal["all", "lora"]
@@ -153,7 +152,7 @@ def _with_adapter(model: Any, dtype: torch.dtype, seed: int) -> Any:
 def _compare(result: Result, engine: PerSampleGradients, batch: Batch, reached: set[str]) -> None:
     """Keep the largest relative error of a batch, and the parameters with a gradient."""
     recording = engine(batch)
-    expected = loop_gradients(engine.losses, batch, engine.parameters)
+    expected = PerSampleGradients(engine.model, engine.losses, "loop")(batch)
     _keep(result, "the losses", recording.losses, expected.losses, 0.0)
     gradients, truth = _gradients(recording, engine), _gradients(expected, engine)
     norms = {name: float(value.norm()) for name, value in truth.items()}

@@ -9,10 +9,11 @@ from tiny import make
 from torch import nn
 
 from hf_unlearn.losses import head_of
-from hf_unlearn.per_sample import PerSampleGradients
+from hf_unlearn.per_sample import PerSampleGradients, recorder
 from hf_unlearn.per_sample.layers import NotCovered
 from hf_unlearn.per_sample.loop import loop_gradients
 from hf_unlearn.per_sample.plan import Way
+from hf_unlearn.per_sample.verification import verify
 
 
 def engines(model):
@@ -218,3 +219,25 @@ def test_batch_norm_of_one_sample_whose_gradient_is_channels_last():
             torch.testing.assert_close(found[name], torch.stack(samples), rtol=1e-4, atol=1e-4)
         one = engine.gradient(lambda values: model(**values).square().sum(), {"x": batch["x"][:1]})
         torch.testing.assert_close(list(one.values()), list(wanted[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_checks_end_where_samples_are_alone_on_the_leading_axis(monkeypatch):
+    """Texts are of ever new lengths, and a check costs a backward pass."""
+    checked = []
+
+    def counted(values, *rest):
+        checked.append(len(values))
+        verify(values, *rest)
+
+    monkeypatch.setattr(recorder, "verify", counted)
+    engine, loop = engines(GatedTable())
+    for t in (6, 7, 8, 9, 11, 12):
+        assert_exact(engine, loop, {"x": torch.randn(5, t, 4)})
+    assert len(checked) == 4
+    assert_exact(engine, loop, {"x": torch.randn(5, 10, 4)})  # as many positions as two for each sample
+    assert len(checked) > 4
+    checked.clear()
+    engine, loop = engines(Packed())
+    for lengths in ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (2, 2)):
+        assert_exact(engine, loop, masked(lengths))
+    assert len(checked) == 5
