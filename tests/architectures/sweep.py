@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ MODES: tuple[Mode, ...] = ("all", "lora")
 OUTCOMES = ("exact", "partly", "loop", "refused", "not built", "crashed", "wrong")
 # The largest relative error of a parameter. Parts of many models compute in float32 whatever the weights are, and a
 # rounding error counts where the true gradient is zero (the bias of attention's keys).
-TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-2}
+TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-2}
 # Parameters with less than this share of the largest gradient are measured against that share.
 SMALLEST_SHARE = 1e-3
 
@@ -80,8 +81,9 @@ def _models(architecture: Architecture, seed: int) -> Iterator[Any]:
     A model that computes no finite losses in float64 (its masks are float32's) is there in float32 alone.
     """
     model = build(architecture, seed)
+    model.config.use_cache = False  # as Trainer does
     if has_experts(model):
-        yield build(architecture, seed).float()
+        yield copy.deepcopy(model).float()
         model.set_experts_implementation("eager")
     batch = batch_for(architecture, model, 2)
     try:
