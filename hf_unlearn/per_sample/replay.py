@@ -130,7 +130,7 @@ def replay(
     if call.written_to():
         raise GradientMismatch(names.values(), "the model writes into its module's input")
     own = {path: p.detach().requires_grad_(p.requires_grad) for path, p in call.module.named_parameters()}
-    rows: dict[str, list[Tensor]] = {name: [] for name in names.values()}
+    by_name: dict[str, list[Tensor]] = {name: [] for name in names.values()}
     for i in range(size):
         inputs = [
             _share(x, axis, i, size) if isinstance(x, Tensor) else first
@@ -151,8 +151,8 @@ def replay(
             ends, their_grads = zip(*used, strict=True)
             found = gradients_of(ends, wanted, their_grads)
         for name, grad in zip(names.values(), found, strict=True):
-            rows[name].append(grad)
-    return {name: Dense(torch.stack(samples)) for name, samples in rows.items()}
+            by_name[name].append(grad)
+    return {name: Dense(torch.stack(samples)) for name, samples in by_name.items()}
 
 
 def _share(values: Tensor, axis: int | None, i: int, size: int) -> Tensor:
