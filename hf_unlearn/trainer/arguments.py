@@ -66,6 +66,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         retain_weight: weight of the retain loss in [0, 1], the forgetting loss gets the rest. Default: the method's.
         retain_batch_size: retain samples a device in every batch; default: `per_device_train_batch_size`, which counts
             the forget samples, where that is given.
+        sharpness_radius: rho of smoothed forgetting: the forget gradient is taken at the weights moved by this length
+            along it, see `hf_unlearn.trainer.smoothed_step` (Fan et al. 2025, arXiv 2502.05374; their code has 0.01).
+            Default: 0, at the weights themselves. For methods that descend a loss; forget samples count twice.
         projection: of OrthoGrad: `"gradient"` (the paper's): the forget gradient is projected; `"update"`: the
             optimizer's step is corrected, so that no retain sample's loss rises to first order.
         projection_scope: `"global"` (default, the paper's): one span of retain gradients over all tensors; `"tensor"`:
@@ -144,6 +147,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     )
     retain_weight: float | None = field(default=None, metadata={"help": "Weight of the retain loss in [0, 1]."})
     retain_batch_size: int | None = field(default=None, metadata={"help": "Retain samples per device and batch."})
+    sharpness_radius: float = field(default=0.0, metadata={"help": "Radius of sharpness-aware forgetting."})
     projection: Literal["gradient", "update"] = field(default="gradient", metadata={"help": "What is projected."})
     projection_scope: Literal["global", "tensor"] = field(
         default=METHODS_OWN, metadata={"help": "Span of the projection."}
@@ -360,6 +364,7 @@ CHOICES = _choices()
 NUMBERS: dict[str, tuple[type, int | None]] = {
     "retain_weight": (float, None),
     "retain_batch_size": (int, 1),
+    "sharpness_radius": (float, 0),
     "training_passes": (float, None),
     "learning_rate": (float, 0),
     "weight_decay": (float, 0),

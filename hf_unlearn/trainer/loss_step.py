@@ -118,9 +118,16 @@ class LossStep:
         This is one forward pass more over the forget samples, and only under gradient accumulation: with one batch a
         step the scores are those of the batch.
         """
-        self.num_batches, self._weights = len(batches), []
+        self.num_batches = len(batches)
         self.retain_losses, self.forget_samples = [], []
-        if self.num_batches > 1 and self.objective.whole_step and retain_weight < 1:
+        if retain_weight < 1:
+            self._weigh_step(model, batches)
+
+    @torch.no_grad()
+    def _weigh_step(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        """The weights of the step's forget samples, where its batches do not have them by themselves."""
+        self._weights = []
+        if self.num_batches > 1 and self.objective.whole_step:
             scores = [self._scores(self.objective, model, b["forget"], b["index"])[0] for b in batches]
             self._weigh(scores, [b["index"] for b in batches])
 
@@ -170,6 +177,10 @@ class LossStep:
         scores, losses = self._scores(self.objective, model, batch, index)
         self.forget_samples.append((scores.detach(), losses, index.to(scores.device)))
         self.record(forget_loss=losses.mean())
+        return self._share(scores, index)
+
+    def _share(self, scores: Tensor, index: Tensor) -> Tensor:
+        """The share of the forgetting objective that a batch's scores have."""
         num_shares = self.num_batches * self.accelerator.num_processes
         if not self.objective.whole_step:
             return self.objective.combine(scores) / num_shares

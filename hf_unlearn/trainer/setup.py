@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from transformers.training_args import OptimizerNames
 
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.general import GeneralData, general_samples
@@ -96,6 +97,36 @@ def check_reset(args: UnlearningArguments, method: Method) -> None:
         raise ValueError(f"{given}: needs a target that says where to end; give unseen_ds")
 
 
+def check_sharpness(args: UnlearningArguments, method: Method, sharded: bool) -> None:
+    """Refuse smoothed forgetting where there is no forget gradient of the step to take twice.
+
+    Args:
+        args: of the run.
+        method: of the run.
+        sharded: whether weights are spread over processes (FSDP, DeepSpeed).
+
+    Raises:
+        ValueError: one line that says why.
+    """
+    if not args.sharpness_radius:
+        return
+    # Older releases of transformers say gradient_checkpointing.
+    kwargs = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs
+    problem = None
+    if method.is_gradient_surgery:
+        problem = f"{method.name} combines gradients; use a method that descends a loss"
+    elif not method.raises_forget_loss:
+        problem = f"{method.name} descends nothing on forget samples; use a method that does"
+    elif sharded:
+        problem = "weights are spread over processes (FSDP, DeepSpeed), and cannot be moved as a whole; use DDP"
+    elif args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
+        problem = f"{OptimizerNames(args.optim).value} takes its steps within a backward pass; use another optim"
+    elif isinstance(kwargs, Mapping) and kwargs.get("use_reentrant"):
+        problem = "use_reentrant=True hides the layers from the gradient of forget samples; use use_reentrant=False"
+    if problem:
+        raise ValueError(f"sharpness_radius: {problem}, or sharpness_radius=0")
+
+
 def resolve_setup(
     model: Model,
     args: UnlearningArguments,
@@ -129,6 +160,7 @@ def resolve_setup(
     method = method_class(args, info)
     method.check_layers(model)
     check_reset(args, method)
+    check_sharpness(args, method, sharded=False)
     if general_ds is not None:
         general_ds = general_samples(general_ds, model, head.kind, processing_class, args.seed)
     return RunSetup(head, request, target_kind, method, forget_ds, retain_ds, unseen_ds, alternative_ds, general_ds)

@@ -46,7 +46,8 @@ from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.loss_step import LossStep, copy_weights, trainable_parameters
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
-from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, resolve_setup
+from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, check_sharpness, resolve_setup
+from hf_unlearn.trainer.smoothed_step import SmoothedStep
 from hf_unlearn.trainer.surgery_step import SurgeryStep
 
 
@@ -171,6 +172,7 @@ class UnlearningTrainer(BeginningMixin):
         )  # fmt: skip
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs  # `Seq2SeqTrainer` does not pass it on
         self.method.check_weights(adapter=adds_adapter, sharded=self._is_sharded)
+        check_sharpness(args, self.method, self._is_sharded)
         # A batch of pairs carries no top-level labels, and compute_loss gives means over the step.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
         # The default adapter has no need of it.
@@ -405,6 +407,11 @@ class UnlearningTrainer(BeginningMixin):
 
     def _make_step(self) -> LossStep:
         objective = self._objective()
+        if self.args.sharpness_radius:
+            return SmoothedStep(
+                self.method, self.head, self.accelerator, objective, self.cost,
+                model=self.model, radius=self.args.sharpness_radius,
+            )  # fmt: skip
         if not self.method.is_gradient_surgery:
             return LossStep(self.method, self.head, self.accelerator, objective, self.cost)
         return SurgeryStep(

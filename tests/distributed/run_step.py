@@ -27,7 +27,7 @@ def run(folder, name, method, target, weights, batch, accumulation):
     args = UnlearningArguments(
         output_dir=folder, method=method, forget_target=target, max_steps=2, per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation, max_grad_norm=0.0, report_to="none", disable_tqdm=True,
-        use_cpu=True, stop_at_target=False, logging_steps=1,
+        use_cpu=True, stop_at_target=False, logging_steps=1, sharpness_radius=0.05 if weights == "smoothed" else 0.0,
     )  # fmt: skip
     trainer = UnlearningTrainer(model.double(), data[:6], data[6:16], args, unseen_ds=data[16:], callbacks=[recorder],
                                 peft_config=None if weights == "all" else "auto")  # fmt: skip

@@ -11,12 +11,12 @@ CASES = [
     ("vit", "nabla_tau", "auto", "default"), ("vit", "nabla_tau", "mean", "default"),
     ("vit", "orthograd", "auto", "default"), ("vit", "orthograd", "auto", "all"),
     ("vit", "kl", "auto", "default"), ("vit", "salun", "auto", "default"), ("gpt2", "nabla_tau", "auto", "default"),
-    ("vit", "orthograd_adam", "auto", "default"),
+    ("vit", "orthograd_adam", "auto", "default"), ("vit", "nabla_tau", "auto", "smoothed"),
 ]  # fmt: skip
 SPLIT = {
-    1: [(8, 1)] * 8,
-    2: [(4, 1), (2, 2), (2, 2), (1, 4), (2, 2), (4, 1), (2, 2), (2, 2)],
-    4: [(1, 2), (2, 1), (2, 1), (2, 1), (1, 2), (2, 1), (1, 2), (1, 2)],
+    1: [(8, 1)] * 9,
+    2: [(4, 1), (2, 2), (2, 2), (1, 4), (2, 2), (4, 1), (2, 2), (2, 2), (4, 1)],
+    4: [(1, 2), (2, 1), (2, 1), (2, 1), (1, 2), (2, 1), (1, 2), (1, 2), (2, 1)],
 }
 
 
