@@ -8,6 +8,7 @@ from hf_unlearn.methods.nabla_tau import NablaTau, NablaTauImages, NablaTauText
 from hf_unlearn.methods.orthograd import ConeGrad, OrthoGrad, OrthoGradAdam
 from hf_unlearn.methods.preference import NPO, IdkDPO, SimNPO
 from hf_unlearn.methods.relabeling import RandomLabel
+from hf_unlearn.methods.small_gradients import MSG
 from hf_unlearn.methods.steering import RMU
 from hf_unlearn.methods.surgery import FORGETTING_LOSSES, GDRGMA, NGDiff, PCGrad, SurgeryMethod
 from hf_unlearn.methods.tokens import CEU, WGA, SatImp
@@ -19,7 +20,7 @@ METHODS: dict[str, type[Method]] = {
         *(NablaTau, NablaTauImages, NablaTauText),
         *(OrthoGrad, OrthoGradAdam, ConeGrad, PCGrad, GDRGMA, NGDiff),
         *(GradAscent, GradDiff, Finetune, NegGradPlus, RandomLabel),
-        *(KL, BadTeacher, Scrub, SalUn, L1Sparse, SSD, CFk, EUk),
+        *(KL, BadTeacher, Scrub, SalUn, L1Sparse, SSD, CFk, EUk, MSG),
         *(NPO, SimNPO, WGA, SatImp, CEU, Undial, RMU, IdkDPO),
     )
 }

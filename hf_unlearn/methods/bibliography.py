@@ -9,6 +9,14 @@ BU_2024 = r"""@misc{bu2024unlearning,
   eprint = {2410.22086},
   archivePrefix = {arXiv},
 }"""
+CADET_2024 = r"""@misc{cadet2024deep,
+  title = {Deep Unlearn: Benchmarking Machine Unlearning},
+  author = {Cadet, Xavier F. and Borovykh, Anastasia and Malekzadeh, Mohammad and Ahmadi-Abhari, Sara and
+    Haddadi, Hamed},
+  year = {2024},
+  eprint = {2410.01276},
+  archivePrefix = {arXiv},
+}"""
 CHUNDAWAT_2023 = r"""@inproceedings{chundawat2023bad,
   title = {Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks Using an Incompetent Teacher},
   author = {Chundawat, Vikram S. and Tarun, Ayush K. and Mandal, Murari and Kankanhalli, Mohan},

@@ -49,7 +49,7 @@ def lora_config(model: PreTrainedModel) -> LoraConfig:
 
     Source: Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models.
     """
-    heads = _outside_body(model)
+    heads = outside_body(model)
     trains_heads = any(task in cls.__name__ for task in _HEAD_TASKS for cls in type(model).__mro__)
     targets = [*TARGETS.get(model.config.model_type, ())] or "all-linear"
     # PEFT's "all-linear" excludes output embeddings, but not other heads, such as a CTC head.
@@ -184,7 +184,7 @@ def merged(model: PeftModel) -> PreTrainedModel:
     return plain.requires_grad_(True)
 
 
-def _outside_body(model: PreTrainedModel) -> list[str]:
+def outside_body(model: PreTrainedModel) -> list[str]:
     """The names of the top-level modules with weights outside the body; empty if the model is a body itself."""
     children = dict(model.named_children())
     # T5ForQuestionAnswering and CLIPForImageClassification have no module named base_model_prefix.

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_unlearn.models.adapters import _outside_body
+from hf_unlearn.models.adapters import outside_body
 from hf_unlearn.models.types import Model, inner_model
 
 
@@ -19,7 +19,7 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
     Raises:
         ValueError: there is none.
     """
-    heads = [model.get_submodule(name) for name in _outside_body(model)]
+    heads = [model.get_submodule(name) for name in outside_body(model)]
     labels = model.config.num_labels
     modules = [module for head in heads for module in _without_adapters(head)]
     layers = [module for module in modules if isinstance(module, nn.Linear) and module.out_features == labels]

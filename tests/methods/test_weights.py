@@ -14,6 +14,9 @@ from torch import nn
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.base import CalibrationPass
 from hf_unlearn.methods.last_layers import last_layers
+from hf_unlearn.methods.small_gradients import smallest
+from hf_unlearn.models.adapters import add_adapter
+from hf_unlearn.models.resetting import fresh_weights
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.fisher import loss_gradient, squared_gradients
 
@@ -193,7 +196,72 @@ def test_eu_k_begins_with_new_layers(unlearn):
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
 
 
-@pytest.mark.parametrize("name", ["salun", "l1_sparse", "ssd", "cf_k", "eu_k"])
+def test_msg_by_hand():
+    # Mean gradients of two retain samples (1, 3, -2, 0) and of one forget sample (2, 3, -2.5, 4).
+    difference = torch.tensor([1.0, 3.0, -2.0, 0.0]) - torch.tensor([2.0, 3.0, -2.5, 4.0])
+    assert smallest(difference, 0.5).tolist() == [False, True, True, False]
+    assert smallest(difference, 0.3).tolist() == [False, True, False, False]
+    assert smallest(difference, 1.0).all()
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_msg_initialises_weights_whose_gradients_are_alike(unlearn, name):
+    trainer = unlearn(
+        name, method="msg", max_steps=1, dtype=torch.float64, learning_rate=0.0, method_kwargs={"share": 0.4},
+        per_device_train_batch_size=4, stop_at_target=False,
+    )  # fmt: skip
+    model = copy.deepcopy(trainer.model)
+    forget, retain = (single_gradients(trainer, ds.items, model) for ds in (trainer.forget_ds, trainer.retain_ds))
+    trainer.train()
+    chosen = {
+        f"{n}.weight"
+        for n, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not n.startswith("classifier")
+    }
+    fresh = fresh_weights(model, trainer.args.seed)
+    assert trainer.method.masks.keys() == chosen
+    for n, p in trainer.model.named_parameters():
+        before = model.get_parameter(n)
+        if n not in chosen:
+            assert torch.equal(p, before)
+            continue
+        difference = (retain[n].mean(0) - forget[n].mean(0)).abs()
+        mask = trainer.method.masks[n]
+        assert mask.sum() == round(0.4 * mask.numel())
+        assert difference[mask].max() <= difference[~mask].min() + 1e-12
+        torch.testing.assert_close(p, torch.where(mask, fresh[n].double(), before), rtol=0, atol=0)
+    assert trainer.unlearning_state.retain_after_reset is not None
+
+
+@pytest.mark.parametrize("optimizer", [{"optim": "sgd"}, {"optim": "sgd", "optim_args": "momentum=0.9"}, {}])
+def test_msg_slows_the_other_weights_of_its_layers(unlearn, optimizer):
+    """Against the same weights, all with whole steps: a run of one step for each."""
+    ends = {}
+    for slow in (1.0, 0.1, 0.0):
+        trainer = unlearn(
+            "vit", method="msg", max_steps=1, learning_rate=1e-2, method_kwargs={"slow": slow}, dtype=torch.float64,
+            max_grad_norm=0.0, stop_at_target=False, folder=str(slow), **optimizer,
+        )  # fmt: skip
+        trainer.train()
+        ends[slow] = {n: p.detach() for n, p in trainer.model.named_parameters()}
+    masks = trainer.method.masks
+    for n, p in ends[0.1].items():
+        if n in masks:
+            whole, none = ends[1.0][n], ends[0.0][n]
+            torch.testing.assert_close(p[masks[n]], whole[masks[n]], rtol=0, atol=0)
+            torch.testing.assert_close(p[~masks[n]], (0.9 * none + 0.1 * whole)[~masks[n]], rtol=1e-9, atol=1e-12)
+        else:
+            assert torch.equal(p, ends[1.0][n])
+    assert any((ends[1.0][n] != ends[0.0][n])[~mask].any() for n, mask in masks.items())
+
+
+def test_msg_refuses_a_model_with_an_adapter(unlearn):
+    model = add_adapter(make("vit")[0])
+    with pytest.raises(ValueError, match=r"^model: msg initialises weights .* merge it \(merge_and_unload\)"):
+        unlearn(model=model, method="msg")
+
+
+@pytest.mark.parametrize("name", ["salun", "l1_sparse", "ssd", "cf_k", "eu_k", "msg"])
 def test_an_adapter_beside_the_weights_is_refused(unlearn, name):
     model = make("vit")[0]
     names = [n for n, _ in model.named_parameters()]

@@ -40,7 +40,9 @@ SOME |= dict.fromkeys(
 )
 # Half of the weights, some of them, or whole layers are to stay.
 SOME |= {"salun": ("vit", "bert"), "ssd": ("vit", "whisper"), "rmu": ("vit", "swin", "gpt2", "whisper", "t5")}
-SOME |= dict.fromkeys(("cf_k", "eu_k"), ("vit", "bert", "gpt2", "whisper"))
+SOME |= dict.fromkeys(("cf_k", "eu_k"), ("vit", "bert", "gpt2", "whisper")) | {
+    "msg": ("vit", "resnet", "gpt2", "whisper")
+}
 CHOOSY = {"salun", "ssd", "rmu", "cf_k", "eu_k"}
 
 

@@ -54,6 +54,7 @@ CASES = [
     ("bad_teacher", {}),
     ("scrub", {}),
     ("salun", {}),
+    ("msg", {}),
     # Attention's key bias has no gradient but rounding, and the penalty looks at its sign: a model without.
     ("l1_sparse", {"name": "resnet"}),
     *(
@@ -148,6 +149,7 @@ def test_the_same_run_twice_is_bitwise_equal(unlearn, method):
         ("gpt2", "rmu", {"stop_at_target": False}),
         ("gpt2", "idk_dpo", {"stop_at_target": False}),
         ("vit", "salun", {"stop_at_target": False, "weight_decay": 0.1}),
+        ("vit", "msg", {"stop_at_target": False}),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted_bitwise(unlearn, name, method, settings):
