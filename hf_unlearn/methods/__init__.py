@@ -2,7 +2,7 @@
 
 from hf_unlearn.methods.ascent import Finetune, GradAscent, GradDiff, NegGradPlus
 from hf_unlearn.methods.base import CalibrationPass, Method, MethodSettings, RunInfo
-from hf_unlearn.methods.distillation import KL, BadTeacher, Scrub, Undial
+from hf_unlearn.methods.distillation import KL, UNDO, BadTeacher, Scrub, Undial
 from hf_unlearn.methods.last_layers import CFk, EUk
 from hf_unlearn.methods.nabla_tau import NablaTau, NablaTauImages, NablaTauText
 from hf_unlearn.methods.orthograd import ConeGrad, OrthoGrad, OrthoGradAdam
@@ -20,7 +20,7 @@ METHODS: dict[str, type[Method]] = {
         *(NablaTau, NablaTauImages, NablaTauText),
         *(OrthoGrad, OrthoGradAdam, ConeGrad, PCGrad, GDRGMA, NGDiff),
         *(GradAscent, GradDiff, Finetune, NegGradPlus, RandomLabel),
-        *(KL, BadTeacher, Scrub, SalUn, L1Sparse, SSD, CFk, EUk, MSG),
+        *(KL, BadTeacher, Scrub, SalUn, L1Sparse, SSD, CFk, EUk, MSG, UNDO),
         *(NPO, SimNPO, WGA, SatImp, CEU, Undial, RMU, IdkDPO),
     )
 }

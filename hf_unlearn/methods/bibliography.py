@@ -98,6 +98,15 @@ KURMANJI_2023 = r"""@inproceedings{kurmanji2023towards,
   eprint = {2302.09880},
   archivePrefix = {arXiv},
 }"""
+LEE_2025 = r"""@inproceedings{lee2025distillation,
+  title = {Distillation Robustifies Unlearning},
+  author = {Lee, Bruce W. and Foote, Addie and Infanger, Alex and Shor, Leni and Kamath, Harish and
+    Goldman-Wetzler, Jacob and Woodworth, Bryce and Cloud, Alex and Turner, Alexander Matt},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2025},
+  eprint = {2506.06278},
+  archivePrefix = {arXiv},
+}"""
 LI_2024 = r"""@inproceedings{li2024wmdp,
   title = {The {WMDP} Benchmark: Measuring and Reducing Malicious Use With Unlearning},
   author = {Li, Nathaniel and Pan, Alexander and Gopal, Anjali and Yue, Summer and Berrios, Daniel and Gatti,

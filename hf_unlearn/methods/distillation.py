@@ -1,4 +1,4 @@
-"""Forgetting by what a teacher predicts: the original model, an untrained one, or the original corrected."""
+"""Forgetting by what a teacher predicts: the original model, an untrained one, or the original corrected or noised."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import set_seed
 from typing_extensions import override
 
+from hf_unlearn.data.randomness import unchanged_randomness
 from hf_unlearn.losses import Head
 from hf_unlearn.losses.functional import IGNORED, at_least_float32, divergences, labelled_mean, token_losses
 from hf_unlearn.losses.head import Batch
 from hf_unlearn.methods import bibliography
-from hf_unlearn.methods.base import Method, SequenceMethod
+from hf_unlearn.methods.ascent import Finetune
+from hf_unlearn.methods.base import CalibrationPass, Method, SequenceMethod
 from hf_unlearn.methods.hyperparameters import hyperparameter
 from hf_unlearn.models.original import untrained
 from hf_unlearn.targets import Ascent, ForgetTarget, Objective
@@ -223,3 +226,48 @@ class Undial(SequenceMethod):
     def objective(self, target: ForgetTarget, original: Tensor | None) -> Objective:
         """The divergence from the original's adjusted prediction; the target only says when to stop."""
         return Distillation(self.original_model, lowered=self.hp.beta)
+
+
+@dataclass(frozen=True)
+class UNDOHyperparameters:
+    """Of `UNDO`."""
+
+    alpha: float = hyperparameter(0.6, "alpha, share of the weights that noise replaces", at_least=0, at_most=1)
+    beta: float = hyperparameter(0.1, "beta, size of the noise", at_least=0)
+
+
+class UNDO(Finetune):
+    """Set `w` to `(1 - alpha) w + alpha beta N`, and descend `KL(ref || model)` on retain samples (Lee et al. 2025).
+
+    Unlearn, noise, distill on outputs: arXiv 2506.06278. N: noise as of a fresh initialisation (Xavier) for weights of
+    two and more dimensions, drawn with the run's seed, 0 for others; alpha 0.6 (the paper has 0.2 to 0.8), beta 0.1.
+    ref: the model that the run begins with. This is the second and third of the paper's steps. The first, unlearning,
+    is a run of another method before: `undo` takes the model that came of that as its original. Given a model that
+    has forgotten nothing, it distils what that model says of retain samples.
+    """
+
+    name = "undo"
+    title = "UNDO"
+    paper = "Lee et al. 2025, arXiv 2506.06278"
+    bibtex = bibliography.LEE_2025
+    head_kinds = DECISION_HEADS
+    needs_original_model = True
+    needs_full_weights = True
+    resets_weights = True
+    hyperparameters = UNDOHyperparameters
+    hp: UNDOHyperparameters
+
+    @override
+    @torch.no_grad()
+    def on_train_begin(self, calibration: CalibrationPass) -> None:
+        """Shrink the weights, and add noise."""
+        with unchanged_randomness():
+            set_seed(self.settings.seed)
+            for p in calibration.gradients.parameters.values():
+                noise = nn.init.xavier_uniform_(torch.empty(p.shape)) if p.dim() > 1 else torch.zeros(p.shape)
+                p.lerp_(self.hp.beta * noise.to(p), self.hp.alpha)
+
+    @override
+    def retain_objective(self) -> Objective:
+        """The divergence from the model that the run began with."""
+        return Distillation(self.original_model)

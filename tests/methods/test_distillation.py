@@ -249,7 +249,38 @@ def test_every_peer_raises_the_forget_loss(unlearn, name):
     assert trainer.unlearning_metrics()["forget_loss"] > trainer.unlearning_state.metrics_before["forget_loss"] + 0.1
 
 
-@pytest.mark.parametrize("name", ["kl", "bad_teacher", "scrub"])
+def test_undo_begins_with_noise_and_learns_what_the_original_says(unlearn):
+    """The first step from the formula: noise is what is left when nothing of the weights is, beta 0.1 by default."""
+    ends, gradients = {}, Gradients()
+    for alpha, beta in ((1.0, 1.0), (0.6, 0.1), (0.0, 0.1)):
+        trainer = unlearn(
+            "vit", method="undo", method_kwargs={"alpha": alpha, "beta": beta}, learning_rate=0.0, max_steps=1,
+            dtype=torch.float64, folder=f"{alpha}", callbacks=[gradients], stop_at_target=False, max_grad_norm=0.0,
+        )  # fmt: skip
+        trainer.train()
+        ends[alpha] = {n: p.detach() for n, p in trainer.model.named_parameters()}
+    original = make("vit")[0].double().eval()
+    for n, p in original.named_parameters():
+        noise = ends[1.0][n]
+        bound = (6 / sum(nn.init._calculate_fan_in_and_fan_out(p))) ** 0.5 if p.dim() > 1 else 0.0
+        assert noise.abs().max() <= bound
+        if p.dim() > 1:
+            assert noise.std() == pytest.approx(bound / 3**0.5, rel=0.35)
+        torch.testing.assert_close(ends[0.6][n], 0.4 * p + 0.6 * 0.1 * noise, rtol=1e-12, atol=1e-12)
+        assert torch.equal(ends[0.0][n], p)
+
+    student = make("vit")[0].double().eval()
+    student.load_state_dict(ends[0.6])
+    samples = [sample for number in range(4) for sample in trainer.train_dataset[number].retain]
+    inputs = {"pixel_values": trainer.data_collator(samples)["pixel_values"]}
+    p, q = student(**inputs).logits.log_softmax(-1), original(**inputs).logits.log_softmax(-1).detach()
+    nn.functional.kl_div(p, q, log_target=True, reduction="batchmean").backward()
+    expected = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+    torch.testing.assert_close({n: gradients.steps[1][n] for n in expected}, expected, rtol=1e-8, atol=1e-12)
+    assert gradients.steps[2].keys() and max(float(g.abs().max()) for g in gradients.steps[2].values()) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["kl", "bad_teacher", "scrub", "undo"])
 def test_heads_without_decisions_are_refused(unlearn, name):
     assert METHODS[name].head_kinds == DECISION_HEADS
     with pytest.raises(ValueError, match=f"^method: {name} works on heads of kind single_label or .*, got ctc"):
@@ -265,7 +296,7 @@ def test_undial_is_for_language_models(unlearn):
 
 def test_sharded_weights_are_refused_by_name():
     refused = {name: lambda a, m=m: m.check_weights(adapter=a, sharded=True) for name, m in METHODS.items()}
-    for name in ("kl", "scrub", "undial", "bad_teacher", "salun", "l1_sparse", "ssd"):
+    for name in ("kl", "scrub", "undial", "bad_teacher", "salun", "l1_sparse", "ssd", "undo"):
         with pytest.raises(ValueError, match=rf"^method: {name} .*FSDP, DeepSpeed"):
             refused[name](False)
     refused["kl"](True)  # the adapter is switched off, nothing is copied

@@ -261,7 +261,7 @@ def test_msg_refuses_a_model_with_an_adapter(unlearn):
         unlearn(model=model, method="msg")
 
 
-@pytest.mark.parametrize("name", ["salun", "l1_sparse", "ssd", "cf_k", "eu_k", "msg"])
+@pytest.mark.parametrize("name", ["salun", "l1_sparse", "ssd", "cf_k", "eu_k", "msg", "undo"])
 def test_an_adapter_beside_the_weights_is_refused(unlearn, name):
     model = make("vit")[0]
     names = [n for n, _ in model.named_parameters()]

@@ -33,7 +33,9 @@ SOME |= dict.fromkeys(("neggrad_plus", "random_label"), ("vit", "bert"))
 SOME |= dict.fromkeys(("simnpo", "wga", "satimp", "ceu", "undial", "idk_dpo"), ("gpt2",)) | {
     "npo": ("gpt2", "whisper")
 }
-SOME |= dict.fromkeys(("bad_teacher", "scrub", "l1_sparse"), ("vit", "whisper")) | {"kl": ("vit", "gpt2", "whisper")}
+SOME |= dict.fromkeys(("bad_teacher", "scrub", "l1_sparse", "undo"), ("vit", "whisper")) | {
+    "kl": ("vit", "gpt2", "whisper")
+}
 # Their losses are the parts of nabla_tau's, which every architecture trains with.
 SOME |= dict.fromkeys(
     ("finetune", "grad_ascent", "grad_diff"), ("vit", "resnet", "bert", "wav2vec2", "gpt2", "whisper")

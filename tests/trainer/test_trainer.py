@@ -55,6 +55,7 @@ CASES = [
     ("scrub", {}),
     ("salun", {}),
     ("msg", {}),
+    ("undo", {}),
     # Attention's key bias has no gradient but rounding, and the penalty looks at its sign: a model without.
     ("l1_sparse", {"name": "resnet"}),
     *(
@@ -150,6 +151,7 @@ def test_the_same_run_twice_is_bitwise_equal(unlearn, method):
         ("gpt2", "idk_dpo", {"stop_at_target": False}),
         ("vit", "salun", {"stop_at_target": False, "weight_decay": 0.1}),
         ("vit", "msg", {"stop_at_target": False}),
+        ("vit", "undo", {"stop_at_target": False}),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted_bitwise(unlearn, name, method, settings):
