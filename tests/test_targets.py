@@ -10,6 +10,7 @@ from hf_unlearn.targets import (
     Ascent,
     DistributionTarget,
     MaskedClassTarget,
+    MaskedLabelTarget,
     MeanTarget,
     make_target,
     resolve_kind,
@@ -133,12 +134,54 @@ def test_several_masked_classes_have_margins_of_their_own():
     assert again.combine(met) < again.combine(missed)
 
 
+def test_a_masked_label_in_numpy():
+    class Head:
+        def losses(self, outputs, batch):
+            return outputs["logits"].sum(1)
+
+    def kl(a, z):
+        p, q = 1 / (1 + np.exp(-a)), 1 / (1 + np.exp(-z))
+        return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+    rng = np.random.default_rng(0)
+    original, current, others = rng.normal(size=(3, 4)), rng.normal(size=(2, 4)), rng.normal(size=(2, 4)) * 3
+    target = MaskedLabelTarget(torch.tensor(original), [1], torch.tensor(others), torch.tensor([0.5, 0.7]))
+    samples, logits = torch.tensor([2, 0]), torch.tensor(current, requires_grad=True)
+    scores, losses = target.scores({"logits": logits}, {}, Head(), samples)
+    assert np.allclose(losses.numpy(), current.sum(1)) and not losses.requires_grad
+    divergence = np.delete(kl(original[samples.numpy()], current), 1, axis=1).sum(1)
+    assert np.allclose(scores.detach().numpy(), np.stack((divergence, current[:, 1]), 1), rtol=1e-5)
+    # two forgotten samples and two others: the quantiles are the others' logits of the label, in order
+    distances = np.sort(current[:, 1]) - np.sort(others[:, 1])
+    deviation = max(others[:, 1].std(), 1)
+    expected = (divergence.mean() + np.mean((distances / deviation) ** 2) / 4) / 4  # of four labels
+    assert target.combine(scores).item() == pytest.approx(expected, rel=1e-5)
+    # The others' losses, had they the label: softplus(-z) is softplus(z) - z.
+    assert target.value == pytest.approx(np.mean([0.5, 0.7] - others[:, 1] / 4))
+    (grad,) = torch.autograd.grad(scores[:, 0].sum(), logits)
+    sigmoid = 1 / (1 + np.exp(-np.stack((current, original[samples.numpy()]))))
+    expected_grad = sigmoid[0] - sigmoid[1]
+    expected_grad[:, 1] = 0  # the forgotten label is left to its margin
+    assert np.allclose(grad.numpy(), expected_grad, atol=1e-6)
+
+
+def test_a_masked_label_is_met_where_it_is_as_unlikely_as_elsewhere():
+    others = torch.tensor([[2.0, -4.0], [3.0, -6.0], [1.0, -5.0]])
+    target = restore_target(MaskedLabelTarget(others, [1], others, torch.zeros(3)).state())
+    met, missed = torch.tensor([[0.0, -5.0]] * 3), torch.tensor([[0.0, -1.0]] * 3)
+    assert target.is_met(met) and not target.is_met(missed) and target.combine(met) < target.combine(missed)
+    statistics = SampleStatistics(torch.zeros(2), torch.ones(2), label_logits=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert target.measured(statistics).tolist() == [[2.0], [4.0]]
+
+
 @pytest.mark.parametrize(
     ("setting", "request_", "head", "unseen", "kind"),
     [
         ("auto", "samples", "single_label", True, "distribution"),
         ("auto", "samples", "single_label", False, "none"),
         ("auto", "class", "single_label", False, "masked_class"),
+        ("auto", "class", "multi_label", True, "masked_class"),
+        ("auto", "samples", "multi_label", True, "distribution"),
         ("auto", "class", "causal_lm", True, "distribution"),
         ("auto", "group", "seq2seq_lm", True, "distribution"),
         ("mean", "samples", "single_label", True, "mean"),
@@ -163,9 +206,9 @@ def test_profiles_need_samples_of_many_tokens():
         resolve_kind(profiles, request="group", head_kind="ctc", has_unseen=False)
 
 
-def test_masked_class_needs_a_class_and_a_single_label_head():
+def test_masked_class_needs_a_class_and_a_classifier():
     for request, head in (("samples", "single_label"), ("class", "causal_lm")):
-        with pytest.raises(ValueError, match='needs a request="class" and a single-label'):
+        with pytest.raises(ValueError, match='needs a request="class" and a classification'):
             resolve_kind("masked_class", request=request, head_kind=head, has_unseen=True)
 
 
@@ -181,12 +224,23 @@ def test_a_forgotten_class_may_not_be_in_the_retain_set():
     assert make_target("masked_class", "auto", "squared", by_name).classes == [1]
 
 
+def test_which_labels_are_forgotten_has_to_be_known():
+    statistics = SampleStatistics(torch.zeros(2), torch.ones(2), label_logits=torch.zeros(2, 3))
+    by_name = {"forget": statistics, "retain": statistics}
+    assert make_target("masked_class", "auto", "squared", by_name, [1]).classes == [1]
+    with pytest.raises(
+        ValueError, match=r"needs to know which labels are forgotten, but the datasets store none in a"
+    ):
+        make_target("masked_class", "auto", "squared", by_name)
+
+
 def test_targets_survive_a_checkpoint(tmp_path):
     targets = [
         Ascent(),
         MeanTarget(1.5, "linear"),
         DistributionTarget(torch.tensor([3.0, 1.0])),
         MaskedClassTarget(torch.zeros(2, 3), [0], torch.zeros(4, 3)),
+        MaskedLabelTarget(torch.zeros(2, 3), [0], torch.zeros(4, 3), torch.zeros(4)),
     ]
     for target in targets:
         torch.save(target.state(), tmp_path / "t.pt")

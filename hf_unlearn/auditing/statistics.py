@@ -38,6 +38,7 @@ class SampleStatistics:
         scores: name to [n], when requested: `loss`, minus the loss, and those of
             `hf_unlearn.auditing.sample_scores.sample_scores`.
         log_probs: [n, classes], when requested, single-label heads only.
+        label_logits: [n, labels], when requested, multi-label heads only.
         token_loss_profiles: [n, 8], heads that score a sample on several tokens only; see
             `hf_unlearn.losses.Head.token_loss_profiles`.
         word_errors: [n, 2], word errors and labelled words, of recognisers that were asked to transcribe; NaN for
@@ -54,6 +55,7 @@ class SampleStatistics:
     token_loss_profiles: Tensor | None = None
     word_errors: Tensor | None = None
     extraction: Mapping[str, Tensor] | None = None
+    label_logits: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -70,6 +72,7 @@ class SampleStatistics:
             None if self.token_loss_profiles is None else self.token_loss_profiles[mask],
             None if self.word_errors is None else self.word_errors[mask],
             None if self.extraction is None else {name: values[mask] for name, values in self.extraction.items()},
+            None if self.label_logits is None else self.label_logits[mask],
         )
 
 
@@ -111,7 +114,7 @@ def collect_statistics(
         description: text of the progress bar, shown when the pass takes more than a second.
         scores: whether to compute the scores of membership attacks as well.
         tokenizer: for the scores of language models that need the text.
-        log_probs: whether to keep the predictions of single-label heads, which takes memory for the whole dataset.
+        log_probs: whether to keep the predictions of classifiers, which takes memory for the whole dataset.
 
     Raises:
         ValueError: a label is missing or out of range.
@@ -182,7 +185,10 @@ def _batch_statistics(head: Head, outputs: Any, batch: Batch, log_probs: bool) -
     statistics = {"losses": losses, "correct": head.correct(outputs, batch)}
     if profiles is not None:
         statistics["token_loss_profiles"] = profiles
-    if head.kind_for(batch) == "single_label":
+    kind = head.kind_for(batch)
+    if kind == "multi_label" and log_probs:
+        statistics["label_logits"] = outputs["logits"].float()
+    if kind == "single_label":
         statistics["labels"] = batch["labels"].flatten()
         if log_probs:
             statistics["log_probs"] = outputs["logits"].float().log_softmax(-1)

@@ -69,10 +69,14 @@ def check_datasets(
         _refuse_shared(hashes, "unseen_ds", "retain_ds", advice)
 
 
-def check_classes(forget_ds: AnyDataset, retain_ds: AnyDataset) -> None:
+def check_classes(forget_ds: AnyDataset, retain_ds: AnyDataset) -> list[int] | None:
     """Refuse a retain dataset that still has a sample of a forgotten class: all of its samples are checked.
 
-    Where a collator or a transform makes the labels, they are checked when the target is made.
+    Where a collator or a transform makes the labels, they are checked when the target is made. Of samples with several
+    labels those are forgotten which forget samples have and no retain sample has.
+
+    Returns:
+        The numbers of the forgotten labels, of samples with several labels.
 
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
@@ -80,6 +84,22 @@ def check_classes(forget_ds: AnyDataset, retain_ds: AnyDataset) -> None:
     for name in set(LABEL_COLUMNS) & set(column_names(forget_ds)):
         if np.ndim(forget_ds[0].get(name, 0)) == 0:
             check_disjoint_classes(set(column_of(forget_ds, name)), set(column_of(retain_ds, name)))
+        elif len(forget_ds[0][name]) > 1:
+            return _forgotten_labels(*(list(_entries(dataset, name)) for dataset in (forget_ds, retain_ds)))
+    return None
+
+
+def _forgotten_labels(forget: Sequence[Any], retain: Sequence[Any]) -> list[int] | None:
+    """The labels that no retain sample has, of samples with a value in [0, 1] for every label."""
+    if len({np.shape(values) for values in (*forget, *retain)}) > 1:
+        return None  # refused when they are measured
+    has, kept = np.stack(forget) > 0.5, (np.stack(retain) > 0.5).any(0)
+    if left := int((~(has & ~kept).any(1)).sum()):
+        raise ValueError(
+            f'request: "class", but retain_ds holds samples of every label that {left} of {len(has)} forget samples '
+            'have; take those of a label out of it, or use request="samples"'
+        )
+    return np.flatnonzero(has.any(0) & ~kept).tolist()
 
 
 def check_disjoint_classes(forget_classes: set, retain_classes: set) -> None:

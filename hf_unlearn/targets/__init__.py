@@ -14,7 +14,7 @@ from hf_unlearn.targets.choosing import (
     resolve_kind,
     restore_target,
 )
-from hf_unlearn.targets.distributions import DistributionTarget, MaskedClassTarget
+from hf_unlearn.targets.distributions import DistributionTarget, MaskedClassTarget, MaskedLabelTarget
 from hf_unlearn.targets.objectives import (
     Ascent,
     ForgetTarget,
@@ -27,6 +27,6 @@ from hf_unlearn.targets.objectives import (
 
 __all__ = [
     "FORGET_TARGETS", "Ascent", "DistributionTarget", "ForgetTarget", "ForgetTargetName", "ForgetTargetSetting",
-    "Hinge", "MaskedClassTarget", "MeanTarget", "Objective", "Statistics", "TargetKind", "make_target", "resolve_kind",
-    "restore_target",
+    "Hinge", "MaskedClassTarget", "MaskedLabelTarget", "MeanTarget", "Objective", "Statistics", "TargetKind",
+    "make_target", "resolve_kind", "restore_target",
 ]  # fmt: skip

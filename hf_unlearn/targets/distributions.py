@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
@@ -141,7 +142,7 @@ class MaskedClassTarget(DistributionTarget):
         other_log_probs: the original model's log-probabilities on samples of other classes [samples, classes].
     """
 
-    kind = "masked_class"
+    kind: ClassVar[TargetKind] = "masked_class"
 
     def __init__(self, log_probs: Tensor, classes: Sequence[int], other_log_probs: Tensor):
         self.classes = [int(c) for c in classes]
@@ -206,3 +207,58 @@ class MaskedClassTarget(DistributionTarget):
         """The margins [n, forgotten classes]."""
         assert statistics.log_probs is not None  # or there would be no such target
         return self._margins(statistics.log_probs)
+
+
+class MaskedLabelTarget(MaskedClassTarget):
+    """The mean over labels of `KL(p_il || model)` where l is kept, of `d_il^2 / (4 s_l^2)` where it is forgotten.
+
+    `MaskedClassTarget` for heads that decide on every label by itself (proposed here). The margin of a label is its
+    own logit, against 0, where it is predicted. To a model that was never trained on samples with the label, they are
+    samples without it: the margins are matched to those of retain samples, d and s as there. p_il: the original
+    model's probability that sample i has the label l. The mean over labels is that of the head's own loss.
+
+    Args:
+        logits: the original model's logits on the forget dataset [samples, labels].
+        classes: the forgotten labels.
+        other_logits: the original model's logits on samples without them [samples, labels].
+        other_losses: its losses on these [samples].
+    """
+
+    kind = "masked_label"
+
+    def __init__(self, logits: Tensor, classes: Sequence[int], other_logits: Tensor, other_losses: Tensor):
+        self.classes = [int(c) for c in classes]
+        DistributionTarget.__init__(self, self._margins(other_logits))
+        # -log p of the label takes the place of -log (1 - p), which differ by the logit.
+        per_label = self._margins(other_logits).double() / other_logits.shape[1]
+        self.class_losses = (other_losses.double()[:, None] - per_label).flatten()
+        self.original_logits = logits.float().cpu()
+
+    @override
+    def _margins(self, logits: Tensor) -> Tensor:
+        return logits[:, self.classes]
+
+    @override
+    def scores(self, outputs: Any, batch: Mapping[str, Any], head: Head, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The divergence summed over kept labels beside the margins, [n, 1 + forgotten labels]; the losses [n]."""
+        logits = at_least_float32(outputs["logits"])
+        original = self.original_logits[index.cpu()].to(logits)
+        probs = original.sigmoid()
+        divergences_by_label = F.binary_cross_entropy_with_logits(logits, probs, reduction="none")
+        divergences_by_label = divergences_by_label - F.binary_cross_entropy_with_logits(
+            original, probs, reduction="none"
+        )
+        forgotten = torch.tensor(self.classes, device=logits.device)
+        divergence = divergences_by_label.index_fill(1, forgotten, 0.0).sum(1)
+        return torch.cat((divergence[:, None], self._margins(logits)), dim=1), head.losses(outputs, batch).detach()
+
+    @override
+    def combine(self, scores: Tensor, others: Tensor | None = None) -> Tensor:
+        """Mean divergence plus a quarter of the squared distances of the margins, over the number of labels."""
+        return super().combine(scores, others) / self.original_logits.shape[1]
+
+    @override
+    def measured(self, statistics: Statistics) -> Tensor:
+        """The margins [n, forgotten labels]."""
+        assert statistics.label_logits is not None  # or there would be no such target
+        return self._margins(statistics.label_logits)

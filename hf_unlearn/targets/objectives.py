@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from hf_unlearn.losses import Head
 
-TargetKind: TypeAlias = Literal["distribution", "masked_class", "mean", "none"]
+TargetKind: TypeAlias = Literal["distribution", "masked_class", "masked_label", "mean", "none"]
 Hinge: TypeAlias = Literal["squared", "linear", "two_sided"]
 
 
@@ -29,6 +29,10 @@ class Statistics(Protocol):
     @property
     def log_probs(self) -> Tensor | None:
         """The log-probabilities [n, classes], if a sample has one label."""
+
+    @property
+    def label_logits(self) -> Tensor | None:
+        """The logits [n, labels], if a sample has several labels."""
 
     @property
     def token_loss_profiles(self) -> Tensor | None:

@@ -59,7 +59,9 @@ class BeginningMixin(PacingMixin):
         self._refuse_unmeasurable(statistics)
         first = self._unlearning_state if self.model_init is None else None
         forget = statistics["forget"]
-        target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics)
+        target = make_target(
+            self.target_kind, self.args.forget_target, self.args.hinge, statistics, self.forgotten_labels
+        )
         original_losses, latest_scores = (
             spread(values, draws["forget"].before, len(self.forget_ds))
             for values in (forget.losses, target.measured(forget))

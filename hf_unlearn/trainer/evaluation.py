@@ -67,7 +67,7 @@ class EvaluationMixin(Seq2SeqTrainer):
         self.head, self.request = setup.head, setup.request
         self.forget_ds, self.retain_ds = setup.forget_ds, setup.retain_ds
         self.unseen_ds, self.alternative_ds = setup.unseen_ds, setup.alternative_ds
-        self.general_ds = setup.general_ds
+        self.general_ds, self.forgotten_labels = setup.general_ds, setup.forgotten_labels
         # Of the metrics that the next evaluation loop adds; None where it adds none.
         self._unlearning_prefix: str | None = None
         self.cost = CostCounter()

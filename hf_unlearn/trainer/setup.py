@@ -38,6 +38,7 @@ class RunSetup:
         unseen_ds: samples that were never trained on, or None.
         alternative_ds: other answers to the forget samples, or None.
         general_ds: samples of general ability, as they are measured, or None.
+        forgotten_labels: of a request of a class and samples with several labels, or None.
     """
 
     head: Head
@@ -49,6 +50,7 @@ class RunSetup:
     unseen_ds: AnyDataset | None
     alternative_ds: AnyDataset | None
     general_ds: AnyDataset | None = None
+    forgotten_labels: list[int] | None = None
 
 
 def check_arguments(
@@ -154,8 +156,7 @@ def resolve_setup(
     target_kind = resolve_kind(
         args.forget_target, request=request, head_kind=head.kind, has_unseen=unseen_ds is not None
     )
-    if target_kind == "masked_class":
-        check_classes(forget_ds, retain_ds)
+    forgotten_labels = check_classes(forget_ds, retain_ds) if target_kind == "masked_class" else None
     info = RunInfo(len(forget_ds), len(retain_ds), has_target=target_kind != "none")
     method = method_class(args, info)
     method.check_layers(model)
@@ -163,4 +164,7 @@ def resolve_setup(
     check_sharpness(args, method, sharded=False)
     if general_ds is not None:
         general_ds = general_samples(general_ds, model, head.kind, processing_class, args.seed)
-    return RunSetup(head, request, target_kind, method, forget_ds, retain_ds, unseen_ds, alternative_ds, general_ds)
+    return RunSetup(
+        head, request, target_kind, method, forget_ds, retain_ds, unseen_ds, alternative_ds, general_ds,
+        forgotten_labels,
+    )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hf_unlearn.data.splitting import split_forget_retain
-from hf_unlearn.data.validation import check_datasets
+from hf_unlearn.data.validation import check_classes, check_datasets
 
 
 def samples(count=12, **columns):
@@ -151,3 +151,22 @@ def test_samples_with_nothing_to_score_are_counted(container, kind, labels, mess
         with pytest.raises(ValueError, match=f"^{name}: {message}"):
             check_datasets(*data, columns=columns, kind=kind)
     check_datasets(bad, good, columns=columns)  # a loss of the user's own
+
+
+@pytest.mark.parametrize("container", ["table", "map-style"])
+def test_the_forgotten_labels_are_those_that_no_retain_sample_has(container):
+    def with_labels(values):
+        if container == "table":
+            return datasets.Dataset.from_dict({"labels": values})
+        return [{"labels": torch.tensor(v)} for v in values]
+
+    retain = with_labels([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    assert check_classes(with_labels([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0]]), retain) == [2]
+    assert check_classes(with_labels([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]), retain) == [2, 3]
+    with pytest.raises(
+        ValueError, match=r"retain_ds holds samples of every label that 1 of 2 forget samples have; take"
+    ):
+        check_classes(with_labels([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]), retain)
+    assert (
+        check_classes(datasets.Dataset.from_dict({"label": [1]}), datasets.Dataset.from_dict({"label": [0]})) is None
+    )

@@ -35,11 +35,19 @@ def largest_difference(one, other):
     return max(errors)
 
 
+def several_labels():
+    """A ViT that decides on each of three labels by itself."""
+    model = make("vit")[0]
+    model.config.problem_type = "multi_label_classification"
+    return model
+
+
 CASES = [
     ("nabla_tau", {}),
     ("nabla_tau", {"forget_target": "mean"}),
     ("nabla_tau", {"forget_target": 9.0, "hinge": "linear"}),
     ("nabla_tau", {"forget_target": "masked_class", "request": "class"}),
+    ("nabla_tau", {"model": several_labels(), "request": "class"}),
     ("nabla_tau", {"name": "gpt2"}),
     ("orthograd", {}),
     ("orthograd", {"name": "gpt2"}),
@@ -73,12 +81,15 @@ SETS = {"ssd": {"forget": 1, "retain": 30}}
 def test_accumulation_changes_nothing(unlearn, method, settings):
     def one_class(forget, retain, unseen):
         if settings.get("request") == "class":
-            forget.items = [{**sample, "labels": torch.tensor(0)} for sample in forget.items]
-            retain.items = [{**sample, "labels": torch.tensor(1)} for sample in retain.items]
+            labels = torch.tensor([0, 1, 1])
+            if "model" in settings:  # all have the first label, and some the third
+                labels = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+            for dataset, label in zip((forget, retain, unseen), labels, strict=True):
+                dataset.items = [{**sample, "labels": label} for sample in dataset.items]
         return forget, retain, unseen
 
     found = {
-        (batch, parts): gradients(unlearn, batch, parts, method=method, sets=one_class, **settings)[0]
+        (batch, parts): gradients(unlearn, batch, parts, method=method, sets=one_class, **copy.deepcopy(settings))[0]
         for batch, parts in ((8, 1), (2, 4), (1, 8))
     }
     for split in ((2, 4), (1, 8)):
