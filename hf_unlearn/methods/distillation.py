@@ -232,7 +232,7 @@ class Undial(SequenceMethod):
 class UNDOHyperparameters:
     """Of `UNDO`."""
 
-    alpha: float = hyperparameter(0.6, "alpha, share of the weights that noise replaces", at_least=0, at_most=1)
+    alpha: float = hyperparameter(0.3, "alpha, share of the weights that noise replaces", at_least=0, at_most=1)
     beta: float = hyperparameter(0.1, "beta, size of the noise", at_least=0)
 
 
@@ -240,7 +240,10 @@ class UNDO(Finetune):
     """Set `w` to `(1 - alpha) w + alpha beta N`, and descend `KL(ref || model)` on retain samples (Lee et al. 2025).
 
     Unlearn, noise, distill on outputs: arXiv 2506.06278. N: noise as of a fresh initialisation (Xavier) for weights of
-    two and more dimensions, drawn with the run's seed, 0 for others; alpha 0.6 (the paper has 0.2 to 0.8), beta 0.1.
+    two and more dimensions, drawn with the run's seed, 0 for others. beta 0.1; alpha 0.3, of the paper's 0.2 to 0.8: a
+    run of default length brings retain samples of small models back from that, not from 0.6, which takes several
+    times as many passes (`num_train_epochs`).
+
     ref: the model that the run begins with. This is the second and third of the paper's steps. The first, unlearning,
     is a run of another method before: `undo` takes the model that came of that as its original. Given a model that
     has forgotten nothing, it distils what that model says of retain samples.

@@ -250,7 +250,7 @@ def test_every_peer_raises_the_forget_loss(unlearn, name):
 
 
 def test_undo_begins_with_noise_and_learns_what_the_original_says(unlearn):
-    """The first step from the formula: noise is what is left when nothing of the weights is, beta 0.1 by default."""
+    """The first step from the formula: noise is what is left when nothing of the weights is."""
     ends, gradients = {}, Gradients()
     for alpha, beta in ((1.0, 1.0), (0.6, 0.1), (0.0, 0.1)):
         trainer = unlearn(

@@ -26,7 +26,7 @@ DEFAULTS = {
     "l1_sparse": {"gamma": 5e-5},
     "cf_k": {"k": 2},
     "eu_k": {"k": 2},
-    "undo": {"alpha": 0.6, "beta": 0.1},
+    "undo": {"alpha": 0.3, "beta": 0.1},
     "msg": {"share": 0.3, "slow": 0.1},
     "ssd": {"alpha": 10.0, "lambda_": 1.0},
     "gdr_gma": {"gamma": 100.0, "epsilon": 0.02},
