@@ -15,7 +15,6 @@ from hf_unlearn.per_sample.loop import Batch
 from hf_unlearn.targets import ForgetTarget, Objective
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 Parameters: TypeAlias = Mapping[str, nn.Parameter]
@@ -202,11 +201,16 @@ class Method:
 
     @classmethod
     def check_model(cls, model: PreTrainedModel | PeftModel) -> None:
-        """Refuse a model whose architecture the method does not support.
+        """Refuse a model that the method does not support; by default one with an adapter, where weights are reset.
 
         Raises:
             ValueError: one line that names the method and the model.
         """
+        if cls.resets_weights and isinstance(model, PeftModel):
+            raise ValueError(
+                f"model: {cls.name} initialises weights themselves again, and this model has an adapter beside them; "
+                "merge it (merge_and_unload)"
+            )
 
     def check_layers(self, model: PreTrainedModel | PeftModel) -> None:
         """Refuse hyper-parameters that the layers of the model do not fit.

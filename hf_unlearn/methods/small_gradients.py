@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
@@ -23,6 +22,7 @@ from hf_unlearn.models.types import inner_model
 from hf_unlearn.per_sample.fisher import loss_gradient
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -56,16 +56,6 @@ class MSG(Finetune):
     resets_weights = True
     hyperparameters = MSGHyperparameters
     hp: MSGHyperparameters
-
-    @classmethod
-    @override
-    def check_model(cls, model: PreTrainedModel | PeftModel) -> None:
-        """Refuse a model with an adapter."""
-        if isinstance(model, PeftModel):
-            raise ValueError(
-                "model: msg initialises weights themselves again, and this model has an adapter beside them; merge it "
-                "(merge_and_unload)"
-            )
 
     @override
     def on_init_end(self, model: PreTrainedModel | PeftModel, added_adapter: bool) -> None:

@@ -255,10 +255,11 @@ def test_msg_slows_the_other_weights_of_its_layers(unlearn, optimizer):
     assert any((ends[1.0][n] != ends[0.0][n])[~mask].any() for n, mask in masks.items())
 
 
-def test_msg_refuses_a_model_with_an_adapter(unlearn):
+@pytest.mark.parametrize("name", ["msg", "eu_k", "undo"])
+def test_methods_that_reset_weights_refuse_a_model_with_an_adapter(unlearn, name):
     model = add_adapter(make("vit")[0])
-    with pytest.raises(ValueError, match=r"^model: msg initialises weights .* merge it \(merge_and_unload\)"):
-        unlearn(model=model, method="msg")
+    with pytest.raises(ValueError, match=rf"^model: {name} initialises weights .* merge it \(merge_and_unload\)"):
+        unlearn(model=model, method=name)
 
 
 @pytest.mark.parametrize("name", ["salun", "l1_sparse", "ssd", "cf_k", "eu_k", "msg", "undo"])
