@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
+from peft import PeftModel
 from torch import Tensor, nn
 
 from hf_unlearn.methods.hyperparameters import NoHyperparameters, make_hyperparameters
