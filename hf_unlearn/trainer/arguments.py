@@ -205,7 +205,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         self.has_default_schedule = (
             self.lr_scheduler_type is None and "lr_scheduler_type" not in METHODS[self.method].default_arguments
         )
-        self.calibrates_learning_rate = False  # the trainer sets it, where neither rate nor schedule is given
+        # The trainer sets them, where neither rate nor schedule is given: the rate is chosen, and follows the losses.
+        self.chooses_learning_rate = self.calibrates_learning_rate = False
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)

@@ -52,8 +52,8 @@ def resolve_defaults(
             f"model: what trains is {' and '.join(sorted(rounding))}, in which small steps are lost to rounding; load "
             "it with dtype=torch.float32, and set bf16=True for speed"
         )
-    chooses_rate = args.learning_rate is None and args.has_default_schedule and method.info.has_target
-    args.calibrates_learning_rate = chooses_rate and not args.is_deep
+    args.chooses_learning_rate = args.learning_rate is None and args.has_default_schedule and method.info.has_target
+    args.calibrates_learning_rate = args.chooses_learning_rate and not args.is_deep
     if args.learning_rate is None:
         args.learning_rate = ADAPTER_LEARNING_RATE if isinstance(model, PeftModel) else method.learning_rate
         args.learning_rate *= RESET_RATE if reset_share and not isinstance(model, PeftModel) else 1.0

@@ -70,7 +70,9 @@ class PacingMixin(ResumingMixin):
         need = None if target.value is None else target.value - before["forget_loss"]
         calibrates = self.args.calibrates_learning_rate
         little = LITTLE_OF_TOKENS if self.head.kind in TOKEN_KINDS else LITTLE
-        has_little = calibrates and need is not None and need <= little
+        # What a reset took has to come back at a rate of its own.
+        chooses = self.args.chooses_learning_rate and state.retain_after_reset is None
+        has_little = chooses and need is not None and need <= little
         if has_little:
             logger.warning(
                 f"forget_ds: the model's loss on it is {before['forget_loss']:.3g}, the target {target.value:.3g}: "

@@ -144,15 +144,17 @@ def test_a_run_that_is_there_ends_where_retain_samples_do_not_come_back():
     assert watched.arrived == 20  # two windows alike, after the planned steps
 
 
+@pytest.mark.parametrize("depth", [None, "retrained"])
 @pytest.mark.parametrize("much", [True, False])
-def test_a_run_with_little_to_forget_says_so_and_begins_slowly(unlearn, caplog, much):
-    """A model as it was initialised is as unsure of forget samples as of others."""
+def test_a_run_with_little_to_forget_says_so_and_begins_slowly(unlearn, caplog, much, depth):
+    """A model as it was initialised is as unsure of forget samples as of others; a deep run has as little to do."""
     settings = {"forget_target": [5.0, 5.1, 5.2]} if much else {}
-    trainer = unlearn(logging_steps=1, **settings)
+    trainer = unlearn(logging_steps=1, depth=depth, reset=0.0, **settings)
     trainer.train()
     assert ("there is little to forget" in caplog.text) == (not much)
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
-    assert rates[0] == pytest.approx(3e-4 / WARM_UP * (FIRST if much else LOWEST))
+    first = 1.0 if depth else FIRST
+    assert rates[0] == pytest.approx(3e-4 / WARM_UP * (first if much else LOWEST))
 
 
 @pytest.mark.parametrize(("calibrates", "counted"), [(True, EARLY), (False, 1)])
