@@ -17,6 +17,7 @@ from hf_unlearn.per_sample.factors import Dense, Factors, Recording, rows_of
 from hf_unlearn.per_sample.graph_parameters import Graph, ParameterUse, gradient_edge, propagate
 from hf_unlearn.per_sample.layers import NotCovered, cross_entropy, leaf, rule_of
 from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, loop_gradients, slice_batch
+from hf_unlearn.per_sample.moves import Moves
 from hf_unlearn.per_sample.plan import GradientMismatch, Plan, Way
 from hf_unlearn.per_sample.verification import Verified, use_of_parameters, verify
 
@@ -32,6 +33,7 @@ class LayerCall:
         version: of the activations' storage, by which writes into it are noticed.
         shape: of the output.
         edge: the place of the output in the graph.
+        place: of the operation that made the activations, in the order of all.
         scorer: of an output layer that has returned cross-entropies, what computed them.
     """
 
@@ -41,6 +43,7 @@ class LayerCall:
     version: int
     shape: torch.Size
     edge: GradientEdge
+    place: int
     scorer: LabelledCrossEntropy | None = None
 
     @property
@@ -55,12 +58,14 @@ class Trace:
 
     Attributes:
         losses: of the samples [k], with their graph.
+        moves: which rows were taken.
         layers: the calls of layers with a rule.
         modules: the calls of modules that are run again.
         weights: those that parametrizations computed.
     """
 
     losses: Tensor
+    moves: Moves
     layers: list[LayerCall] = field(default_factory=list)
     modules: list[replay.ModuleCall] = field(default_factory=list)
     weights: dict[nn.Module, Tensor] = field(default_factory=dict)
@@ -100,7 +105,7 @@ def record(plan: Plan, losses: Losses, batch: Batch, verified: Verified) -> Reco
 
     edges = [call.edge for call in trace.layers] + [use.edge for use in uses]
     edges += [edge for call in trace.modules for edge in call.edges.values()]
-    use = use_of_parameters(size, trace.layers, trace.modules, uses, graph, batch)
+    use = use_of_parameters(size, trace.layers, trace.modules, uses, graph, trace.moves, batch)
     is_new = plan.checked and use not in verified
     total = trace.losses.sum()
     backprops = torch.autograd.grad(total, edges, retain_graph=is_new, allow_unused=True) if edges else ()
@@ -117,12 +122,13 @@ def record(plan: Plan, losses: Losses, batch: Batch, verified: Verified) -> Reco
 
 
 def _run_with_hooks(plan: Plan, losses: Losses, batch: Batch, candidates: Iterable[nn.Module]) -> Trace:
-    trace = Trace(torch.empty(0))
+    trace = Trace(torch.empty(0), Moves(batch_size(batch)))
     handles = [module.register_forward_hook(_call_hook(trace.layers), with_kwargs=True) for module in plan.layers]
     handles += [m.register_forward_hook(_weight_hook(trace.weights)) for m, _ in plan.parametrized.values()]
     handles += [m.register_forward_hook(replay.call_hook(trace.modules), with_kwargs=True) for m in candidates]
     try:
-        trace.losses = losses(batch)
+        with trace.moves:
+            trace.losses = losses(batch)
         return trace
     finally:
         for handle in handles:
@@ -268,11 +274,17 @@ def _call_hook(calls: list[LayerCall]) -> Callable[..., None]:
                     0 if activations is None else activations._version,
                     output.shape,
                     gradient_edge(output),
+                    _place(activations),
                     scorer if isinstance(scorer, LabelledCrossEntropy) else None,
                 )
             )
 
     return hook
+
+
+def _place(activations: Tensor | None) -> int:
+    made_by = None if activations is None else activations.grad_fn
+    return torch.autograd._get_sequence_nr() if made_by is None else made_by._sequence_nr()
 
 
 def _weight_hook(weights: dict[nn.Module, Tensor]) -> Callable[..., None]:

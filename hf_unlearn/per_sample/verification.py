@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_unlearn.per_sample.factors import Recording
 from hf_unlearn.per_sample.graph_parameters import Graph, ParameterUse
 from hf_unlearn.per_sample.loop import Batch, gradients_of, slice_batch
+from hf_unlearn.per_sample.moves import Moves
 from hf_unlearn.per_sample.plan import GradientMismatch
 
 # In float32 and float64, of the norm of a tensor's gradient.
@@ -33,6 +34,12 @@ class Call(Protocol):
     @property
     def shapes(self) -> tuple[torch.Size | None, ...]:
         """Of what goes in and comes out."""
+
+
+class PlacedCall(Call, Protocol):
+    """A use of a layer, with the place of its activations in the order of operations."""
+
+    place: int
 
 
 @dataclass
@@ -59,7 +66,7 @@ class Use:
     """What a check of gradients holds for.
 
     Attributes:
-        exact: all sizes, shapes and operations, and where samples may be packed their lengths.
+        exact: all sizes, shapes and operations, which rows are taken, and where samples may be packed their lengths.
         kind: the same with no more of a shape than how its axes compare with the number of samples.
         may_be_packed: whether samples stand behind each other on an axis, or a module runs again.
     """
@@ -71,10 +78,11 @@ class Use:
 
 def use_of_parameters(
     size: int,
-    layers: Iterable[Call],
-    modules: Iterable[Call],
-    uses: Iterable[ParameterUse],
+    layers: Sequence[PlacedCall],
+    modules: Sequence[Call],
+    uses: Sequence[ParameterUse],
     graph: Graph,
+    moves: Moves,
     batch: Batch,
 ) -> Use:
     """How the parameters are used in one batch.
@@ -85,22 +93,25 @@ def use_of_parameters(
         modules: calls of modules that run again.
         uses: of parameters that are looked up in the graph.
         graph: of the losses.
+        moves: noted in the forward pass.
         batch: collated samples.
     """
     calls = [(id(call.module), call.shapes) for call in (*layers, *modules)]
-    places = [(use.name, type(use.operation), use.path, (use.shape, use.result)) for use in uses]
+    met = [(use.name, type(use.operation), use.path, (use.shape, use.result)) for use in uses]
     leading = {shape[0] for _, shapes in calls for shape in shapes if shape}
     may_be_packed = bool(modules) or leading != {size}
     # Samples behind each other on one axis may be of different lengths, which no shape tells.
     lengths = _lengths(size, batch) if may_be_packed else ()
-    operations = size, graph.direct_uses()
+    places = [call.place for call in layers] + [use.edge.node._sequence_nr() for use in uses]
+    rows, parts = moves.until(max(places, default=-1))
+    operations = size, graph.direct_uses(), rows
 
     def compared(shapes: Sequence[torch.Size | None]) -> tuple:
         return tuple(None if s is None else tuple((n == size, n % size == 0, n == 1) for n in s) for s in shapes)
 
     return Use(
-        (operations, tuple(calls), tuple(places), lengths),
-        (operations, *((i, compared(s)) for i, s in calls), *((*place, compared(s)) for *place, s in places)),
+        (operations, parts, tuple(calls), tuple(met), lengths),
+        (operations, *((i, compared(s)) for i, s in calls), *((*place, compared(s)) for *place, s in met)),
         may_be_packed,
     )
 

@@ -64,9 +64,6 @@ class PacingMixin(ResumingMixin):
         state = self.unlearning_state
         target, before = state.target, state.metrics_before
         per_step = self._pairs.forget_per_step
-        # A method that says how long it takes was published so; who says how many steps wants these steps.
-        is_open = self.args.has_default_steps and self.method.default_steps(per_step) is None and not self.args.is_deep
-        stops = is_open if self.method.converges_at_target else True
         need = None if target.value is None else target.value - before["forget_loss"]
         calibrates = self.args.calibrates_learning_rate
         little = LITTLE_OF_TOKENS if self.head.kind in TOKEN_KINDS else LITTLE
@@ -78,6 +75,11 @@ class PacingMixin(ResumingMixin):
                 f"forget_ds: the model's loss on it is {before['forget_loss']:.3g}, the target {target.value:.3g}: "
                 "there is little to forget, and steps are small"
             )
+        # A method that says how long it takes was published so; who says how many steps wants these steps. Depth takes
+        # its steps, but where there is little to forget.
+        is_open = self.args.has_default_steps and self.method.default_steps(per_step) is None
+        is_open = is_open and (has_little or not self.args.is_deep)
+        stops = is_open if self.method.converges_at_target else True
         pace = Pace(
             target=target,
             need=need,

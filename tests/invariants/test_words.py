@@ -17,7 +17,8 @@ PHRASES = (
     "house", "scenes", "ours", "yardstick",
 )  # fmt: skip
 PER_SAMPLE = tuple(
-    f"hf_unlearn/per_sample/{name}.py" for name in ("factors", "fisher", "gram", "graph_parameters", "layers")
+    f"hf_unlearn/per_sample/{name}.py"
+    for name in ("factors", "fisher", "gram", "graph_parameters", "layers", "moves", "recorder", "verification")
 )
 REPORT = tuple(
     f"hf_unlearn/report/{name}"

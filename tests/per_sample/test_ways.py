@@ -60,6 +60,44 @@ def test_samples_that_are_packed(batches):
         assert_exact(engine, loop, masked(lengths))
 
 
+class Sorted(nn.Module):
+    """Runs a layer on the samples in the order of their first numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        order = x[:, 0, 0].argsort()
+        return torch.zeros_like(x).index_copy(0, order, self.layer(x[order]).sin())
+
+
+class Halves(nn.Module):
+    """Has a layer for each of two kinds of samples, as experts are: their numbers alone tell nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x):
+        chosen, result = (x[..., 0] > 0).long(), torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            result[chosen == i] = expert(x[chosen == i]).sin()
+        return result
+
+
+@pytest.mark.parametrize("kind", [Sorted, Halves])
+def test_rows_that_change_places_are_seen(kind):
+    """All shapes are the same in every batch, and in the first each sample has its own row."""
+    torch.manual_seed(0)
+    engine, loop = engines(kind())
+    # Of two samples with two tokens each: in order, and each token to another expert; then not so.
+    for signs in ([[-1, 1], [1, -1]], [[1, 1], [-1, -1]], [[-1, -1], [1, 1]], [[1, -1], [-1, 1]]):
+        x = torch.randn(2, 2, 4)
+        x[..., 0] = torch.tensor(signs) * x[..., 0].abs()
+        assert_exact(engine, loop, {"x": x})
+
+
 class GatedTable(nn.Module):
     """Scales a table before the samples meet it."""
 
