@@ -26,8 +26,7 @@ from hf_unlearn.auditing.estimates import attack_estimates, dataset_estimates, f
 from hf_unlearn.auditing.evidence import Evidence, collect_evidence
 from hf_unlearn.auditing.extraction import can_extract, with_extraction
 from hf_unlearn.auditing.measuring import statistics_of
-from hf_unlearn.auditing.relearning import Curve
-from hf_unlearn.auditing.robustness import robustness
+from hf_unlearn.auditing.robustness import RobustnessResult, robustness
 from hf_unlearn.auditing.shadows import Shadows
 from hf_unlearn.auditing.subject import Subject, check_subject
 from hf_unlearn.auditing.transcription import with_word_errors
@@ -184,13 +183,12 @@ class _Collected:
 
 @dataclass
 class _Estimated:
-    """Flat metrics by model, with intervals; what the verdict goes by; what relearning adds; notes for the reader."""
+    """Flat metrics by model, with intervals; what the verdict goes by; notes for the reader; what attempts added."""
 
     metrics: dict[str, dict[str, float]]
     evidence: Evidence
     notes: list[str]
-    curves: dict[str, Curve] = field(default_factory=dict)
-    hidden: list[str] = field(default_factory=list)
+    attempts: RobustnessResult = field(default_factory=RobustnessResult)
 
 
 def _groups(subject: Subject, column: str) -> dict[str, list[str]]:
@@ -299,7 +297,7 @@ def _add_robustness(subject: Subject, estimated: _Estimated, has_labels: bool) -
         probe=has_labels, data_collator=subject.data_collator, seed=subject.seed, cache_dir=subject.cache_dir,
     )  # fmt: skip
     estimated.notes += result.notes
-    estimated.curves, estimated.hidden = result.curves, result.hidden
+    estimated.attempts = result
     for name, metrics in result.metrics.items():
         estimated.metrics[name] |= {key: value for key, value in metrics.items() if np.isfinite(value)}
     retrained = [of_model for name, of_model in estimated.metrics.items() if is_retrained(name)]
@@ -321,7 +319,7 @@ def _report(
     model = subject.models["audited"]
     groups_by_dataset = groups or report_parts.label_names(statistics, model.config)
     measured, _ = matched_datasets(statistics["audited"], collected.classes)
-    judgement = judge(replace(estimated.evidence, hidden=estimated.hidden))
+    judgement = judge(replace(estimated.evidence, hidden=estimated.attempts.hidden))
     return AuditReport(
         metrics=metrics["audited"],
         verdict={"level": judgement.level, "sentence": judgement.sentence},
@@ -333,7 +331,7 @@ def _report(
             if f"mia_{name}_auc" in metrics["audited"]
         },
         histograms=report_parts.histograms(statistics, collected.compared),
-        relearning=estimated.curves,
+        relearning=estimated.attempts.curves,
         breakdown=report_parts.breakdown(statistics, groups_by_dataset),
         training=report_parts.training_curve(training),
         notes=[*judgement.notes, *estimated.notes],
@@ -345,6 +343,7 @@ def _report(
             **({} if subject.general_ds is None else {"general_samples": len(subject.general_ds)}),
             **report_parts.sample_counts(measured, scores["audited"], groups_by_dataset),
             "shadow_models": len(subject.shadows) if subject.shadows is not None else 0,
+            **({"kernel": estimated.attempts.kernel} if estimated.attempts.kernel else {}),
             "seed": subject.seed,
             "device": str(model.device),
             "python": platform.python_version(),

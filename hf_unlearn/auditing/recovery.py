@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
@@ -17,6 +21,9 @@ from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.types import Model
 
 BITS = (4, 8)
+SIMULATED = "simulated"
+# Weights of four bits that share a scale.
+NF4_BLOCK = 64
 
 
 def plain_copy(model: Model) -> PreTrainedModel:
@@ -57,11 +64,7 @@ def quantised(model: Model, bits: int) -> PreTrainedModel:
     Raises:
         ValueError: `bits` is neither; adapter layers outside a `PeftModel`; see also `plain_copy`.
     """
-    if bits not in BITS:
-        raise ValueError(f"bits: found {bits!r}; use one of {BITS}")
-    if not isinstance(model, PeftModel) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ValueError(f"model: this {type(model).__name__} has adapter layers; merge them first")
-    rounded = plain_copy(model)
+    rounded = _copy_to_round(model, bits)
     embeddings = {id(module.weight) for module in rounded.modules() if isinstance(module, nn.Embedding)}
     for module in rounded.modules():
         if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in embeddings:
@@ -69,6 +72,81 @@ def quantised(model: Model, bits: int) -> PreTrainedModel:
             inputs = 0 if isinstance(module, Conv1D) else 1
             module.weight.data = _round(module.weight.data, bits, inputs)
     return rounded
+
+
+def quantised_by_kernels(model: Model, bits: int) -> PreTrainedModel:
+    """A copy that computes with integers: bitsandbytes' kernels for its linear layers, as transformers deploys them.
+
+    8 bits: LLM.int8(), integer products of weights and activations, one step for each output channel and position, and
+    features beyond 6 in 16 bits (Dettmers et al. 2022, arXiv 2208.07339). 4 bits: NormalFloat, blocks of 64 weights
+    with one scale, the products in the dtype of the weights (QLoRA, Dettmers et al. 2023, arXiv 2305.14314). Runs on
+    CPU and GPU.
+
+    What transformers leaves with `BitsAndBytesConfig` stays: the output layer of a language model, layers that share
+    their weight. All that `quantised` leaves stays, too.
+
+    Args:
+        model: any model; the active adapter of a `PeftModel` is merged first.
+        bits: 4 or 8.
+
+    Raises:
+        ImportError: bitsandbytes is not installed.
+        ValueError: as `quantised`.
+    """
+    import bitsandbytes
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    class Int8Linear(bitsandbytes.nn.Linear8bitLt):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # it takes two or three dimensions
+            return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
+    class Nf4Linear(bitsandbytes.nn.Linear4bit):
+        # The kernel for bfloat16 on a CPU takes multiples of 32 outputs only.
+        support_avx512bf16_for_cpu = property(lambda self: False, lambda self, value: None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.pad(x, (0, self.in_features - x.shape[-1])))
+
+    # It says at every layer and step that activations are cast to 16 bits.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    rounded = _copy_to_round(model, bits).to(Accelerator().device)
+    kept = HfQuantizer.get_modules_to_not_convert(rounded, None, rounded._keep_in_fp32_modules)
+    for name, layer in list(rounded.named_modules()):
+        # Subclasses of Linear may be read, not called.
+        if not (type(layer) is nn.Linear or isinstance(layer, Conv1D)) or not should_convert_module(name, kept):
+            continue
+        weight = layer.weight.data.T if isinstance(layer, Conv1D) else layer.weight.data
+        has_bias, device = layer.bias is not None, weight.device
+        kernel: Any
+        if bits == 8:
+            kernel = Int8Linear(*weight.T.shape, has_bias, has_fp16_weights=False, threshold=6.0)
+            kernel.weight = bitsandbytes.nn.Int8Params(
+                weight.contiguous().cpu(), requires_grad=False, has_fp16_weights=False
+            )
+        else:
+            # On a CPU a channel that ends within a block comes back with other scales (bitsandbytes 0.50.2).
+            weight = nn.functional.pad(weight, (0, -weight.shape[1] % NF4_BLOCK))
+            kernel = Nf4Linear(*weight.T.shape, has_bias, weight.dtype, quant_type="nf4")
+            kernel.weight = bitsandbytes.nn.Params4bit(
+                weight.cpu(), requires_grad=False, quant_type="nf4", blocksize=NF4_BLOCK, compress_statistics=False
+            )
+        kernel.bias = layer.bias
+        rounded.set_submodule(name, kernel.to(device))  # which is when it is rounded
+    return rounded.requires_grad_(False)
+
+
+def quantisation_kernel() -> str:
+    """What quantises: the package with its version, or "simulated" where none is installed."""
+    return f"bitsandbytes {version('bitsandbytes')}" if find_spec("bitsandbytes") else SIMULATED
+
+
+def _copy_to_round(model: Model, bits: int) -> PreTrainedModel:
+    if bits not in BITS:
+        raise ValueError(f"bits: found {bits!r}; use one of {BITS}")
+    if not isinstance(model, PeftModel) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(f"model: this {type(model).__name__} has adapter layers; merge them first")
+    return plain_copy(model)
 
 
 def _round(weight: torch.Tensor, bits: int, inputs: int) -> torch.Tensor:

@@ -16,7 +16,14 @@ from hf_unlearn.auditing.caching import cached, setting_key
 from hf_unlearn.auditing.estimates import dataset_estimates, flat, share_estimate
 from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.probing import linear_probe
-from hf_unlearn.auditing.recovery import BITS, quantised, without_adapter
+from hf_unlearn.auditing.recovery import (
+    BITS,
+    SIMULATED,
+    quantisation_kernel,
+    quantised,
+    quantised_by_kernels,
+    without_adapter,
+)
 from hf_unlearn.auditing.relearning import Curve, finetune, relearn, relearn_advantage, relearn_time
 from hf_unlearn.data.collator import Collator
 from hf_unlearn.data.splitting import subsample
@@ -48,12 +55,14 @@ class RobustnessResult:
         curves: model to its relearning curve.
         hidden: evidence that the data was hidden, not forgotten.
         notes: what could not be tried, and why.
+        kernel: what rounded the weights, as `quantisation_kernel` says it; empty where nothing was tried.
     """
 
-    metrics: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
     hidden: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    kernel: str = ""
 
 
 def robustness(
@@ -81,7 +90,12 @@ def robustness(
         seed: of the samples that are trained on.
         cache_dir: where the results are kept, as in `statistics_of`.
     """
-    result = RobustnessResult({})
+    result = RobustnessResult(kernel=quantisation_kernel())
+    if result.kernel == SIMULATED:
+        result.notes.append(
+            "Rounding to 8 and 4 bits is simulated: weights are rounded and multiplied out again. "
+            "With bitsandbytes (pip install 'hf-unlearn[quantization]') models compute with integers."
+        )
     count = len(datasets_by_name["forget"])
     relearned, beside = min(budget.relearned, count // 4), 0
     if request == "class":
@@ -93,7 +107,7 @@ def robustness(
     key = (
         ()
         if cache_dir is None
-        else (*astuple(attempts.budget), beside, probe, setting_key("data_collator", data_collator))
+        else (*astuple(attempts.budget), beside, probe, result.kernel, setting_key("data_collator", data_collator))
     )
     measured = [datasets_by_name[name] for name in ("forget", "retain")]
     tried = {
@@ -175,7 +189,8 @@ class _Attempts:
 
     def _copy_metrics(self, model: Model) -> dict[str, float]:
         """Forget metrics of copies with rounded weights, and of one without the adapter."""
-        copies = {f"int{bits}": quantised(model, bits) for bits in BITS}
+        rounded = quantised if quantisation_kernel() == SIMULATED else quantised_by_kernels
+        copies = {f"int{bits}": rounded(model, bits) for bits in BITS}
         if isinstance(model, PeftModel):
             copies["without_adapter"] = without_adapter(model)
         forget_ds = subsample(self.datasets_by_name["forget"], self.budget.looked_at, self.seed)
