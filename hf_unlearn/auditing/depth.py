@@ -62,17 +62,22 @@ def depth(metrics: Mapping[str, float], retrained: Sequence[Mapping[str, float]]
         {'depth_finetuned': 28.3, 'depth_one_offset': 1.8, 'depth': 28.3}
     """
     advantages = {}
-    for name, attempt in ATTEMPTS.items():
+    for name in ATTEMPTS:
         if retrained and all(math.isfinite(of_model.get(name, math.nan)) for of_model in (metrics, *retrained)):
             short = name.removesuffix("_forget_accuracy").removeprefix("forget_")
-            advantages[f"depth_{short}"] = round(_advantage(name, attempt, metrics, retrained), 1)
+            advantages[f"depth_{short}"] = round(advantage(name, metrics, retrained), 1)
     return advantages | ({"depth": max(advantages.values())} if advantages else {})
 
 
-def _advantage(
-    name: str, attempt: Attempt, metrics: Mapping[str, float], retrained: Sequence[Mapping[str, float]]
-) -> float:
-    values = [of_model[name] for of_model in retrained]
+def advantage(name: str, metrics: Mapping[str, float], retrained: Sequence[Mapping[str, float]]) -> float:
+    """The advantage of one attempt in deviations; see `depth`.
+
+    Args:
+        name: of its metric, one of `ATTEMPTS`.
+        metrics: of the model.
+        retrained: of one or more retrained models.
+    """
+    attempt, values = ATTEMPTS[name], [of_model[name] for of_model in retrained]
     variance = spread_variance(attempt.spread, values) * (1 + 1 / len(values))
     variance += (
         _error(name, metrics) ** 2 + sum(_error(name, of_model) ** 2 for of_model in retrained) / len(values) ** 2

@@ -15,6 +15,7 @@ from hf_unlearn.auditing.budget import MEASURE_EVERY, RELEARNING_STEPS, RETAIN_P
 from hf_unlearn.auditing.caching import cached, setting_key
 from hf_unlearn.auditing.estimates import dataset_estimates, flat, share_estimate
 from hf_unlearn.auditing.measuring import statistics_of
+from hf_unlearn.auditing.power import detectable_difference
 from hf_unlearn.auditing.probing import linear_probe
 from hf_unlearn.auditing.recovery import (
     BITS,
@@ -125,6 +126,7 @@ def robustness(
     if curves:
         _compare_curves(result, curves, metrics, min(count - relearned, budget.looked_at))
     result.hidden += _recovered(result.metrics, metrics)
+    _add_power(result, attempts.probed("forget"))
     return result
 
 
@@ -168,10 +170,14 @@ class _Attempts:
         )  # fmt: skip
         estimates = {}
         for name in ("forget", "retain"):
-            samples = min(len(self.datasets_by_name[name]), self.budget.probed)
-            tested = samples - samples // 2
-            estimates[f"probe_{name}_accuracy"] = share_estimate(accuracies[f"probe_{name}_accuracy"], tested)
+            accuracy = accuracies[f"probe_{name}_accuracy"]
+            estimates[f"probe_{name}_accuracy"] = share_estimate(accuracy, self.probed(name))
         return flat(estimates)
+
+    def probed(self, name: str) -> int:
+        """Samples of a dataset that the probe is tested on."""
+        samples = min(len(self.datasets_by_name[name]), self.budget.probed)
+        return samples - samples // 2
 
     def _finetuned_metrics(self, model: Model) -> dict[str, float]:
         """Forget loss and accuracy of a copy that was trained on retain samples."""
@@ -219,6 +225,25 @@ def _compare_curves(
             result.curves[name] = curve
         else:
             result.notes.append(f"Relearning ({name}): the loss is not finite, so there is no curve.")
+
+
+def _add_power(result: RobustnessResult, samples: int) -> None:
+    """Say what the probe of so many forget samples could have found, where there are retrained models."""
+    name = "probe_forget_accuracy"
+    retrained = [of_model for model, of_model in result.metrics.items() if is_retrained(model)]
+    if not retrained or not all(name in of_model for of_model in (result.metrics["audited"], *retrained)):
+        return
+    mean = 100 * float(np.mean([of_model[name] for of_model in retrained]))
+    detectable = 100 * detectable_difference(name, retrained, samples)
+    if np.isnan(detectable):
+        could = f"could not have found any advantage over the retrained models' {mean:.0f} %"
+    else:
+        result.metrics["audited"]["probe_detectable"] = detectable
+        could = (
+            f"would have found {detectable:.0f} points more than the retrained models' {mean:.0f} % with a power of "
+            "80 % at the level of 5 %; less may be there"
+        )
+    result.notes.append(f"The probe was tested on {samples} forget samples: it {could}.")
 
 
 def relearned_fast(curves: Mapping[str, Curve], metrics: MetricsByModel, measured: int) -> tuple[list[str], list[str]]:

@@ -55,6 +55,8 @@ RECOVERIES = {
 }
 PROBE = "Correct predictions of a new linear head on the model's features, on {}; compare with the retrained model."
 OTHERS = {
+    "probe_detectable": "By how much the probe's accuracy would have to be above the retrained models' to be found "
+    "with a power of 80 % at the level of 5 %, in points; less may be there.",
     "one_offset": "Samples of other classes that are lost when one number is added to the output of the forgotten "
     "class, so that 90 % of its samples come back; compare with the retrained model. 0 %: the class is only masked.",
     "depth": "What the most successful attempt to bring the data back finds beyond a retrained model, in deviations "

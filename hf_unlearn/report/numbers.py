@@ -9,7 +9,7 @@ import re
 PERCENT = ("accuracy", "wer", "share", "one_offset", "1pct_fpr")
 PRECISE_PERCENT = ("01pct_fpr",)
 SIGNIFICANT = ("loss", "loss_advantage", "target")
-POINTS = ("gap", "accuracy_advantage")
+POINTS = ("gap", "accuracy_advantage", "detectable")
 COUNTS = ("seconds", "samples", "step", "steps")
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
