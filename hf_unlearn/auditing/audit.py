@@ -24,7 +24,7 @@ from hf_unlearn.auditing.dataset_metrics import matched_datasets
 from hf_unlearn.auditing.depth import depth
 from hf_unlearn.auditing.estimates import attack_estimates, dataset_estimates, flat
 from hf_unlearn.auditing.evidence import Evidence, collect_evidence
-from hf_unlearn.auditing.extraction import can_extract, with_extraction
+from hf_unlearn.auditing.extraction import can_extract, extraction_advantage, with_extraction
 from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.robustness import RobustnessResult, robustness
 from hf_unlearn.auditing.shadows import Shadows
@@ -287,6 +287,7 @@ def _estimate(subject: Subject, collected: _Collected, scores: Mapping[str, Atta
         metrics[name] |= report_parts.distances(name, estimates, subject.request, subject.seed)
     if "retrained" in subject.models and collected.has_labels:
         metrics["audited"] |= report_parts.divergences(collected.statistics)
+    metrics["audited"] |= flat(extraction_advantage(collected.statistics))
     return _Estimated(metrics, evidence, notes)
 
 

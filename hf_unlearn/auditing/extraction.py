@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_unlearn.auditing.answers import Answer, AnswerTokens, answer_tokens, continuations
 from hf_unlearn.auditing.attack_scores import DatasetStatistics
+from hf_unlearn.auditing.attacks import Estimate
 from hf_unlearn.auditing.caching import cached, language_settings
+from hf_unlearn.auditing.estimates import mean_estimate
 from hf_unlearn.auditing.metrics import exact_memorization, extraction_strength
 from hf_unlearn.auditing.statistics import spread
 from hf_unlearn.auditing.text_metrics import exact_match, rouge_l_recall
@@ -25,6 +27,7 @@ from hf_unlearn.data.splitting import select, subsample_numbers
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.losses.functional import IGNORED
 from hf_unlearn.models.types import Model, inner_model
+from hf_unlearn.report.audit_result import is_retrained
 
 # Samples of a dataset whose answers are asked for, by audits and before and after runs, and tokens of an answer:
 # generating takes as long as many passes.
@@ -83,6 +86,38 @@ def with_extraction(
         columns = {metric: spread(values, numbers, len(dataset)) for metric, values in scores.items()}
         measured[name] = replace(statistics[name], extraction=columns)
     return measured
+
+
+def extraction_advantage(statistics: Mapping[str, DatasetStatistics]) -> dict[str, Estimate]:
+    """How much closer to the true answers the audited model's own are than those of retrained models.
+
+    The mean difference of ROUGE-L recall to the mean of the retrained models on the same forget samples, with a 95 %
+    interval by a bootstrap over samples; 0 or less is best.
+
+    Args:
+        statistics: model ("audited", "retrained", "retrained 2", ...) to those of its datasets, from
+            `with_extraction`.
+
+    Returns:
+        `extraction_advantage`; nothing where there is no retrained model, or no ROUGE.
+
+    Examples:
+        >>> from hf_unlearn.auditing.statistics import SampleStatistics
+        >>> def answers(*recall):
+        ...     scores = {"rouge_l_recall": torch.tensor(recall)}
+        ...     return {"forget": SampleStatistics(torch.zeros(3), torch.ones(3), extraction=scores)}
+        >>> found = extraction_advantage({
+        ...     "audited": answers(1.0, 0.5, torch.nan), "retrained": answers(0.5, 0.25, torch.nan)})
+        >>> found["extraction_advantage"].value
+        0.375
+    """
+    scores = {name: of_model["forget"].extraction or {} for name, of_model in statistics.items()}
+    recalls = {name: s["rouge_l_recall"].double().numpy() for name, s in scores.items() if "rouge_l_recall" in s}
+    retrained = [of_model for name, of_model in recalls.items() if is_retrained(name)]
+    if not retrained or "audited" not in recalls:
+        return {}
+    differences = recalls["audited"] - np.mean(retrained, axis=0)
+    return {"extraction_advantage": mean_estimate(differences[np.isfinite(differences)])}
 
 
 def extraction_scores(

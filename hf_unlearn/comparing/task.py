@@ -11,6 +11,8 @@ from transformers import (
     AutoConfig,
     AutoProcessor,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
     set_seed,
 )
 from typing_extensions import override
@@ -120,8 +122,10 @@ class Task:
             unseen_ds: the dataset `"test"`.
             **settings: of `hf_unlearn.audit`.
         """
+        reader = self.processor if isinstance(self.processor, PreTrainedTokenizerBase | ProcessorMixin) else None
         report = audit(
             model, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=unseen_ds, retrained=retrained, seed=self.seed,
+            processing_class=reader,
             data_collator=readable_collator(model, self.processor), **settings,
         )  # fmt: skip
         return {**report.metrics, "verdict": report.verdict["level"]}

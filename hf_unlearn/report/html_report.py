@@ -31,6 +31,7 @@ BLOCKS = {
     "general": "General ability",
     "mia": "Membership inference",
     "probe": "Gone, or only hidden",
+    "extraction": "Gone, or only hidden",
     "depth": "Gone, or only hidden",
     "relearn": "Gone, or only hidden",
     "relearned": "Gone, or only hidden",

@@ -68,6 +68,8 @@ OTHERS = {
     "0 equal, 0.69 disjoint.",
     "unseen_js_divergence": "Distance of predictions on unseen samples from the retrained model's; "
     "0 equal, 0.69 disjoint.",
+    "extraction_advantage": "How much more of the true answers on forget samples the model gives than the retrained "
+    "models (ROUGE-L recall); 0 or less is best.",
     "relearn_loss_advantage": "How much lower than the retrained model's the forget loss is while relearning{}; "
     "0 or less is best.",
     "relearn_accuracy_advantage": "How much higher than the retrained model's the forget accuracy is while "

@@ -39,6 +39,19 @@ def test_the_largest_advantage_is_the_depth_and_a_low_offset_is_one():
     assert depth(metrics, []) == {} and depth({}, retrained) == {}
 
 
+def test_answers_are_in_what_the_given_models_differ_by():
+    """No pair was measured for them: of one retrained model there is the chance of the samples, or nothing."""
+    assert depth({"forget_rouge_l_recall": 0.5}, [{"forget_rouge_l_recall": 0.4}]) == {}
+    retrained = [{"forget_rouge_l_recall": value} for value in (0.3, 0.4)]
+    deviation = math.sqrt(2 * 0.05**2 * 1.5)  # of two numbers 0.05 from their mean, and of that mean
+    assert depth({"forget_rouge_l_recall": 0.9}, retrained)["depth_extraction"] == pytest.approx(
+        0.55 / deviation, abs=0.05
+    )
+    interval = {"forget_rouge_l_recall_low": 0.5 - 1.96 * 0.1, "forget_rouge_l_recall_high": 0.5 + 1.96 * 0.1}
+    found = depth({"forget_rouge_l_recall": 0.5, **interval}, [{"forget_rouge_l_recall": 0.4}])
+    assert found == {"depth_extraction": 1.0, "depth": 1.0}
+
+
 def test_a_comparison_has_the_depth_of_all_that_was_not_retrained():
     def run(model, accuracy, seed=0, **changes):
         metrics = {"finetuned_forget_loss": 1.0, "finetuned_forget_accuracy": accuracy}

@@ -108,6 +108,30 @@ def test_extraction_is_what_the_definitions_say(author):
     assert float(found["forget"].extraction["exact_match"][6:].mean()) < 0.5
 
 
+def test_answers_are_compared_with_retrained_models_sample_by_sample(author):
+    """A model that knows the samples by heart, beside two that have never seen them, with an interval and in depth."""
+    model, tokenizer, samples = author
+    retrained = [learn_by_heart(tiny_data.text()[0], [samples[i] for i in range(6, 9)], steps) for steps in (30, 60)]
+    forget, retain, unseen = samples.select(range(6)), samples.select(range(6, 9)), samples.select(range(9, 12))
+    settings = {"forget_ds": forget, "retain_ds": retain, "unseen_ds": unseen, "processing_class": tokenizer}
+    report = audit(model, **settings, retrained=retrained, relearning=True, resamples=10)
+    asked = {
+        name: extraction_scores(
+            of_model, [labelled_answer(torch.tensor(s["input_ids"]), torch.tensor(s["labels"])) for s in forget],
+            tokenizer,
+        )["rouge_l_recall"]
+        for name, of_model in (("audited", model), ("retrained", retrained[0]), ("retrained 2", retrained[1]))
+    }  # fmt: skip
+    expected = np.mean(asked["audited"] - (asked["retrained"] + asked["retrained 2"]) / 2)
+    metrics = report.metrics
+    assert metrics["extraction_advantage"] == pytest.approx(expected) and expected > 0.3
+    assert 0.05 < metrics["extraction_advantage_low"] < expected < metrics["extraction_advantage_high"]
+    assert metrics["depth"] >= metrics["depth_extraction"] > 2
+    itself = audit(retrained[0], **settings, retrained=retrained, relearning=True, resamples=10).metrics
+    assert abs(itself["depth_extraction"]) < 2 and abs(itself["extraction_advantage"]) < 0.2
+    assert "extraction_advantage" not in audit(model, **settings, resamples=10).metrics
+
+
 def test_a_text_that_is_all_label_is_continued_from_its_middle():
     tokens = torch.arange(10, 20)
     assert labelled_answer(tokens, tokens) == Answer(list(range(10, 20)), 5)
