@@ -21,7 +21,7 @@ from hf_unlearn.auditing.attack_scores import AttackScores, DatasetStatistics, a
 from hf_unlearn.auditing.attacks import Estimate, roc
 from hf_unlearn.auditing.budget import EPOCHS
 from hf_unlearn.auditing.dataset_metrics import matched_datasets
-from hf_unlearn.auditing.depth import depth
+from hf_unlearn.auditing.depth import depth, untried
 from hf_unlearn.auditing.estimates import attack_estimates, dataset_estimates, flat
 from hf_unlearn.auditing.evidence import Evidence, collect_evidence
 from hf_unlearn.auditing.extraction import can_extract, extraction_advantage, with_extraction
@@ -302,7 +302,9 @@ def _add_robustness(subject: Subject, estimated: _Estimated, has_labels: bool) -
     for name, metrics in result.metrics.items():
         estimated.metrics[name] |= {key: value for key, value in metrics.items() if np.isfinite(value)}
     retrained = [of_model for name, of_model in estimated.metrics.items() if is_retrained(name)]
-    estimated.metrics["audited"] |= depth(estimated.metrics["audited"], retrained)
+    audited = estimated.metrics["audited"]
+    audited |= depth(audited, retrained)
+    estimated.notes += untried(audited, subject.kind, subject.request, subject.tokenizer is not None)
 
 
 # ---- report ----------------------------------------------------------------------------------------------------

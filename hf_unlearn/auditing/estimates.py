@@ -34,6 +34,17 @@ def share_estimate(value: float, count: int) -> Estimate:
     return Estimate(value, float(interval.low), float(interval.high))
 
 
+def loss_estimate(value: float, error: float) -> Estimate:
+    """A mean loss with its 95 % interval, normal in the logarithm, from its standard error.
+
+    Examples:
+        >>> [round(x, 3) for x in loss_estimate(0.5, 0.1)]
+        [0.5, 0.338, 0.74]
+    """
+    factor = float(np.exp(1.96 * error / max(value, 1e-6)))
+    return Estimate(value, value / factor, value * factor)
+
+
 def ratio_estimate(counts: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
     """Sum of the first column over sum of the second, of counts [n, 2] a sample; percentile bootstrap over samples."""
     return _bootstrapped(tuple(counts.T), _ratio, resamples, seed)

@@ -74,7 +74,8 @@ def relearn(
 
     Returns:
         `steps`; `forget_loss`, in nats; `forget_accuracy`, in [0, 1], left out where the head has none: means over the
-        measured samples, one number for each entry of `steps`.
+        measured samples, one number for each entry of `steps`; `forget_loss_error`, the standard error of the loss by
+        the chance of these samples.
 
     Raises:
         ValueError: too few forget samples to train on `samples` and measure others; a number out of its range; a label
@@ -221,7 +222,7 @@ def _curve(
     rate = training.learning_rate or LEARNING_RATE * min(1.0, (1e6 / sum(w.numel() for w in weights)) ** 0.5)
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
     measured_ds = subsample(measured_ds, training.measured_samples, training.seed)
-    curve: Curve = {"steps": [], "forget_loss": [], "forget_accuracy": []}
+    curve: Curve = {"steps": [], "forget_loss": [], "forget_loss_error": [], "forget_accuracy": []}
 
     def measure(step: int) -> None:
         statistics = collect_statistics(
@@ -229,7 +230,9 @@ def _curve(
             batch_size=None,
         )  # fmt: skip
         curve["steps"].append(step)
-        curve["forget_loss"].append(float(statistics.losses.double().mean()))
+        losses = statistics.losses.double()
+        curve["forget_loss"].append(float(losses.mean()))
+        curve["forget_loss_error"].append(float(losses.std()) / len(losses) ** 0.5 if len(losses) > 1 else 0.0)
         curve["forget_accuracy"].append(float(statistics.correct.double().nanmean()))
 
     measure(0)

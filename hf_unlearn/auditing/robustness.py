@@ -13,7 +13,7 @@ from peft import PeftModel
 
 from hf_unlearn.auditing.budget import MEASURE_EVERY, RELEARNING_STEPS, RETAIN_PER_RELEARNED, Budget
 from hf_unlearn.auditing.caching import cached, setting_key
-from hf_unlearn.auditing.estimates import dataset_estimates, flat, share_estimate
+from hf_unlearn.auditing.estimates import dataset_estimates, flat, loss_estimate, share_estimate
 from hf_unlearn.auditing.measuring import statistics_of
 from hf_unlearn.auditing.power import detectable_difference
 from hf_unlearn.auditing.probing import linear_probe
@@ -187,7 +187,8 @@ class _Attempts:
             batch_size=self.budget.tuning_batch, data_collator=self.data_collator,
             measured_samples=self.budget.looked_at,
         )  # fmt: skip
-        metrics = {"finetuned_forget_loss": curve["forget_loss"][-1]}
+        loss = loss_estimate(curve["forget_loss"][-1], curve["forget_loss_error"][-1])
+        metrics = flat({"finetuned_forget_loss": loss})
         if "forget_accuracy" not in curve:
             return metrics
         accuracy = share_estimate(curve["forget_accuracy"][-1], min(len(forget_ds), self.budget.looked_at))
@@ -221,8 +222,11 @@ def _compare_curves(
         if accuracies := curve.get("forget_accuracy"):
             mean = share_estimate(float(np.mean(accuracies[1:])), measured)
             result.metrics[name] |= flat({"relearned_forget_accuracy": mean})
+        # The samples are the same at every step: the error of the mean over steps is at most the mean of the errors.
+        loss, error = (float(np.mean(curve[key][1:])) for key in ("forget_loss", "forget_loss_error"))
+        result.metrics[name] |= flat({"relearned_forget_loss": loss_estimate(loss, error)})
         if np.isfinite(curve["forget_loss"]).all():
-            result.curves[name] = curve
+            result.curves[name] = {key: values for key, values in curve.items() if key != "forget_loss_error"}
         else:
             result.notes.append(f"Relearning ({name}): the loss is not finite, so there is no curve.")
 
