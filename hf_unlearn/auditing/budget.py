@@ -17,6 +17,7 @@ RELEARNING_STEPS, MEASURE_EVERY, TUNING_STEPS = 12, 3, 50
 MOST_LOOKED_AT, MOST_RELEARNED, LARGEST_BATCH, MOST_PROBED = 2000, 16, 64, 2000
 # Of a class alone any model learns its label: its samples are shown among so many times as many retain samples.
 RETAIN_PER_RELEARNED = 7
+PASSES_OF_AN_ANSWER = 2
 # A sample forward and backward: the backward pass takes about twice what the forward pass takes.
 PASSES_WITH_GRADIENT = 3
 
@@ -42,11 +43,14 @@ class Budget:
     probed: int
 
     @classmethod
-    def of(cls, retain_samples: int, epochs: float = EPOCHS) -> Budget:
+    def of(cls, retain_samples: int, epochs: float = EPOCHS, asked: int = 0) -> Budget:
         """A tenth of the sample passes of training on `retain_samples` for `epochs`, within what attempts can use.
 
-        Below 270 samples at three epochs it is more, as an attempt has one sample at least: of 50 samples 0.15. Of a
-        class below 540, as relearning has one of it and one of others at least.
+        Of a language model that is asked for the answers of `asked` forget samples, less what that takes: the tokens
+        of the greedy answer one after the other, which are as many as those of a sample, and the true ones once.
+
+        Below 270 samples at three epochs (342 where 32 answers are asked for) it is more, as an attempt has one sample
+        at least: of 50 samples 0.15. Of a class below 540, as relearning has one of it and one of others at least.
 
         Examples:
             >>> Budget.of(2000)
@@ -54,7 +58,7 @@ class Budget:
             >>> Budget.of(60000)
             Budget(looked_at=1890, relearned=16, mixed=64, tuning_steps=50, tuning_batch=64, probed=2000)
         """
-        passes = BUDGET * PASSES_WITH_GRADIENT * epochs * retain_samples
+        passes = max(0.0, BUDGET * PASSES_WITH_GRADIENT * epochs * retain_samples - PASSES_OF_AN_ANSWER * asked)
         tuned = TUNING * passes / PASSES_WITH_GRADIENT
         batch = _within(tuned / TUNING_STEPS, LARGEST_BATCH)
         relearned = RELEARNING * passes / (PASSES_WITH_GRADIENT * RELEARNING_STEPS)

@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_unlearn.auditing.attack_scores import DatasetStatistics
 from hf_unlearn.auditing.budget import Budget
+from hf_unlearn.auditing.extraction import EXTRACTED_SAMPLES, can_extract
 from hf_unlearn.auditing.shadows import Shadows
 from hf_unlearn.auditing.statistics import MEASURED_TOGETHER
 from hf_unlearn.data.collator import Collator, columns_read
@@ -64,7 +65,9 @@ class Subject:
     @property
     def budget(self) -> Budget:
         """Of the attempts to bring the data back."""
-        return Budget.of(len(self.datasets_by_name["retain"]), self.training_passes)
+        is_asked = can_extract(self.models["audited"], self.kind, self.tokenizer)
+        asked = min(EXTRACTED_SAMPLES, len(self.datasets_by_name["forget"])) if is_asked else 0
+        return Budget.of(len(self.datasets_by_name["retain"]), self.training_passes, asked)
 
     @property
     def generation_batch_size(self) -> int:

@@ -6,15 +6,23 @@ import pytest
 import torch
 
 from hf_unlearn import audit
+from hf_unlearn.auditing.budget import LOOKS, PASSES_OF_AN_ANSWER, RELEARNING_STEPS, Budget
+from hf_unlearn.auditing.extraction import EXTRACTED_SAMPLES
+from hf_unlearn.models.adapters import add_adapter
 from tests import tiny
 from tests.auditing.test_audit import words
+
+TOKENS = 10  # of the longest samples of the tiny models
 
 
 def counted(model, counts):
     """The model; its sample passes, and those of its copies, add up in `counts`: forward 1, with gradients 3."""
 
     def count(module, args, kwargs, output):
-        counts.append(len(kwargs["pixel_values"]) * (1 + 2 * torch.is_grad_enabled()))
+        inputs = kwargs[module.main_input_name]
+        # Of tokens those of a sample are one: an answer is generated token by token.
+        samples = inputs.numel() / TOKENS if module.main_input_name == "input_ids" else len(inputs)
+        counts.append(samples * (1 + 2 * torch.is_grad_enabled()))
 
     model.register_forward_hook(count, with_kwargs=True)
     return model
@@ -39,6 +47,56 @@ def test_attempts_take_a_tenth_of_training_again(epochs):
     assert {"finetuned_forget_loss", "probe_forget_accuracy", "int4_forget_loss"} <= report.metrics.keys()
     extra, again = sum(counts[True]) - sum(counts[False]), 3 * epochs * 300
     assert 0.05 * again < extra <= 0.1 * again
+
+
+@pytest.mark.parametrize("name", ["whisper", "wav2vec2_ctc", "hubert", "gpt2", "adapted gpt2"])
+def test_attempts_on_speech_and_text_take_a_tenth_with_what_asking_takes(name):
+    architecture = name.split()[-1]
+    samples = [s for s in tiny.samples(tiny.make(architecture)[1](1520)) if len(s.get("input_ids", [])) in (0, TOKENS)]
+    datasets_by_name = {"forget_ds": samples[:40], "retain_ds": samples[40:340], "unseen_ds": samples[340:380]}
+    counts, asking = {}, 0
+    for relearning in (False, True):
+        counts[relearning] = []
+        model = counted(tiny.make(architecture)[0], counts[relearning])
+        model = add_adapter(model) if name.startswith("adapted") else model
+        report = audit(
+            model, **datasets_by_name, relearning=relearning, training_passes=10, resamples=10,
+            processing_class=words() if architecture == "gpt2" else None,
+        )  # fmt: skip
+    if architecture == "gpt2":
+        asking = PASSES_OF_AN_ANSWER * EXTRACTED_SAMPLES
+        assert report.metrics["forget_rouge_l_recall"] >= 0
+    assert {"finetuned_forget_loss", "relearned_forget_loss", "int4_forget_loss"} <= report.metrics.keys()
+    extra, again = sum(counts[True]) - sum(counts[False]) + asking, 3 * 10 * 300
+    print(name, extra / again)
+    assert 0.04 * again < extra <= 0.1 * again
+
+
+@pytest.mark.parametrize("retain", [342, 700, 2000])
+@pytest.mark.parametrize("asked", [0, EXTRACTED_SAMPLES])
+def test_all_that_is_allowed_is_a_tenth(retain, asked):
+    budget = Budget.of(retain, 3, asked)
+    passes = (
+        LOOKS * budget.looked_at + 3 * RELEARNING_STEPS * budget.relearned + 2 * budget.probed
+        + 3 * budget.tuning_steps * budget.tuning_batch + PASSES_OF_AN_ANSWER * asked
+    )  # fmt: skip
+    print(retain, asked, passes / (9 * retain))
+    assert 0.08 * 9 * retain < passes <= 0.1 * 9 * retain
+
+
+def test_asking_takes_no_more_than_is_counted():
+    """The tokens of forget and unseen samples that a model is asked for, beside an audit that does not ask."""
+    samples = [s for s in tiny.samples(tiny.make("gpt2")[1](400)) if len(s["input_ids"]) == TOKENS]
+    datasets_by_name = {"forget_ds": samples[:40], "retain_ds": samples[40:60], "unseen_ds": samples[60:]}
+    counts = {}
+    for tokenizer in (None, words()):
+        counts[tokenizer is None] = []
+        model = counted(tiny.make("gpt2")[0], counts[tokenizer is None])
+        audit(model, **datasets_by_name, resamples=10, processing_class=tokenizer)
+    asked = 2 * EXTRACTED_SAMPLES
+    extra = sum(counts[False]) - sum(counts[True])
+    print(extra / asked)
+    assert 0.5 * PASSES_OF_AN_ANSWER * asked < extra <= PASSES_OF_AN_ANSWER * asked
 
 
 @pytest.mark.parametrize("retain", [200, 300])
