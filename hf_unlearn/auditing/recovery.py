@@ -120,14 +120,16 @@ def quantised_by_kernels(model: Model, bits: int) -> PreTrainedModel:
         has_bias, device = layer.bias is not None, weight.device
         kernel: Any
         if bits == 8:
-            kernel = Int8Linear(*weight.T.shape, has_bias, has_fp16_weights=False, threshold=6.0)
+            outputs, inputs = weight.shape
+            kernel = Int8Linear(inputs, outputs, has_bias, has_fp16_weights=False, threshold=6.0)
             kernel.weight = bitsandbytes.nn.Int8Params(
                 weight.contiguous().cpu(), requires_grad=False, has_fp16_weights=False
             )
         else:
             # On a CPU a channel that ends within a block comes back with other scales (bitsandbytes 0.50.2).
             weight = nn.functional.pad(weight, (0, -weight.shape[1] % NF4_BLOCK))
-            kernel = Nf4Linear(*weight.T.shape, has_bias, weight.dtype, quant_type="nf4")
+            outputs, inputs = weight.shape
+            kernel = Nf4Linear(inputs, outputs, has_bias, weight.dtype, quant_type="nf4")
             kernel.weight = bitsandbytes.nn.Params4bit(
                 weight.cpu(), requires_grad=False, quant_type="nf4", blocksize=NF4_BLOCK, compress_statistics=False
             )
