@@ -18,6 +18,7 @@ from hf_unlearn.per_sample.layers import NotCovered
 from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, contiguous_gradients, gradients_of, loop_gradients
 from hf_unlearn.per_sample.plan import GradientMismatch, Plan, Way
 from hf_unlearn.per_sample.recorder import record
+from hf_unlearn.per_sample.state import ModuleState, unchanged_state
 from hf_unlearn.per_sample.verification import Verified, in_float32, two_samples_in_float32
 
 __all__ = ["Engine", "PerSampleGradients", "Recording"]
@@ -52,8 +53,8 @@ class PerSampleGradients:
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters by name, a shared one under its first name."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """The trainable parameters by name, a shared one under its first name; none without entries."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
 
     @cached_property
     def sharded(self) -> bool:
@@ -88,14 +89,28 @@ class PerSampleGradients:
         """The losses of a batch, and the factors of every trainable parameter's per-sample gradients.
 
         Raises:
-            NotCovered: a batch normalisation is in training mode; what else no rule covers, with `"hooks"` and for
-                sharded parameters.
+            NotCovered: a batch normalisation is in training mode, or a parameter is complex; what else no rule covers,
+                with `"hooks"` and for sharded parameters.
+            ValueError: a batch without samples, or other than one loss for each of them; gradients that activation
+                checkpointing hides.
         """
+        self._look_at_parameters()
         for name, module in self.model.named_modules():
             if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
                 raise NotCovered(f"{name} (a batch normalisation mixes the samples of a batch; put it in eval mode)")
         with contiguous_gradients(self.model):
             return self._recording(batch)
+
+    def _look_at_parameters(self) -> None:
+        """Begin anew where others train than at the last batch."""
+        known = self.parameters
+        del self.parameters
+        if [*map(id, known.values())] != [*map(id, self.parameters.values())]:
+            self.__dict__.pop("_plan", None)
+            self._verified = Verified()
+        for name, p in self.parameters.items():
+            if p.is_complex():
+                raise NotCovered(f"{name} (it is complex; train its real view, torch.view_as_real)")
 
     def _recording(self, batch: Batch) -> Recording:
         # The gradient of a batch of one sample is the sample's: the loop is one backward pass.
@@ -113,7 +128,7 @@ class PerSampleGradients:
         return loop_gradients(self.losses, batch, self.parameters)
 
     def _recorded(self, batch: Batch) -> Recording:
-        if self._plan.half_precision and self._plan.checked and not self._verified.shapes:
+        if self._plan.half_precision and self._plan.checked and not self._verified.checks:
             self._check_in_float32(batch)
         recording = self._settled(batch)
         self._announce()
@@ -122,9 +137,13 @@ class PerSampleGradients:
     def _settled(self, batch: Batch) -> Recording:
         """Record a batch, every parameter by the first way that works out."""
         while True:
+            # An attempt that fails leaves no trace in counters and the like; later ones hardly ever do.
+            state = None if self._verified.checks else ModuleState(self.model)
             try:
                 return record(self._plan, self.losses, batch, self._verified)
             except GradientMismatch as error:
+                if state is not None:
+                    state.restore()
                 if self.sharded:
                     raise
                 self._plan.reassign(error.names, error.reason)
@@ -135,11 +154,13 @@ class PerSampleGradients:
     def _check_in_float32(self, batch: Batch) -> None:
         """Rounding in half precision hides a use of a parameter that makes a few per cent of its gradient."""
         try:
-            with in_float32(self.model):
+            with unchanged_state(self.model), in_float32(self.model):
                 self._settled(two_samples_in_float32(batch))
-        except torch.OutOfMemoryError:
+        except NotCovered:
+            raise
+        except Exception as error:  # what else takes part may be in half precision only, or memory too small
             logger.warning(
-                "Per-sample gradients are not checked in float32, which takes more memory than there is: in half "
+                f"Per-sample gradients are not checked in float32 ({' '.join(str(error).split())[:100]}): in half "
                 "precision the check does not see uses of a weight that make a few per cent of its gradient"
             )
 

@@ -8,12 +8,13 @@ propagated to the parameter on its own.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from hf_unlearn.per_sample.factors import Dense, Factors, Outer, Scatter, rows_of
@@ -147,6 +148,22 @@ class Graph:
                 consumers[producer].append((node, slot))
         return cls(consumers, leaves)
 
+    def used_outside(self, name: str, spans: Sequence[tuple[int, int]]) -> bool:
+        """Whether a parameter is used beside the calls of its layers.
+
+        Args:
+            name: of the parameter.
+            spans: of these calls, first and last place in the order of operations.
+        """
+        queue = [leaf for leaf, of_leaf in self.leaves.items() if of_leaf == name]
+        while queue:
+            for node, _ in self.consumers[queue.pop()]:
+                if _kind(node) == "ToCopy":  # autocast keeps what it has cast for the next use
+                    queue.append(node)
+                elif not any(start <= node._sequence_nr() < stop for start, stop in spans):
+                    return True
+        return False
+
     def direct_uses(self) -> frozenset[tuple[str, tuple[str, ...]]]:
         """The parameters by name, each with the operations that take it as it is."""
         return frozenset(
@@ -168,18 +185,21 @@ class Graph:
         """
         uses: list[ParameterUse] = []
         failures: dict[str, str] = {}
+        batch_free = self._batch_free()
         for leaf, name in self.leaves.items():
             if name not in parameters:
                 continue
             queue: list[tuple[Node, int, tuple[str, ...]]] = [(leaf, 0, ())]
+            seen: set[tuple[Node, int]] = set()  # a place is reached by several paths, and has one gradient
             while queue:
                 node, output, path = queue.pop()
                 for consumer, slot in self.consumers[node]:
-                    if consumer.next_functions[slot][1] != output:
+                    if consumer.next_functions[slot][1] != output or (consumer, slot) in seen:
                         continue
+                    seen.add((consumer, slot))
                     kind, shape = _kind(consumer), _shape(node, output)
                     operation = None
-                    if not self._is_batch_free(consumer):
+                    if consumer not in batch_free:
                         operation = _batch_operation(consumer, kind, slot, shape, size, name in tables)
                     if operation is not None:
                         edge, source = GradientEdge(consumer, 0), GradientEdge(node, output)
@@ -192,14 +212,15 @@ class Graph:
             raise GradientMismatch(failures, ", ".join(dict.fromkeys(failures.values())))
         return uses
 
-    def _is_batch_free(self, node: Node) -> bool:
-        """Whether an operation combines tensors that are made from parameters alone (row and column positions)."""
-        if hasattr(node, "variable"):
-            return True
-        producers, kind = [producer for producer, _ in node.next_functions], _kind(node)
-        if kind not in COMBINING | BATCH_FREE - {"Index", "Embedding"}:
-            return False
-        return all(producer is not None and self._is_batch_free(producer) for producer in producers)
+    def _batch_free(self) -> set[Node]:
+        """The operations that combine tensors made from parameters alone (row and column positions)."""
+        found = {node for node in self.consumers if hasattr(node, "variable")}
+        kinds = COMBINING | BATCH_FREE - {"Index", "Embedding"}
+        # Producers come before what consumes them.
+        for node in sorted(self.consumers.keys() - found, key=lambda node: node._sequence_nr()):
+            if _kind(node) in kinds and all(producer in found for producer, _ in node.next_functions):
+                found.add(node)
+        return found
 
 
 def _batch_operation(
@@ -221,7 +242,7 @@ def _batch_operation(
     if kind in ("Mm", "Addmm") and slot == (1 if kind == "Mm" else 2):
         return MatrixProduct(node._saved_self if kind == "Mm" else node._saved_mat1)
     if kind in ("Embedding", "Index") and not is_table:
-        return _lookup(node, kind, size)
+        return _lookup(node, kind, size, shape[0])
     if len(shape) == len(result) and (shape[0] != 1 or result[0] == 1):
         return None
     if kind in ("Expand", "Add", "Addmm"):
@@ -238,12 +259,13 @@ def _batch_operation(
     return None
 
 
-def _lookup(node: Any, kind: str, size: int) -> Lookup | None:
+def _lookup(node: Any, kind: str, size: int, rows: int) -> Lookup | None:
     """`weight[ids]` or an embedding called as a function, with ids that have the batch axis."""
     if kind == "Embedding" and not node._saved_scale_grad_by_freq:
         ids, ignored = node._saved_indices, node._saved_padding_idx
     elif kind == "Index" and len(node._saved_indices) == 1:
         ids, ignored = node._saved_indices[0], -1
+        ids = torch.where(ids < 0, ids + rows, ids)  # counted from the end
     else:
         return None
     # Unsigned in the graph: -1 comes back as 2^64 - 1.
@@ -252,7 +274,8 @@ def _lookup(node: Any, kind: str, size: int) -> Lookup | None:
 
 
 def _kind(node: Node) -> str:
-    return node.name().split("Backward")[0]
+    # A function of the user's may have the name of an operation.
+    return "" if isinstance(node, BackwardCFunction) else node.name().split("Backward")[0]
 
 
 def _shape(node: Any, output: int) -> torch.Size:

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.losses.labelled import LabelledCrossEntropy
 from hf_unlearn.per_sample.factors import CrossEntropyLayer, Dense, Factors, Lazy, Outer, Scatter
+from hf_unlearn.per_sample.state import unchanged_state
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Factors]]
 RULES: dict[type[nn.Module], Rule] = {}
@@ -162,7 +163,8 @@ def leaf(module: nn.Module, activations: Tensor, backprops: Tensor) -> dict[str,
         output, backward, *_ = vjp(lambda values: functional_call(module, values, (x[None],)), parameters)
         return backward(g[None].to(output.dtype))[0]
 
-    return {name: Dense(g) for name, g in vmap(gradients)(activations, backprops).items()}
+    with unchanged_state(module):
+        return {name: Dense(g) for name, g in vmap(gradients)(activations, backprops).items()}
 
 
 def _as_sequence(values: Tensor) -> Tensor:

@@ -16,15 +16,49 @@ Losses: TypeAlias = Callable[[Batch], Tensor]
 
 
 def batch_size(batch: Batch) -> int:
-    """Samples of a collated batch: the leading size of its first tensor."""
-    return next(value.shape[0] for value in batch.values() if isinstance(value, Tensor) and value.dim())
+    """Samples of a collated batch: the leading size of its first tensor.
+
+    Raises:
+        ValueError: it has no tensor with an axis, or no samples.
+    """
+    size = next((value.shape[0] for value in batch.values() if isinstance(value, Tensor) and value.dim()), 0)
+    if not size:
+        raise ValueError(f"batch: found no samples in {sorted(batch)}; give tensors with the samples as first axis")
+    return size
 
 
 def slice_batch(batch: Batch, start: int, stop: int) -> dict[str, Any]:
-    """Samples `start` to `stop` of a batch, with their padding."""
-    size = batch_size(batch)
-    has_samples = {name: isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == size for name, v in batch.items()}
-    return {name: v[start:stop] if has_samples[name] else v for name, v in batch.items()}
+    """Samples `start` to `stop` of a batch, with their padding; of all that has as many entries as samples."""
+    return _sliced(batch, batch_size(batch), start, stop)
+
+
+def _sliced(values: Any, size: int, start: int, stop: int) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _sliced(value, size, start, stop) for name, value in values.items()}
+    has_samples = (isinstance(values, Tensor) and values.dim() > 0) or isinstance(values, list | tuple)
+    return values[start:stop] if has_samples and len(values) == size else values
+
+
+def check_losses(values: Tensor, size: int) -> None:
+    """Refuse anything but one loss a sample, and gradients that activation checkpointing hides.
+
+    Raises:
+        ValueError: one line that says what was found.
+    """
+    if values.shape != (size,):
+        raise ValueError(f"losses: found shape {list(values.shape)} for a batch of {size}; give one loss a sample")
+    nodes, seen = [values.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().startswith("CheckpointFunction"):
+            raise ValueError(
+                "model: activation checkpointing with use_reentrant=True hides gradients of samples; use "
+                "use_reentrant=False"
+            )
+        nodes += [producer for producer, _ in node.next_functions]
 
 
 def gradients_of(
@@ -72,9 +106,11 @@ def loop_gradients(losses: Losses, batch: Batch, parameters: Mapping[str, nn.Par
     values: list[Tensor] = []
     gradients: list[list[Tensor]] = []  # a sample, a parameter
     for i in range(batch_size(batch)):
-        loss = losses(slice_batch(batch, i, i + 1)).sum()
-        values.append(loss.detach())
-        gradients.append(gradients_of(loss, list(parameters.values())))
+        loss = losses(slice_batch(batch, i, i + 1))
+        if i == 0:
+            check_losses(loss, 1)
+        values.append(loss.detach().sum())
+        gradients.append(gradients_of(loss.sum(), list(parameters.values())))
     factors: dict[str, list[Factors]] = {
         name: [Dense(torch.stack([sample[j] for sample in gradients]))] for j, name in enumerate(parameters)
     }

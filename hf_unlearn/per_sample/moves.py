@@ -1,4 +1,4 @@
-"""Which rows a forward pass takes, by numbers that the data may decide.
+"""The operations of a forward pass, and which rows they take, by numbers that the data may decide.
 
 Samples that are sorted by length, tokens that go to the expert that is chosen for them: the shapes of a layer's
 activations may be the same in the next batch, and its rows be other samples'. The autograd graph does not have what
@@ -24,14 +24,14 @@ INDEXED = {
     **dict.fromkeys(("masked_select", "masked_scatter", "masked_scatter_"), (1, "mask")),
     **dict.fromkeys(("take", "take_along_dim"), (1, "indices")),
     "repeat_interleave": (1, "repeats"), "split": (1, "split_size_or_sections"), "roll": (1, "shifts"),
-    "_pack_padded_sequence": (1, "lengths"), "_grouped_mm": (2, "offs"),
+    "flip": (1, "dims"), "_pack_padded_sequence": (1, "lengths"), "_grouped_mm": (2, "offs"),
 }  # fmt: skip
 # Operations whose result has the rows in an order that they find.
 ORDERING = {"sort", "topk"}
 
 
 class Moves(TorchFunctionMode):
-    """Notes the rows that are taken while it is active.
+    """Notes operations and the rows that they take while it is active.
 
     Args:
         size: samples in the batch.
@@ -40,8 +40,9 @@ class Moves(TorchFunctionMode):
     def __init__(self, size: int):
         super().__init__()
         self.size = size
-        # Place in the order of the forward pass, what decides which samples these are, and what only follows lengths.
-        self._events: list[tuple[int, Hashable, Hashable]] = []
+        # Place in the order of the forward pass, and: the operation; what decides which samples these are; what only
+        # follows lengths.
+        self._events: list[tuple[int, str, Hashable, Hashable]] = []
 
     @override
     def __torch_function__(
@@ -53,23 +54,28 @@ class Moves(TorchFunctionMode):
         if name in INDEXED:
             position, keyword = INDEXED[name]
             numbers = args[position] if len(args) > position else kwargs.get(keyword)
-            self._events.append((place, *self._split(name, args[0], numbers)))
-        elif name in ORDERING:
-            self._events.append((place, (name, _content(result[1])), None))
+            self._events.append((place, name, *self._split(args[0], numbers)))
+        else:
+            self._events.append((place, name, _content(result[1]) if name in ORDERING else None, None))
         return result
 
-    def until(self, place: int) -> tuple[Hashable, Hashable]:
-        """What was noted until a place in the order of operations: which rows, and parts that follow lengths."""
-        noted = [event for event in self._events if event[0] <= place]
-        return tuple(rows for _, rows, _ in noted), tuple(parts for _, _, parts in noted)
+    def until(self, place: int) -> tuple[int, int, int]:
+        """What was noted until a place in the order of operations.
 
-    def _split(self, name: str, values: Any, numbers: Any) -> tuple[Hashable, Hashable]:
+        Returns:
+            What tells apart: the operations; the rows that they took; parts of other axes, which follow lengths.
+        """
+        noted = [noted for at, *noted in self._events if at <= place]
+        operations, rows, parts = zip(*noted, strict=True) if noted else ((), (), ())
+        return hash(operations), hash(rows), hash(parts)
+
+    def _split(self, values: Any, numbers: Any) -> tuple[Hashable, Hashable]:
         """The numbers in tensors and those of the leading axis, where it may be the samples'; all others."""
         entries = tuple(numbers) if isinstance(numbers, tuple | list) else (numbers,)
         of_samples = isinstance(values, Tensor) and values.dim() > 0 and values.shape[0] % self.size == 0
         is_row = [isinstance(entry, Tensor) or (i == 0 and of_samples) for i, entry in enumerate(entries)]
         rows = tuple(_content(entry) for entry, row in zip(entries, is_row, strict=True) if row)
-        return (name, rows), tuple(_content(entry) for entry, row in zip(entries, is_row, strict=True) if not row)
+        return rows, tuple(_content(entry) for entry, row in zip(entries, is_row, strict=True) if not row)
 
 
 def _content(numbers: Any) -> Hashable:

@@ -2,73 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.nn.utils.parametrize import is_parametrized
 
-from hf_unlearn.losses.labelled import LabelledCrossEntropy
 from hf_unlearn.per_sample import replay
 from hf_unlearn.per_sample.factors import Dense, Factors, Recording, rows_of
-from hf_unlearn.per_sample.graph_parameters import Graph, ParameterUse, gradient_edge, propagate
+from hf_unlearn.per_sample.graph_parameters import Graph, ParameterUse, propagate
 from hf_unlearn.per_sample.layers import NotCovered, cross_entropy, leaf, rule_of
-from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, loop_gradients, slice_batch
-from hf_unlearn.per_sample.moves import Moves
+from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, check_losses, loop_gradients, slice_batch
 from hf_unlearn.per_sample.plan import GradientMismatch, Plan, Way
-from hf_unlearn.per_sample.verification import Verified, use_of_parameters, verify
-
-
-@dataclass
-class LayerCall:
-    """One use of a layer.
-
-    Attributes:
-        module: the layer.
-        activations: its first input; None where that is no tensor.
-        is_only_input: whether the layer had no other input.
-        version: of the activations' storage, by which writes into it are noticed.
-        shape: of the output.
-        edge: the place of the output in the graph.
-        place: of the operation that made the activations, in the order of all.
-        scorer: of an output layer that has returned cross-entropies, what computed them.
-    """
-
-    module: nn.Module
-    activations: Tensor | None
-    is_only_input: bool
-    version: int
-    shape: torch.Size
-    edge: GradientEdge
-    place: int
-    scorer: LabelledCrossEntropy | None = None
-
-    @property
-    def shapes(self) -> tuple[torch.Size | None, ...]:
-        """Of the input and the output."""
-        return None if self.activations is None else self.activations.shape, self.shape
-
-
-@dataclass
-class Trace:
-    """What the hooks saw in one forward pass.
-
-    Attributes:
-        losses: of the samples [k], with their graph.
-        moves: which rows were taken.
-        layers: the calls of layers with a rule.
-        modules: the calls of modules that are run again.
-        weights: those that parametrizations computed.
-    """
-
-    losses: Tensor
-    moves: Moves
-    layers: list[LayerCall] = field(default_factory=list)
-    modules: list[replay.ModuleCall] = field(default_factory=list)
-    weights: dict[nn.Module, Tensor] = field(default_factory=dict)
+from hf_unlearn.per_sample.state import unchanged_state
+from hf_unlearn.per_sample.tracing import LayerCall, Trace, run_with_hooks
+from hf_unlearn.per_sample.verification import Verified, check_alone, use_of_parameters, verify
 
 
 def record(plan: Plan, losses: Losses, batch: Batch, verified: Verified) -> Recording:
@@ -92,7 +41,9 @@ def record(plan: Plan, losses: Losses, batch: Batch, verified: Verified) -> Reco
     """
     size = batch_size(batch)
     candidates = _candidates(plan)
-    trace = _run_with_hooks(plan, losses, batch, candidates)
+    trace = run_with_hooks(plan, losses, batch, candidates)
+    if plan.checked:
+        check_losses(trace.losses, size)
     graph = Graph.of(trace.losses, plan.parameters)
     _check_bypassed(plan, graph, trace)
     axes = _sample_axes(plan, losses, batch, trace, candidates, graph) if candidates else {}
@@ -105,34 +56,25 @@ def record(plan: Plan, losses: Losses, batch: Batch, verified: Verified) -> Reco
 
     edges = [call.edge for call in trace.layers] + [use.edge for use in uses]
     edges += [edge for call in trace.modules for edge in call.edges.values()]
-    use = use_of_parameters(size, trace.layers, trace.modules, uses, graph, trace.moves, batch)
+    training = [module.training for module in plan.model.modules()]
+    use = use_of_parameters(size, trace.layers, trace.modules, uses, trace.moves, training)
     is_new = plan.checked and use not in verified
     total = trace.losses.sum()
     backprops = torch.autograd.grad(total, edges, retain_graph=is_new, allow_unused=True) if edges else ()
     recording = Recording(trace.losses.detach(), _factors(plan, trace, uses, axes, backprops, size))
-    # An overflow in half precision cannot be checked: the loss scaler handles it, and the next batch is checked.
+    weights = plan.model.parameters() if plan.half_precision else ()
+    rounds = any(t is not None and t.is_floating_point() and t.itemsize < 4 for t in (*weights, *backprops))
     if is_new and all(grad is None or grad.isfinite().all() for grad in backprops):
-        weights = plan.model.parameters() if plan.half_precision else ()
-        rounds = any(t is not None and t.is_floating_point() and t.itemsize < 4 for t in (*weights, *backprops))
+        with unchanged_state(plan.model), torch.no_grad():
+            check_alone(recording.losses, losses(slice_batch(batch, 0, 1)), rounds)
         checked = {name: p for name, p in plan.parameters.items() if plan.ways[name] != Way.ALONE}
-        verify(trace.losses, recording, checked, rounds)
-        verified.add(use)
-    _run_alone(plan, losses, batch, recording)
+        has_gradients = verify(trace.losses, recording, checked, rounds)
+        verified.add(use, without_gradient=not has_gradients)
+    elif is_new and not rounds:
+        # Of an overflow in half precision the loss scaler takes care, and the next batch is checked.
+        return loop_gradients(losses, batch, plan.parameters)
+    _run_alone(plan, losses, batch, recording, rounds)
     return recording
-
-
-def _run_with_hooks(plan: Plan, losses: Losses, batch: Batch, candidates: Iterable[nn.Module]) -> Trace:
-    trace = Trace(torch.empty(0), Moves(batch_size(batch)))
-    handles = [module.register_forward_hook(_call_hook(trace.layers), with_kwargs=True) for module in plan.layers]
-    handles += [m.register_forward_hook(_weight_hook(trace.weights)) for m, _ in plan.parametrized.values()]
-    handles += [m.register_forward_hook(replay.call_hook(trace.modules), with_kwargs=True) for m in candidates]
-    try:
-        with trace.moves:
-            trace.losses = losses(batch)
-        return trace
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _candidates(plan: Plan) -> list[nn.Module]:
@@ -145,7 +87,7 @@ def _candidates(plan: Plan) -> list[nn.Module]:
 
 
 def _sample_axes(
-    plan: Plan, losses: Losses, batch: Batch, trace: Trace, candidates: Iterable[nn.Module], graph: Graph
+    plan: Plan, losses: Losses, batch: Batch, trace: Trace, candidates: Collection[nn.Module], graph: Graph
 ) -> dict[int, replay.SampleAxes]:
     """Of the calls of the modules that run again, by the calls' ids, where the samples are; chooses the modules.
 
@@ -153,7 +95,8 @@ def _sample_axes(
         GradientMismatch: for parameters that no module with the whole batch as input has.
     """
     size = batch_size(batch)
-    of_first = _run_with_hooks(plan, losses, slice_batch(batch, 0, 1), candidates).modules
+    with unchanged_state(plan.model):
+        of_first = run_with_hooks(plan, losses, slice_batch(batch, 0, 1), candidates).modules
     axes: dict[int, replay.SampleAxes | None] = {}
     for module in candidates:
         calls, alone = ([c for c in found if c.module is module] for found in (trace.modules, of_first))
@@ -164,7 +107,9 @@ def _sample_axes(
     for name in plan.by(Way.MODULE, Way.PARENT):
         targets = plan.targets.get(name) or _targets(plan, name, fits)
         plan.targets[name] = targets
-        if name in used and not (targets and all(all(fits[module]) for module in targets)):
+        spans = [call.span for call in trace.modules if call.module in targets]
+        fit = targets and all(all(fits[module]) for module in targets) and not graph.used_outside(name, spans)
+        if name in used and not fit:
             without.append(name)
     if without:
         raise GradientMismatch(without, "no module of one sample at a time has it")
@@ -202,8 +147,10 @@ def _factors(
         names = plan.attributes(call.module)
         with failures.of(names.values()):
             for attribute, layer_factors in _layer_factors(call, grad, size, names).items():
-                shape = getattr(call.module, attribute).shape
-                factors[names[attribute]].append(_smallest(layer_factors, size, shape))
+                name = names[attribute]
+                computed = plan.parametrized.get(name)
+                shape = (plan.parameters[name] if computed is None else trace.weights[computed[0]]).shape
+                factors[name].append(_smallest(layer_factors, size, shape))
     for use, grad in zip(uses, of_uses, strict=True):
         if grad is None:
             continue
@@ -229,10 +176,12 @@ def _factors(
 def _layer_factors(call: LayerCall, grad: Tensor, size: int, names: Mapping[str, str]) -> dict[str, Factors]:
     """By the rule of a layer, for these of its attributes."""
     activations = _with_batch_axis(call, size)
-    if call.scorer is not None:
-        factors = cross_entropy(call.scorer, activations, grad.view(call.shape[:-1]))
-    else:
-        factors = rule_of(call.module)(call.module, activations, grad.view(call.shape))  # type: ignore[misc]
+    # A look at a weight that is computed may change what it is computed from (spectral normalisation).
+    with unchanged_state(call.module) if is_parametrized(call.module) else nullcontext():
+        if call.scorer is not None:
+            factors = cross_entropy(call.scorer, activations, grad.view(call.shape[:-1]))
+        else:
+            factors = rule_of(call.module)(call.module, activations, grad.view(call.shape))  # type: ignore[misc]
     return {attribute: factors[attribute] for attribute in names}
 
 
@@ -242,7 +191,7 @@ def _paths(plan: Plan, module: nn.Module) -> dict[str, str]:
     return {path: names[id(p)] for path, p in module.named_parameters() if id(p) in names}
 
 
-def _run_alone(plan: Plan, losses: Losses, batch: Batch, recording: Recording) -> None:
+def _run_alone(plan: Plan, losses: Losses, batch: Batch, recording: Recording, rounds: bool) -> None:
     """Add the gradients of those parameters for which the whole model runs again, a sample at a time.
 
     Raises:
@@ -251,57 +200,22 @@ def _run_alone(plan: Plan, losses: Losses, batch: Batch, recording: Recording) -
     parameters = plan.by(Way.ALONE)
     if not parameters:
         return
-    alone = loop_gradients(losses, batch, parameters)
-    tolerance = 5e-2 if plan.half_precision else 1e-3
-    if not torch.allclose(alone.losses, recording.losses, rtol=tolerance, atol=tolerance):
-        raise NotCovered(f"{', '.join(parameters)} (the loss of a sample depends on others of the batch)")
+    with unchanged_state(plan.model):
+        alone = loop_gradients(losses, batch, parameters)
+    check_alone(recording.losses, alone.losses, rounds)
     recording.factors.update(alone.factors)
 
 
-def _call_hook(calls: list[LayerCall]) -> Callable[..., None]:
-    """A forward hook that keeps the layer's call."""
-
-    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if isinstance(output, Tensor) and output.requires_grad:
-            first = args[0] if args else next(iter(kwargs.values()), None)
-            activations = first if isinstance(first, Tensor) else None
-            scorer = vars(module).get("forward")
-            calls.append(
-                LayerCall(
-                    module,
-                    None if activations is None else activations.detach(),
-                    len(args) + len(kwargs) == 1,
-                    0 if activations is None else activations._version,
-                    output.shape,
-                    gradient_edge(output),
-                    _place(activations),
-                    scorer if isinstance(scorer, LabelledCrossEntropy) else None,
-                )
-            )
-
-    return hook
-
-
-def _place(activations: Tensor | None) -> int:
-    made_by = None if activations is None else activations.grad_fn
-    return torch.autograd._get_sequence_nr() if made_by is None else made_by._sequence_nr()
-
-
-def _weight_hook(weights: dict[nn.Module, Tensor]) -> Callable[..., None]:
-    """A forward hook that keeps the weight that a parametrization computed."""
-
-    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-        weights[module] = output
-
-    return hook
-
-
 def _check_bypassed(plan: Plan, graph: Graph, trace: Trace) -> None:
-    """Refuse the way by a layer's rule where the losses depend on the parameter and the layer was not called."""
-    called = {name for call in trace.layers for name in plan.layers[call.module].values()}
-    called |= {source for name, (_, sources) in plan.parametrized.items() if name in called for source in sources}
+    """Refuse the way by a layer's rule where the losses depend on the parameter beside the layer's calls."""
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for call in trace.layers:
+        for name in plan.layers[call.module].values():
+            for source in plan.parametrized[name][1] if name in plan.parametrized else [name]:
+                spans.setdefault(source, []).append(call.span)
     used = set(graph.leaves.values()) if plan.checked else plan.parameters.keys()
-    bypassed = (plan.by(Way.LAYER).keys() & used) - called
+    bypassed = {name for name in plan.by(Way.LAYER).keys() & used if name not in spans}
+    bypassed |= {name for name in plan.by(Way.LAYER).keys() & spans.keys() if graph.used_outside(name, spans[name])}
     if bypassed:
         raise GradientMismatch(sorted(bypassed), "its layer is bypassed")
 

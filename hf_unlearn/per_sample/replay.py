@@ -22,6 +22,7 @@ from hf_unlearn.per_sample.factors import Dense
 from hf_unlearn.per_sample.graph_parameters import gradient_edge
 from hf_unlearn.per_sample.loop import gradients_of
 from hf_unlearn.per_sample.plan import GradientMismatch
+from hf_unlearn.per_sample.state import unchanged_state
 
 
 @dataclass
@@ -34,7 +35,9 @@ class ModuleCall:
         spec: how they were nested.
         versions: of the inputs' storage, by which writes into them are noticed.
         output_shapes: of the output's tensors; None for anything else in it.
-        edges: the places in the graph of those that require a gradient, by their number.
+        edges: the places in the graph of those that require a gradient, by their number; one a place.
+        autocast: to which dtype operations were cast, or None.
+        span: the first place of the call in the order of operations, and the first after it.
     """
 
     module: nn.Module
@@ -43,6 +46,8 @@ class ModuleCall:
     versions: list[int | None]
     output_shapes: list[torch.Size | None]
     edges: dict[int, GradientEdge]
+    autocast: torch.dtype | None
+    span: tuple[int, int]
 
     @property
     def shapes(self) -> tuple[torch.Size | None, ...]:
@@ -55,13 +60,23 @@ class ModuleCall:
         return any(isinstance(x, Tensor) and x._version != version for x, version in pairs)
 
 
-def call_hook(calls: list[ModuleCall]) -> Callable[..., None]:
-    """A forward hook that keeps a module's call."""
+def call_hooks(calls: list[ModuleCall]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """A forward pre-hook that keeps where a module's call begins, and a forward hook that keeps the call."""
+    starts: list[int] = []
 
-    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def before(module: nn.Module, args: tuple) -> None:
+        starts.append(torch.autograd._get_sequence_nr())
+
+    def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        span = starts.pop(), torch.autograd._get_sequence_nr()
         inputs, spec = tree_flatten((args, kwargs))
         inputs = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
         outputs, _ = tree_flatten(output)
+        edges: dict[int, GradientEdge] = {}
+        for i, x in enumerate(outputs):
+            if isinstance(x, Tensor) and x.requires_grad and gradient_edge(x) not in edges.values():
+                edges[i] = gradient_edge(x)
+        device = next((x.device.type for x in inputs if isinstance(x, Tensor)), "cpu")
         calls.append(
             ModuleCall(
                 module,
@@ -69,11 +84,13 @@ def call_hook(calls: list[ModuleCall]) -> Callable[..., None]:
                 spec,
                 [x._version if isinstance(x, Tensor) else None for x in inputs],
                 [x.shape if isinstance(x, Tensor) else None for x in outputs],
-                {i: gradient_edge(x) for i, x in enumerate(outputs) if isinstance(x, Tensor) and x.requires_grad},
+                edges,
+                torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
+                span,
             )
         )
 
-    return hook
+    return before, after
 
 
 @dataclass
@@ -138,7 +155,8 @@ def replay(
         ]
         args, kwargs = tree_unflatten(inputs, call.spec)
         state = {**own, **{path: buffer.clone() for path, buffer in call.module.named_buffers()}}
-        with torch.enable_grad():
+        device, cast = next(iter(own.values())).device.type, call.autocast
+        with torch.enable_grad(), torch.autocast(device, cast, enabled=cast is not None), unchanged_state(call.module):
             outputs, _ = tree_flatten(functional_call(call.module, state, args, kwargs))
         used = [
             (outputs[j], _share(grad.view(call.output_shapes[j] or ()), axes.outputs[j], i, size).to(outputs[j].dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hf_unlearn.per_sample.factors import Recording
-from hf_unlearn.per_sample.graph_parameters import Graph, ParameterUse
+from hf_unlearn.per_sample.factors import Dense, Recording
+from hf_unlearn.per_sample.graph_parameters import ParameterUse
+from hf_unlearn.per_sample.layers import NotCovered
 from hf_unlearn.per_sample.loop import Batch, gradients_of, slice_batch
 from hf_unlearn.per_sample.moves import Moves
 from hf_unlearn.per_sample.plan import GradientMismatch
@@ -24,6 +25,8 @@ SHAPES_CHECKED = 4
 # A difference counts from this many times what rounding alone makes of the same gradient. Right gradients of 30
 # architectures in bfloat16 and autocast differ by up to 3.3 times as much (short tensors), most of them by 1 to 2.
 ROUNDING_ERRORS = 4.0
+# Of a number in half precision (bfloat16), float32 and float64, where parts of a model compute in float32.
+ROUNDING, ROUNDING_IN_FLOAT32, ROUNDING_IN_FLOAT64 = 2**-8, 1e-4, 1e-6
 
 
 class Call(Protocol):
@@ -47,18 +50,26 @@ class Verified:
     """The uses of parameters for which gradients were checked.
 
     Attributes:
-        shapes: the exact uses (all shapes) by what they have in common but for lengths.
+        checks: how often the exact uses (all shapes) were, by what they have in common but for lengths.
     """
 
-    shapes: dict[Hashable, set[Hashable]] = field(default_factory=dict)
+    checks: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def __contains__(self, use: Use) -> bool:
-        known = self.shapes.get(use.kind, set())
-        return use.exact in known or (not use.may_be_packed and len(known) >= SHAPES_CHECKED)
+        known = self.checks.get(use.kind, {})
+        enough = sum(count >= SHAPES_CHECKED for count in known.values())
+        return known.get(use.exact, 0) >= SHAPES_CHECKED or (not use.may_be_packed and enough >= SHAPES_CHECKED)
 
-    def add(self, use: Use) -> None:
-        """Of a check that has passed."""
-        self.shapes.setdefault(use.kind, set()).add(use.exact)
+    def add(self, use: Use, without_gradient: bool) -> None:
+        """Of a check that has passed.
+
+        Args:
+            use: that was checked.
+            without_gradient: whether a parameter had no gradient (a gate at zero, a fresh adapter), which says nothing
+                of it: the next batches are checked as well, four times at most.
+        """
+        known = self.checks.setdefault(use.kind, {})
+        known[use.exact] = known.get(use.exact, 0) + 1 if without_gradient else SHAPES_CHECKED
 
 
 @dataclass(frozen=True)
@@ -66,13 +77,13 @@ class Use:
     """What a check of gradients holds for.
 
     Attributes:
-        exact: all sizes, shapes and operations, which rows are taken, and where samples may be packed their lengths.
+        exact: all sizes, shapes and operations, and which rows are taken.
         kind: the same with no more of a shape than how its axes compare with the number of samples.
-        may_be_packed: whether samples stand behind each other on an axis, or a module runs again.
+        may_be_packed: whether samples stand behind each other on an axis.
     """
 
-    exact: Hashable
-    kind: Hashable
+    exact: int
+    kind: int
     may_be_packed: bool
 
 
@@ -81,9 +92,8 @@ def use_of_parameters(
     layers: Sequence[PlacedCall],
     modules: Sequence[Call],
     uses: Sequence[ParameterUse],
-    graph: Graph,
     moves: Moves,
-    batch: Batch,
+    training: Sequence[bool],
 ) -> Use:
     """How the parameters are used in one batch.
 
@@ -92,40 +102,21 @@ def use_of_parameters(
         layers: calls of layers with a rule.
         modules: calls of modules that run again.
         uses: of parameters that are looked up in the graph.
-        graph: of the losses.
         moves: noted in the forward pass.
-        batch: collated samples.
+        training: of each module whether it is in training mode.
     """
     calls = [(id(call.module), call.shapes) for call in (*layers, *modules)]
     met = [(use.name, type(use.operation), use.path, (use.shape, use.result)) for use in uses]
-    leading = {shape[0] for _, shapes in calls for shape in shapes if shape}
-    may_be_packed = bool(modules) or leading != {size}
-    # Samples behind each other on one axis may be of different lengths, which no shape tells.
-    lengths = _lengths(size, batch) if may_be_packed else ()
+    leading = {shape[0] for call in layers for shape in call.shapes if shape} | {use.result[0] for use in uses}
     places = [call.place for call in layers] + [use.edge.node._sequence_nr() for use in uses]
-    rows, parts = moves.until(max(places, default=-1))
-    operations = size, graph.direct_uses(), rows
+    operations, rows, parts = moves.until(max(places, default=-1))
+    common = size, operations, rows, tuple(training)
 
     def compared(shapes: Sequence[torch.Size | None]) -> tuple:
         return tuple(None if s is None else tuple((n == size, n % size == 0, n == 1) for n in s) for s in shapes)
 
-    return Use(
-        (operations, parts, tuple(calls), tuple(met), lengths),
-        (operations, *((i, compared(s)) for i, s in calls), *((*place, compared(s)) for *place, s in met)),
-        may_be_packed,
-    )
-
-
-def _lengths(size: int, batch: Batch) -> tuple[Any, ...]:
-    """Of masks and ids, how many entries of each sample are not zero; of bounds and the like, all entries."""
-    lengths: list[Any] = []
-    for name, values in batch.items():
-        if isinstance(values, Tensor) and values.dim() and not values.is_floating_point():
-            if values.shape[0] != size:
-                lengths.append((name, tuple(values.flatten().tolist())))
-            elif values.dim() > 1:
-                lengths.append((name, tuple(values.flatten(1).count_nonzero(1).tolist())))
-    return tuple(lengths)
+    kinds = (*((i, compared(s)) for i, s in calls), *((*place, compared(s)) for *place, s in met))
+    return Use(hash((common, parts, tuple(calls), tuple(met))), hash((common, kinds)), leading != {size})
 
 
 @contextmanager
@@ -148,18 +139,41 @@ def two_samples_in_float32(batch: Batch) -> dict[str, Any]:
     return {name: v.float() if is_half[name] else v for name, v in values.items()}
 
 
+def check_alone(values: Tensor, alone: Tensor, rounds: bool) -> None:
+    """Compare losses of samples in their batch with those of the same samples alone.
+
+    Args:
+        values: in the batch [k].
+        alone: of the first samples [n], n <= k.
+        rounds: whether the forward pass is in half precision somewhere.
+
+    Raises:
+        NotCovered: they differ by more than rounding does.
+    """
+    share = ROUNDING if rounds else ROUNDING_IN_FLOAT64 if values.dtype == torch.float64 else ROUNDING_IN_FLOAT32
+    spread = values.std() if len(values) > 1 else values.new_zeros(())
+    allowed = share * (10 * spread + values[: len(alone)].abs())
+    # Losses that are not finite say nothing.
+    if bool(((values[: len(alone)] - alone).abs() > allowed).any()):
+        raise NotCovered("the model as a whole (the loss of a sample depends on others of the batch)")
+
+
 @torch.no_grad()
-def verify(values: Tensor, recording: Recording, parameters: Mapping[str, nn.Parameter], rounds: bool) -> None:
+def verify(values: Tensor, recording: Recording, parameters: Mapping[str, nn.Parameter], rounds: bool) -> bool:
     """Compare a weighted sum of the per-sample gradients with the gradient of the weighted sum of the losses.
 
     In half precision, the gradient of the losses is formed a second time, in two parts: how far their sum is from the
-    whole says how much rounding does, tensor by tensor.
+    whole says how much rounding does, tensor by tensor; and so does the size of the samples' gradients, which may
+    cancel.
 
     Args:
         values: the losses, with their graph.
         recording: of the batch.
         parameters: name to parameter, those that are checked.
         rounds: whether the backward pass is in half precision somewhere.
+
+    Returns:
+        Whether all of them have a gradient.
 
     Raises:
         GradientMismatch: where they differ by more than rounding.
@@ -168,7 +182,6 @@ def verify(values: Tensor, recording: Recording, parameters: Mapping[str, nn.Par
     generator = torch.Generator().manual_seed(0)
     weights, part = (torch.rand(2, len(values), generator=generator) + 0.5).to(values)
     tensors = list(parameters.values())
-
     expected = gradients_of(values, tensors, weights, retain_graph=rounds)
     noise = [0.0] * len(tensors)
     if rounds:
@@ -180,9 +193,14 @@ def verify(values: Tensor, recording: Recording, parameters: Mapping[str, nn.Par
     tolerance = TOLERANCES.get(values.dtype, TOLERANCE)
     mismatches = []
     for (name, p), grad, rounding in zip(parameters.items(), expected, noise, strict=True):
-        found = sum((f.combine(weights) for f in recording.factors[name]), torch.zeros(p.numel()).to(p))
-        allowed = max(tolerance * max(float(grad.norm()), 1e-3 * scale), ROUNDING_ERRORS * rounding)
+        factors = recording.factors[name]
+        found = sum((f.combine(weights) for f in factors), torch.zeros(p.numel()).to(p))
+        size = float(grad.norm())
+        if rounds and factors and all(isinstance(f, Dense) for f in factors):
+            rounding = max(rounding, ROUNDING * float(sum(f.values.float() for f in factors).norm()))  # type: ignore
+        allowed = max(tolerance * max(size, 1e-3 * scale), ROUNDING_ERRORS * rounding)
         if not float((found - grad.flatten()).norm()) <= allowed:
             mismatches.append(name)
     if mismatches:
         raise GradientMismatch(mismatches, "its layer does not treat the samples independently, or is bypassed")
+    return all(bool(grad.any()) for name, grad in zip(parameters, expected, strict=True) if recording.factors[name])

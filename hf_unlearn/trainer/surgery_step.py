@@ -183,7 +183,7 @@ class SurgeryStep(LossStep):
         return {name: self.basis.cross({name: s}) for name, s in step.items()}
 
     def _retain_losses(self, batch: Batch) -> Tensor:
-        self.cost.add("steps", batch_size(batch), gradient=True)
+        self.cost.add("steps", batch_size(batch), gradient=torch.is_grad_enabled())
         return self._scaled(self.head.losses(self.head.run(self.model, batch), batch))
 
     def _scaled(self, losses: Tensor) -> Tensor:

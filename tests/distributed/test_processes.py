@@ -48,7 +48,9 @@ def test_processes_change_nothing(tmp_path, alone, processes):
         # Scores of a step of several batches are computed before it: 8 forget samples in each of two steps.
         extra = 16 * (accumulation > 1 and case[1] in ("nabla_tau", "orthograd"))
         expected_passes = one["passes"] | {"steps": one["passes"]["steps"] + extra}
-        assert all(rank["passes"] == pytest.approx(expected_passes) for rank in many), case
+        # A process runs a sample alone where gradients are checked: every batch of two steps at most.
+        expected_passes = pytest.approx(expected_passes, abs=2 * accumulation * processes)
+        assert all(rank["passes"] == expected_passes for rank in many), case
         # In every step the processes see, taken together, the samples of the one.
         share = batch * accumulation
         for step in range(len(one["gradients"])):

@@ -179,7 +179,7 @@ def test_shared_and_repeated_and_idle():
 
 def test_samples_that_are_mixed_are_seen():
     engine, batch = gradients(Odd(spoil="mix"))
-    with pytest.raises(NotCovered, match="first"):
+    with pytest.raises(NotCovered, match="depends on others"):
         engine(batch)
 
 
