@@ -4,7 +4,7 @@ import copy
 from typing import Any, Literal
 
 from accelerate.utils import recursively_apply
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LNTuningConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -12,48 +12,32 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.models.adapter_checks import check_config, check_untied, gradient_flags, remove_adapter
-
-# The layers that get adapters, by the ends of their names, where PEFT's "all-linear" selects others.
-_BERT = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
-_WAV2VEC2 = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
-
-TARGETS: dict[str, tuple[str, ...]] = {
-    # Without the pooler, which stands outside the blocks.
-    "bert": _BERT,
-    "roberta": _BERT,
-    # Without the pooler and the projection of the embeddings.
-    "albert": ("query", "key", "value", "attention.dense", "ffn", "ffn_output"),
-    # Without the projection of the convolutional features.
-    "wav2vec2": _WAV2VEC2,
-    "hubert": _WAV2VEC2,
-    # Without the downsampling between the stages.
-    "swin": ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"),
-    # The convolutions: there is no linear layer outside the head.
-    "resnet": ("convolution",),
-    # Without the experts, which are tensors of three axes, and the router.
-    "mixtral": ("q_proj", "k_proj", "v_proj", "o_proj"),
-}
+from hf_unlearn.models.adapter_targets import norms, target_modules
 
 # Classes with one of these in their name predict labels that are the task's own: their heads train with the adapter.
 _HEAD_TASKS = ("Classification", "QuestionAnswering", "MultipleChoice")
 
 
 def lora_config(model: PreTrainedModel) -> LoraConfig:
-    """The default adapter of a model: LoRA on every linear layer of its blocks (on ResNet's convolutions).
+    """The default adapter of a model: LoRA on every linear layer of its blocks, or on its convolutions.
 
-    Rank 8, alpha 16, no dropout (forget and retain gradients must come from the same network), no bias. Target modules
-    are PEFT's "all-linear" except for the architectures in `TARGETS`. A classification or question answering head is
+    Rank 8, alpha 16, no dropout (forget and retain gradients must come from the same network), no bias. The layers are
+    those of `hf_unlearn.models.adapter_targets.target_modules`. A classification or question answering head is
     trained too, as `modules_to_save`; the head of a language model (causal, masked, seq2seq, CTC) is not.
 
     `task_type` is None: with a task type, PEFT passes arguments to Whisper that it does not accept.
 
+    Raises:
+        ValueError: the model has no layer that an adapter can be merged into.
+
     Source: Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models.
     """
-    heads = outside_body(model)
-    trains_heads = any(task in cls.__name__ for task in _HEAD_TASKS for cls in type(model).__mro__)
-    targets = [*TARGETS.get(model.config.model_type, ())] or "all-linear"
-    # PEFT's "all-linear" excludes output embeddings, but not other heads, such as a CTC head.
-    excluded = rf"({'|'.join(heads)})(\..+)?" if heads and not trains_heads and targets == "all-linear" else None
+    targets = target_modules(model, outside_body(model))
+    if not targets:
+        raise ValueError(
+            f"peft_config: {type(model).__name__} has no layer that LoRA can be merged into; "
+            "leave it to peft_config='auto', which trains its normalisations"
+        )
     return LoraConfig(
         r=8,
         lora_alpha=16,
@@ -61,11 +45,24 @@ def lora_config(model: PreTrainedModel) -> LoraConfig:
         bias="none",
         task_type=None,
         target_modules=targets,
-        exclude_modules=excluded,
-        modules_to_save=_without_body_matches(heads, model) if trains_heads else None,
+        modules_to_save=_trained_heads(model),
         # GPT-2's Conv1D stores its weight transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
+
+
+def default_config(model: PreTrainedModel) -> PeftConfig:
+    """What `peft_config="auto"` stands for: `lora_config`, or else the weights of all normalisations, and the head.
+
+    Where no layer takes LoRA: convolutions with standardised weights (BiT) or padded as in TensorFlow (MobileNet),
+    quantized layers of a model's own (I-BERT).
+
+    Source of the second: Zhao et al. 2023, Tuning LayerNorm in Attention.
+    """
+    heads = outside_body(model)
+    if target_modules(model, heads):
+        return lora_config(model)
+    return LNTuningConfig(target_modules=norms(model), modules_to_save=_trained_heads(model))
 
 
 def add_adapter(model: PreTrainedModel, peft_config: PeftConfig | Literal["auto"] = "auto") -> PeftModel:
@@ -75,7 +72,7 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig | Literal["auto"
 
     Args:
         model: a model without an adapter.
-        peft_config: "auto" for `lora_config(model)`, or a configuration of any PEFT method.
+        peft_config: "auto" for `default_config(model)`, or a configuration of any PEFT method.
 
     Raises:
         ValueError: the model already has an adapter, PEFT cannot apply the configuration to it (for example, because
@@ -86,7 +83,7 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig | Literal["auto"
         raise ValueError(
             f"model: this {type(model).__name__} has an adapter already; unlearn that one, or merge it first"
         )
-    config = lora_config(model) if peft_config == "auto" else copy.deepcopy(peft_config)
+    config = default_config(model) if peft_config == "auto" else copy.deepcopy(peft_config)
     check_config(config)
     trains = gradient_flags(model)
     try:
@@ -167,9 +164,15 @@ def merged(model: PeftModel) -> PreTrainedModel:
         ValueError: a merged weight is not finite.
     """
     clone = copy.deepcopy(model)
-    adapted = [module for module in clone.modules() if isinstance(module, BaseTunerLayer)]
-    dtypes = {weight: weight.dtype for layer in adapted for weight in layer.get_base_layer().parameters()}
-    for layer in adapted:
+    adapted: dict[str, Any] = {
+        n: module for n, module in clone.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)
+    }
+    dtypes = {
+        f"{name}.{own}": tensor.dtype
+        for name, layer in adapted.items()
+        for own, tensor in layer.get_base_layer().state_dict().items()
+    }
+    for layer in adapted.values():
         layer.float()
     heads = _wrapped_heads(clone.get_base_model())
     head_dtypes = {name: next(head.original_module.parameters()).dtype for name, head in heads.items()}
@@ -179,8 +182,9 @@ def merged(model: PeftModel) -> PreTrainedModel:
         setattr(plain.get_submodule(parent), child, head.modules_to_save[head.active_adapters[0]])
     for name, dtype in head_dtypes.items():
         plain.get_submodule(name).to(dtype)
-    for weight, dtype in dtypes.items():
-        weight.data = weight.data.to(dtype)
+    merged_state = plain.state_dict(keep_vars=True)
+    for name, dtype in dtypes.items():
+        merged_state[name].data = merged_state[name].data.to(dtype)
     return plain.requires_grad_(True)
 
 
@@ -198,6 +202,12 @@ def outside_body(model: PreTrainedModel) -> list[str]:
         for name, child in children.items()
         if name not in bodies and not isinstance(child, nn.Embedding) and any(True for _ in child.parameters())
     ]
+
+
+def _trained_heads(model: PreTrainedModel) -> list[str] | None:
+    """The heads that train beside the adapter: those of tasks with labels of their own."""
+    trains_heads = any(task in cls.__name__ for task in _HEAD_TASKS for cls in type(model).__mro__)
+    return _without_body_matches(outside_body(model), model) if trains_heads else None
 
 
 def _without_body_matches(heads: list[str], model: PreTrainedModel) -> list[str]:

@@ -43,6 +43,7 @@ class Result:
         fallback: the parameters for which a module, the one around it, or the whole model (alone) runs again.
         idle: parameters that the losses do not depend on.
         arithmetic: in which dtypes it ran, mixtures of experts in two.
+        merge_error: with an adapter, the relative error of the losses of the merged model.
         seconds: it took.
     """
 
@@ -57,6 +58,7 @@ class Result:
     fallback: list[str] = field(default_factory=list)
     idle: list[str] = field(default_factory=list)
     arithmetic: list[str] = field(default_factory=list)
+    merge_error: float = 0.0
     seconds: float = 0.0
 
 
@@ -65,7 +67,7 @@ def sweep(architecture: Architecture, mode: Mode, seed: int = 0) -> dict[str, An
     start = time.perf_counter()
     result = Result(architecture.name, architecture.model_type, architecture.task, mode)
     try:
-        models = list(_models(architecture, seed))
+        models = list(models_of(architecture, seed))
     except Exception as error:
         result.outcome, result.message = "not built", _line(error)
     else:
@@ -75,7 +77,7 @@ def sweep(architecture: Architecture, mode: Mode, seed: int = 0) -> dict[str, An
     return asdict(result)
 
 
-def _models(architecture: Architecture, seed: int) -> Iterator[Any]:
+def models_of(architecture: Architecture, seed: int = 0) -> Iterator[Any]:
     """The model in float64; with experts, in float32 as well: their grouped matrix products are not in float64.
 
     A model that computes no finite losses in float64 (its masks are float32's) is there in float32 alone.
@@ -115,12 +117,14 @@ def _measure(result: Result, architecture: Architecture, model: Any, mode: Mode,
     batches = [_in_dtype(batch_for(architecture, model, *size, seed + i), dtype) for i, size in enumerate(sizes)]
     try:
         if mode == "lora":
-            model = _with_adapter(model, dtype, seed)
+            model = with_adapter(model, dtype, seed)
         engine = PerSampleGradients(model, losses_of(model))
         reached: set[str] = set()
         for batch in batches:
             _compare(result, engine, batch, reached)
-        result.idle = sorted(set(engine.parameters) - reached)
+        result.idle += sorted(set(engine.parameters) - reached - set(result.idle))
+        if mode == "lora":
+            result.merge_error = max(result.merge_error, merge_error(model, engine.losses, batches[0]))
         _worsen(result, "wrong" if result.error > TOLERANCES[dtype] else _outcome(result, engine))
     except Exception as error:
         _worsen(result, "refused" if _is_refusal(error) else "crashed", _line(error))
@@ -140,7 +144,7 @@ def _worsen(result: Result, outcome: str, message: str = "") -> None:
         result.outcome, result.message = outcome, message
 
 
-def _with_adapter(model: Any, dtype: torch.dtype, seed: int) -> Any:
+def with_adapter(model: Any, dtype: torch.dtype, seed: int = 0) -> Any:
     """With the default adapter, as after some steps: at first lora_B is zero, and lora_A has no gradient."""
     adapted = add_adapter(model).to(dtype).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -176,14 +180,10 @@ def _keep(result: Result, name: str, values: Tensor, expected: Tensor, least: fl
         result.error, result.parameter = error, name
 
 
-def adapter_error(architecture: Architecture, seed: int = 0) -> float:
+def merge_error(adapted: Any, losses: Callable[[Batch], Tensor], batch: Batch) -> float:
     """How far a merged adapter is from the adapted model: the relative error of the losses."""
-    model = list(_models(architecture, seed))[-1]
-    dtype = next(model.parameters()).dtype
-    adapted = _with_adapter(model, dtype, seed)
-    batch = _in_dtype(batch_for(architecture, adapted.get_base_model(), 3, seed=seed), dtype)
     with torch.no_grad():
-        expected, actual = losses_of(adapted)(batch), losses_of(merged(adapted).eval())(batch)
+        expected, actual = losses(batch), losses_of(merged(adapted).eval())(batch)
     return float((actual - expected).norm() / expected.norm())
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from hf_unlearn.models.adapters import TARGETS, add_adapter, lora_config, merged
+from hf_unlearn.models.adapters import add_adapter, lora_config, merged
 
 pytestmark = [
     pytest.mark.filterwarnings("error"),
@@ -27,7 +27,7 @@ LLAMA = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
 EXPECTED = {
     "vit": (VIT, 12, "classifier"),
     "deit": (VIT, 12, "classifier"),
-    "swin": (VIT, 18, "classifier"),
+    "swin": (f"{VIT} downsample.reduction", 19, "classifier"),
     "convnext": ("pwconv1 pwconv2", 4, "classifier"),
     "resnet": ("convolution", 8, "classifier"),
     "clip": (CLIP, 12, "classifier"),
@@ -108,10 +108,6 @@ def test_default_adapter_trains_the_blocks_and_a_classifier(name: str) -> None:
     perturb(adapted_model)
     adapted_model(**batch).loss.backward()
     assert all(weight.grad is not None and weight.grad.any() for _, weight in trainable(adapted_model))
-
-
-def test_every_architecture_of_the_table_is_tested() -> None:
-    assert set(TARGETS) <= {tiny.make(name)[0].config.model_type for name in tiny.ARCHITECTURES}
 
 
 @each_architecture
@@ -225,11 +221,12 @@ def vit_body() -> tf.PreTrainedModel:
         (vit_body, set()),
     ],
 )
-def test_other_architectures_adapt_every_linear_layer_of_the_body(
+def test_other_architectures_adapt_every_linear_layer_of_the_blocks(
     build: Callable[[], tf.PreTrainedModel], heads: set[str]
 ) -> None:
     model = build()
     outside = ("classifier", "generator_predictions", "generator_lm_head", "lm_head", "qa_outputs")
+    outside += ("data2vec_audio.feature_projection",)
     linear = {
         name
         for name, module in model.named_modules()
