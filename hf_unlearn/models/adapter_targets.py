@@ -95,7 +95,7 @@ def _multiplies(layer: Any) -> bool:
 
     A router returns its choice, a convolution may standardise its weight, a layer in groups wants another shape.
     """
-    base = next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch."))
+    base: Any = next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch."))
     sides = () if isinstance(layer, nn.Linear) else (8,) * (layer.weight.dim() - 2)
     inputs = torch.randn((2, layer.weight.shape[1], *sides), generator=torch.Generator().manual_seed(0))
     inputs = inputs.to(layer.weight)

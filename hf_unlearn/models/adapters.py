@@ -170,7 +170,7 @@ def merged(model: PeftModel) -> PreTrainedModel:
     dtypes = {
         f"{name}.{own}": tensor.dtype
         for name, layer in adapted.items()
-        for own, tensor in layer.get_base_layer().state_dict().items()
+        for own, tensor in (*layer.get_base_layer().named_parameters(), *layer.get_base_layer().named_buffers())
     }
     for layer in adapted.values():
         layer.float()
@@ -182,9 +182,8 @@ def merged(model: PeftModel) -> PreTrainedModel:
         setattr(plain.get_submodule(parent), child, head.modules_to_save[head.active_adapters[0]])
     for name, dtype in head_dtypes.items():
         plain.get_submodule(name).to(dtype)
-    merged_state = plain.state_dict(keep_vars=True)
-    for name, dtype in dtypes.items():
-        merged_state[name].data = merged_state[name].data.to(dtype)
+    for name, tensor in plain.state_dict(keep_vars=True).items():
+        tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
     return plain.requires_grad_(True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -115,6 +116,8 @@ def _measure(result: Result, architecture: Architecture, model: Any, mode: Mode,
     result.arithmetic.append(str(dtype).removeprefix("torch."))
     sizes = [(3, 12), (2, 12), (4, 12), *([(3, 16)] if architecture.task in TEXT_TASKS else [])]
     batches = [_in_dtype(batch_for(architecture, model, *size, seed + i), dtype) for i, size in enumerate(sizes)]
+    warnings, log = _Warnings(), logging.getLogger("hf_unlearn.per_sample")
+    log.addHandler(warnings)
     try:
         if mode == "lora":
             model = with_adapter(model, dtype, seed)
@@ -125,9 +128,15 @@ def _measure(result: Result, architecture: Architecture, model: Any, mode: Mode,
         result.idle += sorted(set(engine.parameters) - reached - set(result.idle))
         if mode == "lora":
             result.merge_error = max(result.merge_error, merge_error(model, engine.losses, batches[0]))
-        _worsen(result, "wrong" if result.error > TOLERANCES[dtype] else _outcome(result, engine))
+        _worsen(
+            result,
+            "wrong" if result.error > TOLERANCES[dtype] else _outcome(result, engine),
+            "; ".join(warnings.texts),
+        )
     except Exception as error:
         _worsen(result, "refused" if _is_refusal(error) else "crashed", _line(error))
+    finally:
+        log.removeHandler(warnings)
 
 
 def _outcome(result: Result, engine: PerSampleGradients) -> str:
@@ -137,6 +146,17 @@ def _outcome(result: Result, engine: PerSampleGradients) -> str:
     again = {name: way.name.lower() for name, way in engine.ways.items() if way >= Way.MODULE}
     result.fallback = sorted({*result.fallback, *(f"{name} ({way})" for name, way in again.items())})
     return "partly" if again else "exact"
+
+
+class _Warnings(logging.Handler):
+    """Keeps why the engine fell back to the loop."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage().rpartition("no rule covers ")[2])
 
 
 def _worsen(result: Result, outcome: str, message: str = "") -> None:
