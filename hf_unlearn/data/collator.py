@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import find_labels
 
 from hf_unlearn.data.columns import LABEL_MASKS, LABELS
+from hf_unlearn.losses.detection import kind_of
 from hf_unlearn.models.types import Model, ProcessingClass, inner_model
 
 Collator = Callable[[list[Any]], dict[str, Any]]
@@ -27,7 +28,8 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
     when the model's feature encoder uses layer normalisation (those with group normalisation were trained without).
     Samples of a causal language model without labels get their tokens as labels, except for padding and for tokens
     that a `completion_mask` or `assistant_masks` (as TRL and chat templates make them) leaves out. `label` and
-    `label_ids` become `labels`.
+    `label_ids` become `labels`. Samples of a multiple choice model hold a list of choices in every column but the
+    labels; all choices of a batch are padded together.
 
     Args:
         model: the model, for its configuration and its class.
@@ -46,6 +48,7 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
     candidates = [getattr(source, "pad_token_id", None) for source in (tokenizer, config)]
     pad_id = next((value for value in candidates if value is not None), 0)
     predicts_input = _predicts_input(base)
+    chooses = kind_of(base) == "multiple_choice"
     masks_audio = getattr(config, "feat_extract_norm", None) == "layer"
 
     def collate(samples: list) -> dict[str, Any]:
@@ -55,6 +58,11 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
         if predicts_input and "labels" not in samples[0]:
             samples = [{**sample, "labels": _causal_labels(sample)} for sample in samples]
         samples = [{name: value for name, value in sample.items() if name not in LABEL_MASKS} for sample in samples]
+        if chooses:
+            return _with_choices(samples, collate_columns)
+        return collate_columns(samples)
+
+    def collate_columns(samples: list) -> dict[str, Any]:
         batch: dict[str, Any] = {}
         for name in samples[0]:
             values = [_tensor(sample[name]) for sample in samples]
@@ -67,6 +75,20 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
         return batch
 
     return collate
+
+
+def _with_choices(samples: list[Mapping[str, Any]], collate: Collator) -> dict[str, Any]:
+    """A batch whose columns are `[batch, choices, ...]`, from samples that hold a list of choices in each column."""
+    labels = {"labels": torch.tensor([int(s["labels"]) for s in samples])} if "labels" in samples[0] else {}
+    columns = [name for name in samples[0] if name != "labels"]
+    counts = {len(sample[name]) for sample in samples for name in columns}
+    if len(counts) > 1:
+        raise ValueError(f"samples: have {sorted(counts)} choices in one batch; give every sample as many")
+    choices = [
+        {name: sample[name][i] for name in columns} for sample in samples for i in range(len(sample[columns[0]]))
+    ]
+    batch = {name: values.unflatten(0, (len(samples), -1)) for name, values in collate(choices).items()}
+    return batch | labels
 
 
 def readable_collator(model: Model, processing_class: ProcessingClass | None = None) -> Collator:

@@ -23,6 +23,8 @@ KIND_OF_MAPPING: dict[str, ListedKind] = {
     "TOKEN_CLASSIFICATION": "token",
     "QUESTION_ANSWERING": "question_answering",
     "DOCUMENT_QUESTION_ANSWERING": "question_answering",
+    "MULTIPLE_CHOICE": "multiple_choice",
+    "SEMANTIC_SEGMENTATION": "segmentation",
     "CTC": "ctc",
     "SEQ_TO_SEQ_CAUSAL_LM": "causal_lm",
     "SPEECH_SEQ_2_SEQ": "causal_lm",
@@ -37,6 +39,8 @@ KIND_OF_LOSS_TYPE: dict[str, ListedKind] = {
     "ForAudioClassification": "classification",
     "ForTokenClassification": "token",
     "ForQuestionAnswering": "question_answering",
+    "ForMultipleChoice": "multiple_choice",
+    "ForSemanticSegmentation": "segmentation",
     "ForCTC": "ctc",
     "ForConditionalGeneration": "causal_lm",
     "ForCausalLM": "causal_lm",
@@ -84,7 +88,7 @@ def head_of(model: nn.Module, per_sample_loss: PerSampleLoss | None = None) -> H
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     if per_sample_loss is not None:
         return Head("custom", base, per_sample_loss)
-    kind = _kind(base)
+    kind = kind_of(base)
     if kind is None:
         raise ValueError(
             f"model: no per-sample loss can be formed for {type(base).__name__}; "
@@ -93,8 +97,8 @@ def head_of(model: nn.Module, per_sample_loss: PerSampleLoss | None = None) -> H
     return Head(kind, base)
 
 
-def _kind(model: Any) -> HeadKind | None:
-    """The kind of head by the model's class; None where no per-sample loss can be formed."""
+def kind_of(model: Any) -> HeadKind | None:
+    """The kind of head of a model without a wrapper, by its class; None where no per-sample loss can be formed."""
     ancestors = (cls for cls in type(model).__mro__ if _in_transformers(cls))
     listed = next((cls for cls in ancestors if cls.__name__ in KIND_OF_CLASS), None)
     if listed is None and _in_transformers(type(model)):
@@ -105,7 +109,7 @@ def _kind(model: Any) -> HeadKind | None:
         return classification_kind(model.config)
     if kind in ("causal_lm", "masked_lm") and model.config.is_encoder_decoder:
         return "seq2seq_lm"
-    if listed and not _reads_labels_as(kind, listed):
+    if listed and not _reads_labels_as(kind, listed, model.config.num_labels):
         return None
     return kind
 
@@ -114,7 +118,7 @@ def _in_transformers(cls: type) -> bool:
     return cls.__module__.startswith("transformers.")
 
 
-def _reads_labels_as(kind: HeadKind | None, cls: Any) -> bool:
+def _reads_labels_as(kind: HeadKind | None, cls: Any, num_labels: int) -> bool:
     """Whether a class of transformers reads labels as its list says; a few classes in the lists do not."""
     forward = inspect.unwrap(cls.forward)
     if kind == "causal_lm":
@@ -126,4 +130,7 @@ def _reads_labels_as(kind: HeadKind | None, cls: Any) -> bool:
     if kind == "question_answering":
         # Lxmert chooses an answer out of a list.
         return "start_positions" in inspect.signature(forward).parameters
+    if kind == "segmentation":
+        # With one output, a pixel is in the class or not: a loss of its own, for some of the models.
+        return num_labels > 1
     return True

@@ -18,7 +18,7 @@ Batch: TypeAlias = Mapping[str, Any]
 PerSampleLoss: TypeAlias = Callable[[Any, Batch], Tensor]
 HeadKind: TypeAlias = Literal[
     "single_label", "multi_label", "regression", "token", "causal_lm", "masked_lm", "seq2seq_lm", "ctc",
-    "question_answering", "custom",
+    "question_answering", "multiple_choice", "segmentation", "custom",
 ]  # fmt: skip
 
 KIND_OF_PROBLEM_TYPE: dict[str, HeadKind] = {
@@ -56,7 +56,8 @@ class Head:
 
     Attributes:
         kind: `"single_label"`, `"multi_label"`, `"regression"`, `"token"`, `"causal_lm"`, `"masked_lm"`,
-            `"seq2seq_lm"`, `"ctc"`, `"question_answering"` or `"custom"`. A classifier whose config leaves
+            `"seq2seq_lm"`, `"ctc"`, `"question_answering"`, `"multiple_choice"`, `"segmentation"` or `"custom"`. A
+            classifier whose config leaves
             `problem_type` open has kind `"single_label"`, and its labels decide batch by batch: see `kind_for`.
         model: the model, without the wrapper of its adapters: a `PreTrainedModel`, or any module for kind `"custom"`.
             Only its config and its helper methods are used.
@@ -151,7 +152,7 @@ class Head:
             case "custom":
                 return _custom_losses(self.per_sample_loss, outputs, batch)
             case kind:
-                return functional.token_losses(*_decisions(kind, outputs, batch))
+                return functional.token_losses(*_decisions(self.model, kind, outputs, batch))
 
     def position_losses(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """The cross-entropy of every choice in `decisions`, for the same kinds of head.
@@ -203,14 +204,15 @@ class Head:
             Logits `[batch, n, classes]`, and labels `[batch, n]`, -100 where there is none. n counts positions; with
             the outputs of `run`, of a language model, labelled ones.
         """
-        return _decisions(self.kind_for(batch), outputs, batch)
+        return _decisions(self.model, self.kind_for(batch), outputs, batch)
 
     def correct(self, outputs: Any, batch: Batch) -> Tensor:
         """The share of correct predictions in each sample, in [0, 1]; NaN where no prediction is right or wrong.
 
-        Single label: 0 or 1. Multi-label: share of the labels whose probability is on the right side of one half.
-        Tokens and language models: share of the labelled tokens that the largest logit predicts. Question answering:
-        mean of start and end. NaN: regression, CTC, custom losses, and samples with no label.
+        Single label and multiple choice: 0 or 1. Multi-label: share of the labels whose probability is on the right
+        side of one half. Tokens, pixels and language models: share of the labelled ones that the largest logit
+        predicts. Question answering: mean of start and end. NaN: regression, CTC, custom losses, and samples with no
+        label.
 
         Returns:
             Shape `[batch]`, float32.
@@ -224,10 +226,10 @@ class Head:
                 values = next(iter(batch.values()))
                 return torch.full((len(values),), torch.nan, device=values.device)
             case kind:
-                return functional.token_accuracy(*_decisions(kind, outputs, batch))
+                return functional.token_accuracy(*_decisions(self.model, kind, outputs, batch))
 
 
-def _decisions(kind: HeadKind, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def _decisions(model: Any, kind: HeadKind, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits [batch, n, classes] and labels [batch, n] of every choice of one class that a sample is scored on."""
     if isinstance(outputs, LabelledOutputs):
         return outputs.logits, outputs.labels
@@ -238,7 +240,9 @@ def _decisions(kind: HeadKind, outputs: Any, batch: Batch) -> tuple[Tensor, Tens
         positions = torch.stack((batch["start_positions"].view(-1), batch["end_positions"].view(-1)), dim=1)
         labels = positions.clamp(0, length)
         labels = labels.masked_fill(labels == length, functional.IGNORED)
-    elif kind == "single_label":
+    elif kind == "segmentation":
+        logits, labels = _pixels(outputs.logits, batch["labels"], model.config.semantic_loss_ignore_index)
+    elif kind in ("single_label", "multiple_choice"):
         logits, labels = outputs.logits.unsqueeze(1), batch["labels"].view(-1, 1)
     else:
         logits, labels = outputs.logits, _position_labels(kind, batch["labels"])
@@ -248,6 +252,16 @@ def _decisions(kind: HeadKind, outputs: Any, batch: Batch) -> tuple[Tensor, Tens
             "give each prediction its label (-100 for none), or pass per_sample_loss"
         )
     return logits, labels
+
+
+def _pixels(logits: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """Logits [batch, pixels, classes] at the size of the labels, as the model's own loss has them, and labels."""
+    labels = labels.to(logits.device)
+    logits = functional.at_least_float32(logits)
+    logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    return logits.flatten(2).transpose(1, 2), labels.flatten(1).masked_fill(
+        labels.flatten(1) == ignored, functional.IGNORED
+    )
 
 
 def _position_labels(kind: HeadKind, labels: Tensor) -> Tensor:

@@ -19,9 +19,10 @@ def label_problem(head: Head, batch: Batch) -> str | None:
 
     Checked are: a missing entry; for class labels, integers in [0, num_labels); for tokens, the same or -100; for
     language models and CTC, integers in [0, vocabulary) or -100; for multi-label, shape [batch, num_labels] and
-    values in [0, 1]; for regression, finite values; for question answering, positions that are not negative
-    (positions past the text mean "no answer in it"). Samples with nothing to score are a problem, too (see
-    `unscored_tokens`): their loss of 0 would count as perfectly remembered. Kind `"custom"` is not checked.
+    values in [0, 1]; for regression, finite values; for multiple choice, integers below the number of choices; for
+    segmentation, shape [batch, height, width], class labels or the ignored one; for question answering, positions that
+    are not negative (positions past the text mean "no answer in it"). Samples with nothing to score are a problem, too
+    (see `unscored_tokens`): their loss of 0 would count as perfectly remembered. Kind `"custom"` is not checked.
     """
     for name in head.label_names:
         if name not in batch:
@@ -37,6 +38,11 @@ def label_problem(head: Head, batch: Batch) -> str | None:
         case "question_answering":
             problems = [_range_problem(name, batch[name], math.inf, "token positions") for name in head.label_names]
             return problems[0] or problems[1] or _unscored_problem(head, batch)
+        case "multiple_choice":
+            choices = batch[head.model.main_input_name].shape[1]
+            return _range_problem("labels", batch["labels"], choices, "the number of the right choice")
+        case "segmentation":
+            return _pixel_problem(head, batch)
         case "single_label":
             return _range_problem("labels", batch["labels"], config.num_labels, "class labels")
         case "token":
@@ -70,6 +76,19 @@ def _unscored_problem(head: Head, batch: Batch) -> str | None:
     if not missing.any():
         return None
     return f"{name}: sample {int(missing.nonzero()[0])} of a batch has nothing to score; {advice}"
+
+
+def _pixel_problem(head: Head, batch: Batch) -> str | None:
+    config, labels = head.model.config, batch["labels"]
+    if labels.dim() != 3:
+        return f"labels: found shape {list(labels.shape)}; a segmentation head needs [batch, height, width]"
+    labelled = (labels != config.semantic_loss_ignore_index) & (labels != IGNORED)
+    what = f"class labels of pixels ({config.semantic_loss_ignore_index} for none)"
+    problem = _range_problem("labels", labels[labelled], config.num_labels, what)
+    missing = ~labelled.flatten(1).any(dim=1)
+    if problem or not missing.any():
+        return problem
+    return f"labels: sample {int(missing.nonzero()[0])} of a batch has nothing to score; take it out of the dataset"
 
 
 def _range_problem(name: str, labels: Tensor, limit: float, what: str) -> str | None:

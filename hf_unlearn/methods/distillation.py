@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Heads that choose one class out of many, once or several times a sample: what a divergence can be formed of.
-DECISION_HEADS = ("single_label", "token", "question_answering", "masked_lm", *SequenceMethod.head_kinds)
+DECISION_HEADS = (
+    "single_label", "token", "question_answering", "multiple_choice", "segmentation", "masked_lm",
+    *SequenceMethod.head_kinds,
+)  # fmt: skip
 
 
 class Distillation(Objective):

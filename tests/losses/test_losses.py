@@ -50,6 +50,21 @@ def pixels():
     return {"pixel_values": torch.randn(SAMPLES, 3, 32, 32)}
 
 
+def choices():
+    """Each sample a question with five answers."""
+    ids = torch.randint(3, VOCAB, (SAMPLES, CLASSES, LENGTH))
+    mask = torch.ones_like(ids)
+    ids[1, :, 4:], mask[1, :, 4:] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def regions():
+    """A class for every pixel, 255 for none."""
+    labels = torch.randint(0, CLASSES, (SAMPLES, 32, 32))
+    labels[:, :20] = 255
+    return {"labels": labels}
+
+
 def features():
     return {"input_features": torch.randn(SAMPLES, 8, 20)}
 
@@ -122,6 +137,12 @@ PER_SAMPLE = {
     "distilbert, answers": case(hf.DistilBertForQuestionAnswering, hf.DistilBertConfig, text, answers,
                                 "question_answering", **TEXT, dim=16, n_layers=1, n_heads=2, hidden_dim=16),
     "t5, answers": case(hf.T5ForQuestionAnswering, hf.T5Config, text, answers, "question_answering", **T5),
+    "bert, choices": case(hf.BertForMultipleChoice, hf.BertConfig, choices, classes, "multiple_choice", **BERT),
+    "segformer": case(hf.SegformerForSemanticSegmentation, hf.SegformerConfig, pixels, regions, "segmentation",
+                      hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 1, 1],
+                      decoder_hidden_size=8, num_labels=CLASSES),
+    "mobilenet, pixels": case(hf.MobileNetV2ForSemanticSegmentation, hf.MobileNetV2Config, pixels, regions,
+                              "segmentation", depth_multiplier=0.1, image_size=32, num_labels=CLASSES),
     "wav2vec2": case(hf.Wav2Vec2ForCTC, hf.Wav2Vec2Config, sound, transcriptions, "ctc", **WAV2VEC2,
                      ctc_loss_reduction="mean"),
     "hubert": case(hf.HubertForCTC, hf.HubertConfig, sound, transcriptions, "ctc", **WAV2VEC2,
@@ -477,11 +498,12 @@ def test_labels_that_do_not_line_up_are_refused():
     ("cls", "config"),
     [
         (hf.BertModel, hf.BertConfig(**BERT)),
-        (hf.BertForMultipleChoice, hf.BertConfig(**BERT)),
+        (hf.BertForNextSentencePrediction, hf.BertConfig(**BERT)),
         (hf.BartForCausalLM, hf.BartConfig(**BART)),
         (hf.XLNetLMHeadModel, hf.XLNetConfig(vocab_size=VOCAB, d_model=16, n_layer=1, n_head=2, d_inner=16)),
         (hf.XLNetForQuestionAnswering, hf.XLNetConfig(vocab_size=VOCAB, d_model=16, n_layer=1, n_head=2, d_inner=16)),
-        (hf.SegformerForSemanticSegmentation, hf.SegformerConfig(hidden_sizes=[8] * 4, decoder_hidden_size=8)),
+        (hf.SegformerForSemanticSegmentation, hf.SegformerConfig(
+            hidden_sizes=[8] * 4, decoder_hidden_size=8, num_labels=1)),
         (hf.ParakeetForCTC, hf.ParakeetCTCConfig(
             vocab_size=VOCAB, encoder_config={"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16})),
         (hf.LxmertForQuestionAnswering, hf.LxmertConfig(
@@ -573,6 +595,14 @@ PROBLEMS = [
     ("gpt2", {"labels": torch.tensor([[1, 2], [3, -100]])},
      "labels: sample 1 of a batch has nothing to score; take it out of the dataset"),
     ("bert, tokens", {"labels": torch.tensor([[-100, -100], [-100, 3]])},
+     "labels: sample 0 of a batch has nothing to score; take it out of the dataset"),
+    ("bert, choices", {"labels": torch.tensor([0, 1, 5, 2])},
+     "labels: found 5; give the number of the right choice, integers in [0, 5)"),
+    ("segformer", {"labels": torch.full((4, 32, 32), 5)},
+     "labels: found 5; give class labels of pixels (255 for none), integers in [0, 5)"),
+    ("segformer", {"labels": torch.tensor([0, 1])},
+     "labels: found shape [2]; a segmentation head needs [batch, height, width]"),
+    ("segformer", {"labels": torch.full((2, 8, 8), 255)},
      "labels: sample 0 of a batch has nothing to score; take it out of the dataset"),
     ("bert, answers", {"end_positions": torch.tensor([1])},
      "start_positions: found only input_ids, attention_mask, end_positions; a question_answering head needs "
