@@ -14,6 +14,7 @@ from transformers.utils import find_labels
 
 from hf_unlearn.data.columns import LABEL_MASKS, LABELS
 from hf_unlearn.losses.detection import kind_of
+from hf_unlearn.losses.images import image_tokens, takes_images
 from hf_unlearn.models.types import Model, ProcessingClass, inner_model
 
 Collator = Callable[[list[Any]], dict[str, Any]]
@@ -26,8 +27,9 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
     `processing_class` or of the model's configuration, anything named `labels` with -100, `attention_mask` and the
     rest with 0. Padded `input_ids` get an attention mask when the samples have none; padded `input_values` get one
     when the model's feature encoder uses layer normalisation (those with group normalisation were trained without).
-    Samples of a causal language model without labels get their tokens as labels, except for padding and for tokens
-    that a `completion_mask` or `assistant_masks` (as TRL and chat templates make them) leaves out. `label` and
+    Samples of a causal language model without labels get their tokens as labels, except for padding, for the places of
+    images, and for tokens that a `completion_mask` or `assistant_masks` (as TRL and chat templates make them) leaves
+    out. `label` and
     `label_ids` become `labels`. Samples of a multiple choice model hold a list of choices in every column but the
     labels; all choices of a batch are padded together.
 
@@ -45,9 +47,12 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
     base = inner_model(model)
     config = base.config
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    candidates = [getattr(source, "pad_token_id", None) for source in (tokenizer, config)]
+    # Beside images the text's own configuration has the pad id: Idefics' outer one names a token it does not have.
+    sources = (tokenizer, getattr(config, "text_config", None) or config)
+    candidates = [getattr(source, "pad_token_id", None) for source in sources]
     pad_id = next((value for value in candidates if value is not None), 0)
     predicts_input = _predicts_input(base)
+    no_text = torch.tensor(sorted(image_tokens(config)))
     chooses = kind_of(base) == "multiple_choice"
     masks_audio = getattr(config, "feat_extract_norm", None) == "layer"
 
@@ -56,7 +61,7 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
             {("labels" if k in ("label", "label_ids") else k): v for k, v in sample.items()} for sample in samples
         ]
         if predicts_input and "labels" not in samples[0]:
-            samples = [{**sample, "labels": _causal_labels(sample)} for sample in samples]
+            samples = [{**sample, "labels": _causal_labels(sample, no_text)} for sample in samples]
         samples = [{name: value for name, value in sample.items() if name not in LABEL_MASKS} for sample in samples]
         if chooses:
             return _with_choices(samples, collate_columns)
@@ -119,12 +124,14 @@ def columns_read(model: Model) -> list[str]:
 
 
 def _predicts_input(base: PreTrainedModel) -> bool:
-    return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    name = type(base).__name__
+    return name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or (kind_of(base) == "causal_lm" and takes_images(base))
 
 
-def _causal_labels(sample: Mapping[str, Any]) -> torch.Tensor:
-    """The sample's tokens, with -100 where a mask marks padding, or a token that is no answer."""
+def _causal_labels(sample: Mapping[str, Any], no_text: torch.Tensor) -> torch.Tensor:
+    """The sample's tokens, with -100 where a mask marks padding, or a token that is no answer, or no text."""
     labels = _tensor(sample["input_ids"])
+    labels = labels.masked_fill(torch.isin(labels, no_text), -100)
     for name in ("attention_mask", *LABEL_MASKS):
         if name in sample:
             labels = labels.masked_fill(_tensor(sample[name]) == 0, -100)

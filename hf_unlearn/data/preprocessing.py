@@ -14,6 +14,7 @@ from hf_unlearn.data.images import image_samples
 from hf_unlearn.data.labels import with_labels
 from hf_unlearn.data.text import text_samples, text_to_text_samples
 from hf_unlearn.losses import head_of
+from hf_unlearn.losses.images import takes_images
 from hf_unlearn.models.types import Model, ProcessingClass, inner_model
 from hf_unlearn.names import did_you_mean
 
@@ -95,6 +96,11 @@ def _preprocess(raw: Columns, base: PreTrainedModel, processor: ProcessingClass)
         return preprocess(raw, base, processor)
     if modality == "audio" and kind in ("ctc", "seq2seq_lm"):
         return speech_samples(raw, base, processor)
+    if kind == "causal_lm" and takes_images(base) and (image := raw.find("image")):
+        raise ValueError(
+            f"{raw.name}: column {image!r} holds images, and prepare reads text alone for {type(base).__name__}; give "
+            "samples that its processor has made, one a sample (input_ids, pixel_values, labels)"
+        )
     if modality == "text" and kind in ("causal_lm", "seq2seq_lm"):
         return (causal_samples if kind == "causal_lm" else text_to_text_samples)(raw, base, processor)
     raise ValueError(

@@ -13,9 +13,10 @@ from hf_unlearn.losses.head import Head, HeadKind, PerSampleLoss, classification
 # The head of a classifier depends on its config, too: see `classification_kind`.
 ListedKind: TypeAlias = HeadKind | Literal["classification"]
 
-# Keys are the MODEL_FOR_*_MAPPING_NAMES of transformers. The masked models come last: XLMWithLMHeadModel is in both
-# lists, and its own loss does not shift the labels.
+# Keys are the MODEL_FOR_*_MAPPING_NAMES of transformers; of two lists that have a class the later one holds: the own
+# loss of XLMWithLMHeadModel, a masked and a causal model, does not shift the labels.
 KIND_OF_MAPPING: dict[str, ListedKind] = {
+    "IMAGE_TEXT_TO_TEXT": "causal_lm",
     "SEQUENCE_CLASSIFICATION": "classification",
     "IMAGE_CLASSIFICATION": "classification",
     "VIDEO_CLASSIFICATION": "classification",
@@ -70,7 +71,8 @@ def head_of(model: nn.Module, per_sample_loss: PerSampleLoss | None = None) -> H
             own loss. Any model is supported then, and its forward gets the whole batch, labels included.
 
     Raises:
-        ValueError: no per-sample loss can be formed for this class, and `per_sample_loss` is not given.
+        ValueError: no per-sample loss can be formed for this class (none for models of diffusers), and
+            `per_sample_loss` is not given.
 
     Example:
         >>> import torch
@@ -88,6 +90,11 @@ def head_of(model: nn.Module, per_sample_loss: PerSampleLoss | None = None) -> H
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     if per_sample_loss is not None:
         return Head("custom", base, per_sample_loss)
+    if type(base).__module__.startswith("diffusers."):
+        raise ValueError(
+            f"model: {type(base).__name__} is a model of diffusers, whose loss depends on the noise that is drawn; "
+            "only models of transformers are supported"
+        )
     kind = kind_of(base)
     if kind is None:
         raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hf_unlearn.losses import functional
+from hf_unlearn.losses.images import unpadded_images
 from hf_unlearn.losses.labelled import LabelledOutputs, run_labelled
 
 Batch: TypeAlias = Mapping[str, Any]
@@ -89,12 +90,15 @@ class Head:
 
         Labels are left out, or the model would compute its own loss as well (over the whole vocabulary, for a
         language model). A seq2seq model gets the `decoder_input_ids` that it would have made from the labels, unless
-        the batch brings decoder inputs. Kind `"custom"` gets the whole batch.
+        the batch brings decoder inputs. A model that takes images one after another gets them like this (see
+        `hf_unlearn.losses.images`). Kind `"custom"` gets the whole batch.
 
         Raises:
             ValueError: decoder inputs are needed and the config has no start token or no padding token.
         """
         inputs = {name: value for name, value in batch.items() if name not in self.label_names}
+        if self.kind in LANGUAGE_KINDS:
+            inputs = unpadded_images(self.model, inputs)
         if self.kind == "seq2seq_lm" and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
             decoder_input_ids = _decoder_input_ids(self.model, batch["labels"])
             inputs["decoder_input_ids"] = decoder_input_ids

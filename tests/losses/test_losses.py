@@ -518,6 +518,12 @@ def test_models_without_a_per_sample_loss_are_refused(cls, config):
     assert "\n" not in str(error.value)
 
 
+def test_diffusers_are_refused_by_name():
+    unet = type("UNet2DModel", (nn.Module,), {"__module__": "diffusers.models.unets.unet_2d"})()
+    with pytest.raises(ValueError, match=r"^model: UNet2DModel is a model of diffusers, whose loss depends on"):
+        head_of(unet)
+
+
 def test_a_plain_module_is_refused():
     with pytest.raises(ValueError, match="for Linear; pass per_sample_loss"):
         head_of(nn.Linear(2, 2))
