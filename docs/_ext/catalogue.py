@@ -12,7 +12,11 @@ HEADS = {
     "classification": ("single_label",),
     "multi-label, regression": ("multi_label", "regression"),
     "tokens, question answering": ("token", "question_answering"),
-    "multiple choice, segmentation": ("multiple_choice", "segmentation"),
+    "multiple choice, images among captions, segmentation": (
+        "multiple_choice",
+        "contrastive",
+        "segmentation",
+    ),
     "language models": ("causal_lm", "seq2seq_lm"),
     "masked language models": ("masked_lm",),
     "CTC": ("ctc",),

@@ -30,8 +30,8 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
     Samples of a causal language model without labels get their tokens as labels, except for padding, for the places of
     images, and for tokens that a `completion_mask` or `assistant_masks` (as TRL and chat templates make them) leaves
     out. `label` and
-    `label_ids` become `labels`. Samples of a multiple choice model hold a list of choices in every column but the
-    labels; all choices of a batch are padded together.
+    `label_ids` become `labels`. Samples of a multiple choice model, and of one that compares images with captions,
+    hold a list of choices in every column of text; all choices of a batch are padded together.
 
     Args:
         model: the model, for its configuration and its class.
@@ -53,7 +53,7 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
     pad_id = next((value for value in candidates if value is not None), 0)
     predicts_input = _predicts_input(base)
     no_text = torch.tensor(sorted(image_tokens(config)))
-    chooses = kind_of(base) == "multiple_choice"
+    chooses = kind_of(base) in ("multiple_choice", "contrastive")
     masks_audio = getattr(config, "feat_extract_norm", None) == "layer"
 
     def collate(samples: list) -> dict[str, Any]:
@@ -83,9 +83,11 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
 
 
 def _with_choices(samples: list[Mapping[str, Any]], collate: Collator) -> dict[str, Any]:
-    """A batch whose columns are `[batch, choices, ...]`, from samples that hold a list of choices in each column."""
-    labels = {"labels": torch.tensor([int(s["labels"]) for s in samples])} if "labels" in samples[0] else {}
-    columns = [name for name in samples[0] if name != "labels"]
+    """A batch of texts `[batch, choices, ...]`, from samples that hold a list of choices in each column of text."""
+    whole = [name for name in samples[0] if name == "labels" or name.startswith(("pixel_", "spatial_shapes"))]
+    columns = [name for name in samples[0] if name not in whole]
+    if any(_tensor(sample["input_ids"][0]).dim() == 0 for sample in samples):
+        raise ValueError("input_ids: found one text a sample; give each a list of those it chooses from")
     counts = {len(sample[name]) for sample in samples for name in columns}
     if len(counts) > 1:
         raise ValueError(f"samples: have {sorted(counts)} choices in one batch; give every sample as many")
@@ -93,7 +95,7 @@ def _with_choices(samples: list[Mapping[str, Any]], collate: Collator) -> dict[s
         {name: sample[name][i] for name in columns} for sample in samples for i in range(len(sample[columns[0]]))
     ]
     batch = {name: values.unflatten(0, (len(samples), -1)) for name, values in collate(choices).items()}
-    return batch | labels
+    return collate([{name: sample[name] for name in whole} for sample in samples]) | batch if whole else batch
 
 
 def readable_collator(model: Model, processing_class: ProcessingClass | None = None) -> Collator:
@@ -120,7 +122,8 @@ def columns_read(model: Model) -> list[str]:
     """The columns of a dataset that the model's forward pass takes, and those that hold or make its labels."""
     base = inner_model(model)
     masks = LABEL_MASKS if _predicts_input(base) else ()
-    return [*inspect.signature(base.forward).parameters, "label", "label_ids", *masks, *find_labels(type(base))]
+    labels = ("labels",) if kind_of(base) == "contrastive" else find_labels(type(base))
+    return [*inspect.signature(base.forward).parameters, "label", "label_ids", *masks, *labels]
 
 
 def _predicts_input(base: PreTrainedModel) -> bool:

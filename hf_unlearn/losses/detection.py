@@ -26,6 +26,7 @@ KIND_OF_MAPPING: dict[str, ListedKind] = {
     "DOCUMENT_QUESTION_ANSWERING": "question_answering",
     "MULTIPLE_CHOICE": "multiple_choice",
     "SEMANTIC_SEGMENTATION": "segmentation",
+    "ZERO_SHOT_IMAGE_CLASSIFICATION": "contrastive",
     "CTC": "ctc",
     "SEQ_TO_SEQ_CAUSAL_LM": "causal_lm",
     "SPEECH_SEQ_2_SEQ": "causal_lm",
@@ -137,6 +138,9 @@ def _reads_labels_as(kind: HeadKind | None, cls: Any, num_labels: int) -> bool:
     if kind == "question_answering":
         # Lxmert chooses an answer out of a list.
         return "start_positions" in inspect.signature(forward).parameters
+    if kind == "contrastive":
+        # Others in the list have outputs of their own (Blip2ForImageTextRetrieval).
+        return "return_loss" in inspect.signature(forward).parameters
     if kind == "segmentation":
         # With one output, a pixel is in the class or not: a loss of its own, for some of the models.
         return num_labels > 1

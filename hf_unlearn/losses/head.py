@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hf_unlearn.losses import functional
-from hf_unlearn.losses.images import unpadded_images
+from hf_unlearn.losses.images import own_captions, unpadded_images, unstacked_captions
 from hf_unlearn.losses.labelled import LabelledOutputs, run_labelled
 
 Batch: TypeAlias = Mapping[str, Any]
 PerSampleLoss: TypeAlias = Callable[[Any, Batch], Tensor]
 HeadKind: TypeAlias = Literal[
     "single_label", "multi_label", "regression", "token", "causal_lm", "masked_lm", "seq2seq_lm", "ctc",
-    "question_answering", "multiple_choice", "segmentation", "custom",
+    "question_answering", "multiple_choice", "contrastive", "segmentation", "custom",
 ]  # fmt: skip
 
 KIND_OF_PROBLEM_TYPE: dict[str, HeadKind] = {
@@ -57,8 +57,8 @@ class Head:
 
     Attributes:
         kind: `"single_label"`, `"multi_label"`, `"regression"`, `"token"`, `"causal_lm"`, `"masked_lm"`,
-            `"seq2seq_lm"`, `"ctc"`, `"question_answering"`, `"multiple_choice"`, `"segmentation"` or `"custom"`. A
-            classifier whose config leaves
+            `"seq2seq_lm"`, `"ctc"`, `"question_answering"`, `"multiple_choice"`, `"contrastive"` (an image among
+            captions), `"segmentation"` or `"custom"`. A classifier whose config leaves
             `problem_type` open has kind `"single_label"`, and its labels decide batch by batch: see `kind_for`.
         model: the model, without the wrapper of its adapters: a `PreTrainedModel`, or any module for kind `"custom"`.
             Only its config and its helper methods are used.
@@ -99,6 +99,8 @@ class Head:
         inputs = {name: value for name, value in batch.items() if name not in self.label_names}
         if self.kind in LANGUAGE_KINDS:
             inputs = unpadded_images(self.model, inputs)
+        if self.kind == "contrastive":
+            inputs = unstacked_captions(inputs)
         if self.kind == "seq2seq_lm" and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
             decoder_input_ids = _decoder_input_ids(self.model, batch["labels"])
             inputs["decoder_input_ids"] = decoder_input_ids
@@ -213,10 +215,10 @@ class Head:
     def correct(self, outputs: Any, batch: Batch) -> Tensor:
         """The share of correct predictions in each sample, in [0, 1]; NaN where no prediction is right or wrong.
 
-        Single label and multiple choice: 0 or 1. Multi-label: share of the labels whose probability is on the right
-        side of one half. Tokens, pixels and language models: share of the labelled ones that the largest logit
-        predicts. Question answering: mean of start and end. NaN: regression, CTC, custom losses, and samples with no
-        label.
+        Single label, multiple choice and contrastive: 0 or 1. Multi-label: share of the labels whose probability is
+        on the right side of one half. Tokens, pixels and language models: share of the labelled ones that the largest
+        logit predicts. Question answering: mean of start and end. NaN: regression, CTC, custom losses, and samples
+        with no label.
 
         Returns:
             Shape `[batch]`, float32.
@@ -246,6 +248,8 @@ def _decisions(model: Any, kind: HeadKind, outputs: Any, batch: Batch) -> tuple[
         labels = labels.masked_fill(labels == length, functional.IGNORED)
     elif kind == "segmentation":
         logits, labels = _pixels(outputs.logits, batch["labels"], model.config.semantic_loss_ignore_index)
+    elif kind == "contrastive":
+        logits, labels = own_captions(outputs.logits_per_image).unsqueeze(1), batch["labels"].view(-1, 1)
     elif kind in ("single_label", "multiple_choice"):
         logits, labels = outputs.logits.unsqueeze(1), batch["labels"].view(-1, 1)
     else:

@@ -1,4 +1,4 @@
-"""Images beside text: a collated batch holds each sample's own, and the model gets them as it wants them.
+"""Images and text: a collated batch holds each sample's own, and the model gets them as it wants them.
 
 Models differ in what the leading axis of their pixels counts: samples, images, or patches of all images one after
 another (Qwen-VL). In a batch it always counts samples, so that a batch can be cut into samples; patches are padded.
@@ -46,6 +46,29 @@ def _own_patches(patches: Tensor, counts: Tensor) -> Tensor:
     """Of patches [batch, most, width] each sample's own: [all patches, width]."""
     places = torch.arange(patches.shape[1], device=patches.device)
     return patches[places < counts[:, None].to(patches.device)]
+
+
+def unstacked_captions(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a model that compares images with captions: the captions of all samples one after another.
+
+    Args:
+        inputs: with `input_ids` `[batch, captions, tokens]` and what belongs to them in the same shape.
+
+    Raises:
+        ValueError: a sample has one caption, so that its loss would be one of the whole batch.
+    """
+    shape = inputs["input_ids"].shape
+    if len(shape) != 3:
+        raise ValueError(
+            f"input_ids: found shape {list(shape)}; among the captions of other samples a sample has no loss of its "
+            "own: give each image captions to choose from, [captions, tokens], and labels the number of the right one"
+        )
+    return {n: v.flatten(0, 1) if isinstance(v, Tensor) and v.shape == shape else v for n, v in inputs.items()}
+
+
+def own_captions(logits: Tensor) -> Tensor:
+    """Of the logits [batch, batch * captions] of images beside all captions those of its own: [batch, captions]."""
+    return logits.unflatten(1, (len(logits), -1)).diagonal(dim1=0, dim2=1).T
 
 
 def takes_images(model: Any) -> bool:

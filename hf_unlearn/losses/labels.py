@@ -38,8 +38,8 @@ def label_problem(head: Head, batch: Batch) -> str | None:
         case "question_answering":
             problems = [_range_problem(name, batch[name], math.inf, "token positions") for name in head.label_names]
             return problems[0] or problems[1] or _unscored_problem(head, batch)
-        case "multiple_choice":
-            choices = batch[head.model.main_input_name].shape[1]
+        case "multiple_choice" | "contrastive":
+            choices = batch["input_ids"].shape[1]
             return _range_problem("labels", batch["labels"], choices, "the number of the right choice")
         case "segmentation":
             return _pixel_problem(head, batch)

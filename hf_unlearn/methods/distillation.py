@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Heads that choose one class out of many, once or several times a sample: what a divergence can be formed of.
 DECISION_HEADS = (
-    "single_label", "token", "question_answering", "multiple_choice", "segmentation", "masked_lm",
+    "single_label", "token", "question_answering", "multiple_choice", "contrastive", "segmentation", "masked_lm",
     *SequenceMethod.head_kinds,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Heads that few trainers know, through a whole run: multiple choice and segmentation."""
+"""Heads that few trainers know, through a whole run: multiple choice, images among captions, segmentation."""
 
 from types import SimpleNamespace
 
@@ -39,6 +39,12 @@ def regions(n, generator):
     return samples
 
 
+def captions(n, generator):
+    """Images, each with captions to choose from."""
+    samples = choices(n, generator)
+    return [{**sample, "pixel_values": torch.randn(3, 16, 16, generator=generator)} for sample in samples]
+
+
 def bert():
     return tf.BertForMultipleChoice(tf.BertConfig(**tiny.DECODER))
 
@@ -50,7 +56,12 @@ def segformer():
     return tf.SegformerForSemanticSegmentation(config)
 
 
-HEADS = {"multiple_choice": (bert, choices), "segmentation": (segformer, regions)}
+def clip():
+    vision = {**tiny.BLOCKS, "image_size": 16, "patch_size": 8}
+    return tf.CLIPModel(tf.CLIPConfig(text_config=tiny.DECODER, vision_config=vision, projection_dim=16))
+
+
+HEADS = {"multiple_choice": (bert, choices), "contrastive": (clip, captions), "segmentation": (segformer, regions)}
 
 
 def make(kind):
@@ -85,6 +96,8 @@ def test_a_run_moves_the_weights_and_is_audited(kind, method, tmp_path):
 def test_per_sample_gradients_are_those_of_one_sample_at_a_time(kind):
     model, data = make(kind)
     model = model.double().eval()
+    if kind == "contrastive":
+        model.logit_scale.requires_grad_(False)  # one number, which has no rule yet
     head, batch = head_of(model), default_collator(model)(data[:5])
     batch = {name: v.double() if v.is_floating_point() else v for name, v in batch.items()}
 
@@ -121,3 +134,19 @@ def test_a_pixels_loss_by_hand():
     expected = ((total - 1) + total) / 2
     torch.testing.assert_close(head.losses(outputs, batch), expected[None])
     assert head.correct(outputs, batch).tolist() == [0.5]
+
+
+def test_an_image_is_scored_among_its_own_captions():
+    model, data = make("contrastive")
+    model, head = model.eval(), head_of(model)
+    batch = default_collator(model)(data[:4])
+    losses = head.losses(head.run(model, batch), batch)
+    for i in range(4):
+        own = {n: batch[n][i] for n in ("input_ids", "attention_mask")}
+        logits = model(pixel_values=batch["pixel_values"][i : i + 1], **own).logits_per_image
+        torch.testing.assert_close(losses[i], nn.functional.cross_entropy(logits, batch["labels"][i : i + 1]))
+    one = [{**sample, "input_ids": sample["input_ids"][0]} for sample in data[:2]]
+    with pytest.raises(ValueError, match=r"^input_ids: found one text a sample; give each a list of those it chooses"):
+        default_collator(model)(one)
+    with pytest.raises(ValueError, match="among the captions of other samples a sample has no loss of its own"):
+        head.inputs({**batch, "input_ids": batch["input_ids"][:, 0]})
