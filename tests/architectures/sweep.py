@@ -156,7 +156,7 @@ class _Warnings(logging.Handler):
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage().rpartition("no rule covers ")[2])
+        self.texts.append(record.getMessage())
 
 
 def _worsen(result: Result, outcome: str, message: str = "") -> None:

@@ -96,8 +96,6 @@ def test_a_run_moves_the_weights_and_is_audited(kind, method, tmp_path):
 def test_per_sample_gradients_are_those_of_one_sample_at_a_time(kind):
     model, data = make(kind)
     model = model.double().eval()
-    if kind == "contrastive":
-        model.logit_scale.requires_grad_(False)  # one number, which has no rule yet
     head, batch = head_of(model), default_collator(model)(data[:5])
     batch = {name: v.double() if v.is_floating_point() else v for name, v in batch.items()}
 
