@@ -122,8 +122,9 @@ def columns_read(model: Model) -> list[str]:
     """The columns of a dataset that the model's forward pass takes, and those that hold or make its labels."""
     base = inner_model(model)
     masks = LABEL_MASKS if _predicts_input(base) else ()
-    labels = ("labels",) if kind_of(base) == "contrastive" else find_labels(type(base))
-    return [*inspect.signature(base.forward).parameters, "label", "label_ids", *masks, *labels]
+    # Some take labels by **kwargs (Qwen3.5), or none at all (CLIP), and their head reads them all the same.
+    labels = [*find_labels(type(base)), "label", "labels", "label_ids"]
+    return list(dict.fromkeys([*inspect.signature(base.forward).parameters, *masks, *labels]))
 
 
 def _predicts_input(base: PreTrainedModel) -> bool:

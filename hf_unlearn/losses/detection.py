@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
 from transformers.models.auto import modeling_auto
@@ -114,7 +114,7 @@ def kind_of(model: Any) -> HeadKind | None:
         return None
     kind = KIND_OF_CLASS[listed.__name__] if listed else KIND_OF_LOSS_TYPE.get(getattr(model, "loss_type", None) or "")
     if kind == "classification":
-        return classification_kind(model.config)
+        return classification_kind(model.config) if listed is None or _returns_logits(listed) else None
     if kind in ("causal_lm", "masked_lm") and model.config.is_encoder_decoder:
         return "seq2seq_lm"
     if listed and not _reads_labels_as(kind, listed, model.config.num_labels):
@@ -124,6 +124,14 @@ def kind_of(model: Any) -> HeadKind | None:
 
 def _in_transformers(cls: type) -> bool:
     return cls.__module__.startswith("transformers.")
+
+
+def _returns_logits(cls: Any) -> bool:
+    """Whether a classifier that takes no labels by name has logits; PP-LCNet calls them its last hidden state."""
+    forward = inspect.unwrap(cls.forward)
+    returned = forward.__annotations__.get("return")
+    outputs = get_args(returned) or (returned,)
+    return "labels" in inspect.signature(forward).parameters or any(hasattr(output, "logits") for output in outputs)
 
 
 def _reads_labels_as(kind: HeadKind | None, cls: Any, num_labels: int) -> bool:

@@ -9,6 +9,7 @@ import re
 from dataclasses import MISSING, fields
 from typing import Any
 
+from overrides import SETTINGS
 from transformers import PretrainedConfig
 
 VOCAB, WIDTH, HEADS, HEAD, INNER, LAYERS = 64, 16, 2, 8, 32, 2
@@ -17,7 +18,9 @@ POSITIONS, IMAGE, PATCH, MELS = 64, 32, 8, 16
 FIRST_TOKEN = 24
 
 # Fields that look like sizes and are none.
-LEFT = ("num_channels", "type_vocab_size", "input_channels")
+LEFT = ("num_channels", "type_vocab_size", "input_channels", "stem_num_channels")
+# Fields that follow from others where they are None, unless a part of a configuration brings its own.
+FOLLOWING = {"num_key_value_heads": HEADS, "head_dim": HEAD}
 _IDS = ("token_id", "token_index", "token_ids", "_idx")
 
 Value = int | list | tuple
@@ -63,9 +66,10 @@ RULES: list[tuple[str, Any]] = [
     (r"\w*(hidden_size|d_model|d_latents|_dim|embd|embedding_size|width|d_embed|embed_size)|dim", _stages(WIDTH)),
     (r"image_size|input_size|img_size", _stages(IMAGE)),
     (r"patch_size|tubelet_size", _at_most(PATCH)),
+    (r"num_patches", _at_most(16)),
     (r"num_mel_bins|n_mels|num_mel\w*|feature_size", _at_most(MELS)),
-    (r"conv_dim|conv_channels|\w*_out_channels|tdnn_dim|classifier_proj_size", _stages(WIDTH)),
-    (r"sliding_window|local_attention|attention_window|window_size|block_size|chunk_size|attention_chunk_size",
+    (r"conv_dim|conv_channels|\w*_out_channels|output_channels|tdnn_dim|classifier_proj_size", _stages(WIDTH)),
+    (r"sliding_window|context_size|local_attention|attention_window|window_size|block_size|chunk_size|attention_chunk_size",
      lambda default: default if not isinstance(default, int) else min(default, 4)),
 ]  # fmt: skip
 
@@ -75,6 +79,8 @@ def small_settings(config_class: type[PretrainedConfig]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for field in fields(config_class):  # type: ignore[arg-type]
         default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if default is None and field.name in FOLLOWING:
+            settings[field.name] = FOLLOWING[field.name]
         if field.name in LEFT or default is MISSING or default is None or isinstance(default, bool):
             continue
         if field.name.endswith(_IDS):
@@ -91,7 +97,16 @@ def small_settings(config_class: type[PretrainedConfig]) -> dict[str, Any]:
     for name in config_class.sub_configs:
         if isinstance(part := getattr(default_config, name, None), PretrainedConfig):
             settings[name] = {**small_settings(type(part)), "model_type": part.model_type}
-    return settings
+    return merged(settings, SETTINGS.get(config_class.model_type, {}))
+
+
+def merged(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others put over them, part by part."""
+    result = dict(settings)
+    for name, value in others.items():
+        inner = result.get(name)
+        result[name] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
 
 
 def _is_size(value: Any) -> bool:

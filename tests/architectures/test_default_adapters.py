@@ -1,6 +1,7 @@
 """The default adapter of networks without linear layers, mixtures of experts and state-space models."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from sweep import losses_of, merge_error, models_of, with_adapter
 from transformers import BertConfig, BertForSequenceClassification
 
+from hf_unlearn import UnlearningArguments, UnlearningTrainer, audit
 from hf_unlearn.models.adapter_targets import norms, target_modules
 from hf_unlearn.models.adapters import lora_config
 
@@ -95,3 +97,22 @@ def test_names_end_where_no_other_layer_has_them():
     # The pooler's dense layer stands outside the blocks.
     assert target_modules(model, ["classifier"]) == ["intermediate.dense", "key", "output.dense", "query", "value"]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["nabla_tau", "orthograd"])
+def test_a_classifier_that_takes_labels_by_keywords_is_trained_and_audited(method, tmp_path):
+    """Qwen3.5's forward names no labels."""
+    architecture = BY_NAME["Qwen3_5ForSequenceClassification"]
+    model = build(architecture).float()
+    assert "labels" not in inspect.signature(model.forward).parameters
+    batch = batch_for(architecture, model, 18)
+    data = [{name: value[i] for name, value in batch.items()} for i in range(18)]
+    forget_ds, retain_ds, unseen_ds = data[:4], data[4:12], data[12:]
+    args = UnlearningArguments(
+        output_dir=str(tmp_path), method=method, max_steps=1, per_device_train_batch_size=4, report_to="none",
+        use_cpu=True, disable_tqdm=True, stop_at_target=False,
+    )  # fmt: skip
+    trainer = UnlearningTrainer(model, forget_ds, retain_ds, args, unseen_ds=unseen_ds)
+    trainer.train()
+    report = audit(trainer.model, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=unseen_ds)
+    assert 0 <= report.metrics["forget_accuracy"] <= 1

@@ -500,6 +500,7 @@ def test_labels_that_do_not_line_up_are_refused():
         (hf.BertModel, hf.BertConfig(**BERT)),
         (hf.BertForNextSentencePrediction, hf.BertConfig(**BERT)),
         (hf.BartForCausalLM, hf.BartConfig(**BART)),
+        (hf.PPLCNetForImageClassification, hf.PPLCNetConfig(scale=0.25, class_expand=8)),
         (hf.XLNetLMHeadModel, hf.XLNetConfig(vocab_size=VOCAB, d_model=16, n_layer=1, n_head=2, d_inner=16)),
         (hf.XLNetForQuestionAnswering, hf.XLNetConfig(vocab_size=VOCAB, d_model=16, n_layer=1, n_head=2, d_inner=16)),
         (hf.SegformerForSemanticSegmentation, hf.SegformerConfig(
