@@ -35,11 +35,14 @@ def unpadded_images(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
             if not len(inputs[grid]):
                 del inputs[name], inputs[grid]
     pixels = inputs.get("pixel_values")
-    # Some take [samples, images, ...] themselves: those that mask pixels, and those that cut an image into several.
-    by_sample = _takes(model, "pixel_attention_mask") or hasattr(model.config, "image_grid_pinpoints")
-    if isinstance(pixels, Tensor) and pixels.dim() == 5 and not by_sample:
+    if isinstance(pixels, Tensor) and pixels.dim() == 5 and not _takes_images_by_sample(model):
         inputs["pixel_values"] = pixels.flatten(0, 1)
     return inputs
+
+
+def _takes_images_by_sample(model: Any) -> bool:
+    """Whether its pixels are `[batch, images, ...]`: models that mask pixels, and that cut an image into several."""
+    return _takes(model, "pixel_attention_mask") or hasattr(model.config, "image_grid_pinpoints")
 
 
 def _own_patches(patches: Tensor, counts: Tensor) -> Tensor:
