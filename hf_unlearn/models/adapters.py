@@ -83,6 +83,11 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig | Literal["auto"
         raise ValueError(
             f"model: this {type(model).__name__} has an adapter already; unlearn that one, or merge it first"
         )
+    if model.config.model_type == "reformer":
+        raise ValueError(
+            "peft_config: Reformer's reversible layers give no gradient to an adapter beside frozen embeddings; train "
+            "all weights (peft_config=None)"
+        )
     config = default_config(model) if peft_config == "auto" else copy.deepcopy(peft_config)
     check_config(config)
     trains = gradient_flags(model)

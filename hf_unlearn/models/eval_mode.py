@@ -20,6 +20,10 @@ class EvalMode:
         """Put the model in eval mode, except for the flag that activation checkpointing depends on."""
         model.eval()
         for module in model.modules():
+            if hasattr(module, "attention_bias_cache"):
+                # LeViT's attention in eval mode keeps what it once computed from its weights; nothing else differs.
+                vars(module)["attention_bias_cache"] = {}
+                module.training = True
             if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
                 module.training = True
                 for name, value in list(vars(module).items()):

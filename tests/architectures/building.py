@@ -12,6 +12,8 @@ import transformers as tf
 from shrinking import FIRST_TOKEN, IMAGE, MELS, VOCAB, small_settings
 from transformers.models.auto import modeling_auto
 
+from hf_unlearn.models.eval_mode import EvalMode
+
 Batch = dict[str, torch.Tensor]
 # The task of a batch, by the MODEL_FOR_*_MAPPING_NAMES of transformers; a class in several lists counts once.
 TASKS = {
@@ -63,7 +65,11 @@ def build(architecture: Architecture, seed: int = 0) -> Any:
         largest = max(weights, key=lambda name: weights[name].numel())
         raise ValueError(f"{count} weights, the largest {largest} {list(weights[largest].shape)}")
     torch.manual_seed(seed)
-    model = cls(small_config(cls, architecture)).double().train(architecture.model_type in TRAINING)
+    model = cls(small_config(cls, architecture)).double()
+    if architecture.model_type in TRAINING:
+        model.train()
+    else:
+        EvalMode().apply(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hf_unlearn.losses import head_of
 from hf_unlearn.models.adapters import add_adapter, merged
+from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.factors import Recording
 from hf_unlearn.per_sample.layers import NotCovered
@@ -166,7 +167,8 @@ def _worsen(result: Result, outcome: str, message: str = "") -> None:
 
 def with_adapter(model: Any, dtype: torch.dtype, seed: int = 0) -> Any:
     """With the default adapter, as after some steps: at first lora_B is zero, and lora_A has no gradient."""
-    adapted = add_adapter(model).to(dtype).eval()
+    adapted = add_adapter(model).to(dtype)
+    EvalMode().apply(adapted)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in adapted.parameters():

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer, audit
 from hf_unlearn.models.adapter_targets import norms, target_modules
-from hf_unlearn.models.adapters import lora_config
+from hf_unlearn.models.adapters import add_adapter, lora_config
 
 BY_NAME = {architecture.name: architecture for architecture in architectures()}
 
@@ -116,3 +116,20 @@ def test_a_classifier_that_takes_labels_by_keywords_is_trained_and_audited(metho
     trainer.train()
     report = audit(trainer.model, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=unseen_ds)
     assert 0 <= report.metrics["forget_accuracy"] <= 1
+
+
+def test_levit_trains_its_attention_biases_in_eval_mode():
+    """In plain eval mode their second use goes through a graph that is gone."""
+    architecture = BY_NAME["LevitForImageClassification"]
+    model = build(architecture)
+    batch = batch_for(architecture, model, 3)
+    for _ in range(2):
+        model.zero_grad()
+        losses_of(model)(batch).mean().backward()
+        biases = [weight for name, weight in model.named_parameters() if "attention_biases" in name]
+        assert any(weight.grad.any() for weight in biases)  # the last stage has one position alone
+
+
+def test_reformer_is_refused_an_adapter():
+    with pytest.raises(ValueError, match=r"^peft_config: Reformer's reversible layers give no gradient to an adapter"):
+        add_adapter(build(BY_NAME["ReformerForMaskedLM"]))
