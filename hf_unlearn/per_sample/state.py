@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class ModuleState:
-    """Attributes and buffers of all modules: counters, statistics, lazily made masks."""
+    """The tensors among attributes and buffers of all modules: counters, statistics, lazily made masks."""
 
     def __init__(self, model: nn.Module):
         self.attributes = {module: dict(vars(module)) for module in model.modules()}
@@ -23,9 +23,13 @@ class ModuleState:
         """Make them what they were."""
         for module, before in self.attributes.items():
             now = vars(module)
-            for name in now.keys() - before.keys():
-                del now[name]
-            now.update(before)
+            # Other attributes say what has been set up (transformers' hooks that record outputs), and it still is.
+            for name in [name for name, value in now.items() if isinstance(value, Tensor)]:
+                if name in before:
+                    now[name] = before[name]
+                else:
+                    del now[name]
+            now.update({name: value for name, value in before.items() if isinstance(value, Tensor)})
         for module, of_module in self.buffers.items():
             module._buffers.clear()
             for name, (buffer, values) in of_module.items():
@@ -36,7 +40,7 @@ class ModuleState:
 
 @contextmanager
 def unchanged_state(model: nn.Module) -> Iterator[None]:
-    """Attributes and buffers of all modules are afterwards what they were."""
+    """Tensors among attributes and buffers of all modules are afterwards what they were."""
     state = ModuleState(model)
     try:
         yield

@@ -56,7 +56,7 @@ class Trace:
 
     Attributes:
         losses: of the samples [k], with their graph.
-        moves: which rows were taken.
+        moves: operations, and what they took.
         layers: the calls of layers with a rule.
         modules: the calls of modules that are run again.
         weights: those that parametrizations computed.
