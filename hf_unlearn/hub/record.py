@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,12 +19,15 @@ from transformers import PreTrainedModel
 from hf_unlearn._version import __version__
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.types import AnyDataset, RequestKind
+from hf_unlearn.hub.chain import find_break, find_missing, in_records, links, records_of, salted
 from hf_unlearn.hub.record_schema import SCHEMA_VERSION, check_record, read_record
 from hf_unlearn.hub.release_files import RECORD_FILE as RECORD_FILE
 from hf_unlearn.hub.release_files import hash_files
 from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.report.audit_report import AuditReport
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 def base_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -68,6 +69,7 @@ def make_record(
     weights: Mapping[str, str | None],
     report: AuditReport | None,
     outcome: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one run, ready for JSON.
 
@@ -85,9 +87,10 @@ def make_record(
         weights: `kind` ("model" or "adapter"), and the hashes `before` and `after`; None where it was not available.
         report: the audit, if there is one.
         outcome: how the run ended, as plain values; None where nothing was run.
+        after: the record of the request before, on whose model the run went on; see `hf_unlearn.hub.chain`.
     """
-    salt = secrets.token_bytes(16)
-    hashes = sorted(_salted(content, salt) for content in sample_hashes(forget_ds, columns))
+    salt = secrets.token_bytes(16).hex()
+    hashes = sorted(salted(content, salt) for content in sample_hashes(forget_ds, columns))
     return {
         "schema_version": SCHEMA_VERSION,
         "library": f"hf_unlearn {__version__}",
@@ -98,14 +101,11 @@ def make_record(
         "weights": {"algorithm": "sha256", **weights},
         "outcome": None if outcome is None else dict(outcome),
         "audit": None if report is None else {**report.verdict, "metrics": report.metrics},
-        "salt": salt.hex(),
+        "salt": salt,
         "sample_hashes": hashes,
         "files": {},  # their hashes, once they are written
+        **links(after),
     }
-
-
-def _salted(content_hash: bytes, salt: bytes) -> str:
-    return hashlib.blake2b(content_hash, digest_size=16, key=salt).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,22 @@ def verify(
     record: Mapping[str, Any] | str | Path,
     model: PreTrainedModel | PeftModel | str | Path | None = None,
     samples: AnyDataset | None = None,
+    earlier: Sequence[Mapping[str, Any] | str | Path] = (),
 ) -> Verification:
-    """Check a record against a model, against samples, or both.
+    """Check a record against a model, against samples, or both; and the records before it, where it has some.
 
     Args:
         record: the content of `unlearning.json`, or its path.
         model: a model, or its folder or Hub name; an adapter if the record is of an adapter. In a folder whose weights
             are those after unlearning, the files of the record that are there are compared, too.
         samples: samples that should have been forgotten, preprocessed like the forget dataset; not necessarily all.
+            They may be those of an earlier request, too.
+        earlier: records that were published before, or their paths, the oldest first: they have to be in the chain.
 
     Raises:
         ValueError: neither is given, the record is none of this version, or the samples lack a column of it.
     """
-    record = read_record(record) if isinstance(record, (str, Path)) else check_record(record)
+    record = given_record(record)
     checks = []
     if model is not None:
         checks.append(_verify_weights(record["weights"], model))
@@ -148,9 +151,47 @@ def verify(
             checks.append(_verify_files(record, Path(model)))
     if samples is not None:
         checks.append(_verify_samples(record, samples))
+    if len(records_of(record)) > 1 or "previous" in record or earlier:
+        checks.append(_verify_chain(record, [given_record(each) for each in earlier]))
     if not checks:
         raise ValueError("verify: nothing to check the record against; give a model, samples, or both")
     return Verification(all(matches for matches, _ in checks), "; ".join(sentence for _, sentence in checks))
+
+
+def given_record(record: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    """A record, or the one in a file; checked.
+
+    Raises:
+        ValueError: it is none of this version; one line.
+    """
+    return read_record(record) if isinstance(record, (str, Path)) else check_record(record)
+
+
+def check_goes_on(record: Mapping[str, Any], model: PreTrainedModel | PeftModel) -> None:
+    """Refuse a model that is not the one of a record, as its run ended.
+
+    Raises:
+        ValueError: it has other weights; one line.
+    """
+    matches, sentence = _verify_weights(record["weights"], model)
+    # Saved in half precision, and loaded to train in float32.
+    if not matches and not isinstance(model, PeftModel):
+        state = model.state_dict()
+        halves = ({name: _rounded(tensor, dtype) for name, tensor in state.items()} for dtype in HALF)
+        matches = any(weights_hash(half) == record["weights"]["after"] for half in halves)
+    if not matches:
+        raise ValueError(f"after: is not the record of this model ({sentence}); give the model that was saved with it")
+
+
+def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _verify_chain(record: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> tuple[bool, str]:
+    problem = find_break(record) or find_missing(record, earlier)
+    if problem is not None:
+        return False, f"chain: {problem}"
+    return True, f"chain: {len(records_of(record))} requests, each record follows the one before"
 
 
 def _verify_weights(weights: Mapping[str, str | None], model: Any) -> tuple[bool, str]:
@@ -187,17 +228,9 @@ def _verify_files(record: Mapping[str, Any], folder: Path) -> tuple[bool, str]:
 
 
 def _verify_samples(record: Mapping[str, Any], samples: Any) -> tuple[bool, str]:
-    names = list(samples.column_names if hasattr(samples, "column_names") else samples[0])
-    columns = record["request"]["columns"]
-    if missing := [name for name in columns if name not in names]:
-        raise ValueError(
-            f"samples: have no column {missing[0]!r} of the record, only {names}; preprocess them like "
-            "the forget dataset"
-        )
-    salt = bytes.fromhex(record["salt"])
-    recorded = Counter(record["sample_hashes"])
-    given = Counter(_salted(content, salt) for content in sample_hashes(samples, columns))
-    matching, count = (recorded & given).total(), given.total()
+    records = records_of(record)
+    matching, count = sum(number is not None for number in in_records(records[::-1], samples)), len(samples)
     share = "all" if matching == count else f"{matching} of"
-    total = record["request"]["samples"]
-    return matching == count, f"samples: {share} {count} given are among the {total} forgotten samples of the record"
+    total = sum(each["request"]["samples"] for each in records)
+    whose = "the record" if len(records) == 1 else f"{len(records)} requests"
+    return matching == count, f"samples: {share} {count} given are among the {total} forgotten samples of {whose}"

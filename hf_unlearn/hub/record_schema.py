@@ -111,7 +111,22 @@ def check_record(record: Any) -> Mapping[str, Any]:
             f"record: has {len(record['sample_hashes'])} sample_hashes for {record['request']['samples']} samples; "
             f"{ADVICE}"
         )
+    _check_links(record)
     return record
+
+
+def _check_links(record: Mapping[str, Any]) -> None:
+    """The two fields that only the record of a later request has, and every record before it."""
+    previous, chain = record.get("previous"), record.get("chain", [])
+    if not _is_optional(_is_hex(64))(previous):
+        raise ValueError(f"record: previous is {_shown(previous)}, expected 64 hexadecimal digits; {ADVICE}")
+    if not _is_list(_is_mapping)(chain) or any("chain" in earlier for earlier in chain):
+        raise ValueError(f"record: chain is {_shown(chain)}, expected a list of records without chains; {ADVICE}")
+    for number, earlier in enumerate(chain, start=1):
+        try:
+            check_record(earlier)
+        except ValueError as error:
+            raise ValueError(f"record: {number} in its chain: {str(error).removeprefix('record: ')}") from None
 
 
 def _shown(value: Any) -> str:

@@ -53,7 +53,7 @@ def anonymise_groups(report: AuditReport, label_names: Mapping[Any, str]) -> Aud
 
 def write_release_files(
     folder: Path, facts: CardFacts, record: Mapping[str, Any] | None, names: Iterable[str]
-) -> None:
+) -> Mapping[str, Any] | None:
     """Write card, audit and record to a folder that has the weights, and remove the training arguments.
 
     The record is written last: it gets the hashes of all other files of the release. An earlier audit and record in
@@ -64,6 +64,9 @@ def write_release_files(
         facts: what the card says.
         record: the record; None where nothing is claimed.
         names: the files that model and processor have written for this release; others that lie there are of none.
+
+    Returns:
+        The record as it was written.
 
     Raises:
         PushError: there are no safetensors among them, as after ZeRO-3 without gathered weights.
@@ -85,9 +88,11 @@ def write_release_files(
             write(folder / name)
             written.add(name)
     if record is not None:
-        text = json.dumps({**record, "files": hash_files(folder, written)}, indent=1, allow_nan=False) + "\n"
+        record = {**record, "files": hash_files(folder, written)}
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         with replacing(folder / RECORD_FILE) as temporary:  # last: with it the release is complete
             temporary.write_text(text, encoding="utf-8")
+    return record
 
 
 def check_release(folder: Path) -> list[str]:

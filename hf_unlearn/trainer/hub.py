@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo, run_as_future
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack, override
 
 from hf_unlearn.auditing.audit import AuditOptions
@@ -25,10 +26,11 @@ from hf_unlearn.data.hashing import compared_columns, weights_hash
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.hub.errors import writing
 from hf_unlearn.hub.model_card import CardFacts
-from hf_unlearn.hub.record import make_record
+from hf_unlearn.hub.record import adapter_state, make_record
 from hf_unlearn.hub.release import anonymise_groups, write_release_files
 from hf_unlearn.hub.upload import check_revision, create_repo, upload
 from hf_unlearn.methods import METHODS
+from hf_unlearn.models.types import Model
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.outcome import Outcome
@@ -79,13 +81,16 @@ class HubMixin(WeightsMixin):
     Attributes:
         audit_report: the report of the last `audit`; None once the weights may have changed.
         outcome: how the last run ended; None before the first one has.
+        after: the record of the request before, on whose model the run goes on; None where there was none.
     """
 
+    after: Mapping[str, Any] | None
     hub_model_id: str | None  # type: ignore[assignment]  # `Trainer` names no type
 
     def __init__(self, **kwargs: Any):
         self.audit_report: AuditReport | None = None
         self.outcome: Outcome | None = None
+        self._latest_record: Mapping[str, Any] | None = None  # of the weights as they are now
         super().__init__(**kwargs)
 
     @override
@@ -109,7 +114,7 @@ class HubMixin(WeightsMixin):
     @override
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; audits from before and during it no longer count, as the weights have moved."""
-        self.outcome = None
+        self.outcome = self._latest_record = None
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -245,9 +250,10 @@ class HubMixin(WeightsMixin):
     def _complete(self, folder: Path, release: Release) -> None:
         """Card, audit and record, beside the weights; and the processor, which an adapter is saved without."""
         facts = self._card_facts(release)
-        record = None if release.adapter_alone else self._record(folder, release, facts)
+        record = None if release.adapter_alone else self._record(self._saved_weights(folder), release, facts)
         names = os.listdir(folder) if release.adapter_alone else self._saved_names
-        write_release_files(folder, facts, record, names)
+        written = write_release_files(folder, facts, record, names)
+        self._latest_record = written or self._latest_record
 
     def _card_facts(self, release: Release) -> CardFacts:
         method = METHODS[self.args.method]
@@ -269,18 +275,29 @@ class HubMixin(WeightsMixin):
     def _hyperparameters(self) -> Mapping[str, Any]:
         return {} if self._unlearning_state is None else self._unlearning_state.hyperparameters
 
-    def _record(self, folder: Path, release: Release, facts: CardFacts) -> dict[str, Any]:
-        state = self._unlearning_state
+    def _record(self, saved_weights: Mapping[str, Tensor], release: Release, facts: CardFacts) -> dict[str, Any]:
+        before = None if self._unlearning_state is None else self._unlearning_state.original_hash
+        if self.after is not None:  # in another dtype the same weights have another hash
+            before = self.after["weights"]["after"]
         return make_record(
             forget_ds=self.forget_ds, columns=compared_columns(self.forget_ds, columns_read(self.model)),
             request=self.request, request_id=release.request_id, method=facts.method, settings=facts.settings,
             report=release.report, outcome=None if self.outcome is None else self.outcome.to_dict(),
             weights={
                 "kind": "model" if facts.kind == "merged" else facts.kind,
-                "before": None if state is None else state.original_hash,
-                "after": weights_hash(self._saved_weights(folder)),
+                "before": before,
+                "after": weights_hash(saved_weights),
             },
+            after=self.after,
         )  # fmt: skip
+
+    def _record_of(self, model: Model) -> Mapping[str, Any]:
+        """The record of the last run: the one that was saved or pushed, or one made of the model; all call it."""
+        if self._latest_record is None and self.is_world_process_zero():
+            release = Release(report=self.audit_report)
+            weights = adapter_state(model) if isinstance(model, PeftModel) else model.state_dict()
+            self._latest_record = self._record(weights, release, self._card_facts(release))
+        return broadcast_object_list([self._latest_record])[0]
 
     def _published_report(self, report: AuditReport | None) -> AuditReport | None:
         """The audit that a release carries: the one given, the last one, or one made where there is unseen data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -25,6 +26,8 @@ from hf_unlearn.data.collator import default_collator, readable_collator
 from hf_unlearn.data.general import GeneralData
 from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler
 from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.hub.chain import refuse_forgotten
+from hf_unlearn.hub.record import check_goes_on, given_record
 from hf_unlearn.methods import SurgeryMethod
 from hf_unlearn.models.adapter_checks import gradient_flags, remove_adapter
 from hf_unlearn.models.adapters import adapted, wants_adapter
@@ -38,9 +41,10 @@ from hf_unlearn.per_sample.graph_parameters import reachable_parameters
 from hf_unlearn.report.tables import print_metrics
 from hf_unlearn.targets import Objective, make_target
 from hf_unlearn.trainer.arguments import UnlearningArguments
-from hf_unlearn.trainer.beginning import BeginningMixin, check_base
+from hf_unlearn.trainer.beginning import check_base
 from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback
 from hf_unlearn.trainer.checkpointing import UnlearningState
+from hf_unlearn.trainer.continuing import ContinuingMixin
 from hf_unlearn.trainer.cost import CostCounter, warn_of_cost
 from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
@@ -51,7 +55,7 @@ from hf_unlearn.trainer.smoothed_step import SmoothedStep
 from hf_unlearn.trainer.surgery_step import SurgeryStep
 
 
-class UnlearningTrainer(BeginningMixin):
+class UnlearningTrainer(ContinuingMixin):
     """Makes a trained model forget `forget_ds` and keep `retain_ds`.
 
     Everything `transformers.Trainer` accepts still works: callbacks, optimizers, compute_metrics, resume, hub
@@ -80,6 +84,9 @@ class UnlearningTrainer(BeginningMixin):
         base_model: what `model` was fine-tuned from: a model, the name of a checkpoint, or `"auto"`, the checkpoint
             that its configuration names. With `UnlearningArguments(reset=)` the weights go back towards it before the
             first step. Default: a fresh initialisation, as of a model that was trained from scratch.
+        after: the record (`unlearning.json`, its path or its content) that was saved with `model`, where it has
+            forgotten other samples before: the new record then follows it, and samples that an earlier request has
+            forgotten are refused in the other datasets. See `continue_with`.
         eval_dataset: for evaluation, as in `Trainer`; a dict of datasets, too.
         data_collator: samples to batch; default: `hf_unlearn.data.collator.readable_collator`.
         processing_class: tokenizer, image processor, feature extractor or processor.
@@ -111,6 +118,7 @@ class UnlearningTrainer(BeginningMixin):
         alternative_ds: AnyDataset | None = None,
         general_ds: GeneralData | None = None,
         base_model: PreTrainedModel | str | None = None,
+        after: Mapping[str, Any] | str | Path | None = None,
         eval_dataset: AnyDataset | dict[str, AnyDataset] | None = None,
         data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
         processing_class: ProcessingClass | None = None,
@@ -127,9 +135,18 @@ class UnlearningTrainer(BeginningMixin):
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
         args = UnlearningArguments() if args is None else copy.copy(args)
+        # What a further request is trained with; the arguments before this one's defaults are in them.
+        self._given = {
+            "args": copy.copy(args), "unseen_ds": unseen_ds, "general_ds": general_ds, "base_model": base_model,
+            "eval_dataset": eval_dataset, "data_collator": data_collator, "processing_class": processing_class,
+            "peft_config": peft_config, "per_sample_loss": per_sample_loss, "compute_metrics": compute_metrics,
+            "callbacks": callbacks, "optimizers": optimizers, "optimizer_cls_and_kwargs": optimizer_cls_and_kwargs,
+            "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
+        }  # fmt: skip
         check_arguments(
             args, model, model_init, forget_ds, retain_ds, compute_loss_func, optimizers, optimizer_cls_and_kwargs
         )
+        self.after = None if after is None else given_record(after)
         assert forget_ds is not None and retain_ds is not None
         self.peft_config, self.model_init = peft_config, model_init  # type: ignore[assignment]
         # Everything is checked before the model is touched; with model_init, on a model that is dropped afterwards.
@@ -137,6 +154,9 @@ class UnlearningTrainer(BeginningMixin):
         if not isinstance(first_model, PeftModel):
             check_not_quantized(first_model, "model", "cannot be trained, nor take a merged adapter")
         check_finite_weights(first_model)
+        if self.after is not None:
+            check_goes_on(self.after, first_model)
+            refuse_forgotten(self.after, {"retain_ds": retain_ds, "unseen_ds": unseen_ds})
         setup = resolve_setup(
             first_model, args, forget_ds=forget_ds, retain_ds=retain_ds, unseen_ds=unseen_ds,
             alternative_ds=alternative_ds, general_ds=general_ds, processing_class=processing_class,
