@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,18 +27,22 @@ class LoadedData(NamedTuple):
     processor: Any
 
 
-def load_datasets(
-    settings: DataSettings, model: PreTrainedModel, request: RequestKind | None, seed: int
-) -> LoadedData:
-    """Load the data of a command and prepare it for its model.
+class PreparedData(NamedTuple):
+    """All samples that the settings of a command name, ready for its model, and what prepared them."""
+
+    samples: Dataset
+    unseen_ds: Dataset | None
+    processor: Any
+
+
+def load_prepared(settings: DataSettings, model: PreTrainedModel) -> PreparedData:
+    """Load the samples of a command and prepare them for its model.
 
     Args:
-        settings: names of model, dataset, splits and columns, and what to forget.
+        settings: names of model, dataset, splits and columns.
         model: the model.
-        request: kind of request; None: by the column that `settings.forget` names.
-        seed: of a random forget dataset.
     """
-    assert settings.model is not None and settings.dataset is not None and settings.forget is not None
+    assert settings.model is not None and settings.dataset is not None
     samples, unseen_ds = load_samples(settings.dataset, settings.split), None
     if settings.unseen_dataset is not None or settings.unseen_split is not None:
         try:
@@ -48,15 +53,46 @@ def load_datasets(
     processor = load_processor(settings.model, model, needed=raw)
     columns = settings.columns_by_role()
     samples = prepare(samples, model, processor, columns=columns, name="dataset")
-    forget_ds, retain_ds = split_forget_retain(
-        samples, **parse_forget(settings.forget, samples), request=request, seed=seed
-    )
     if unseen_ds is not None:
         unseen_ds = prepare(unseen_ds, model, processor, columns=columns, name="unseen_dataset")
+    return PreparedData(samples, unseen_ds, processor)
+
+
+def split(
+    data: PreparedData, samples: Dataset, selection: Mapping[str, Any], request: RequestKind | None, seed: int
+) -> LoadedData:
+    """The datasets of one request.
+
+    Args:
+        data: the samples of the command.
+        samples: those of them that the request selects from.
+        selection: what is forgotten, as `split_forget_retain` takes it.
+        request: kind of request; None: by the selection.
+        seed: of a random forget dataset.
+    """
+    forget_ds, retain_ds = split_forget_retain(samples, **selection, request=request, seed=seed)
+    unseen_ds = data.unseen_ds
+    if unseen_ds is not None:
         # Columns of one side only (an index, a duration) are no inputs of the model.
         shared = [name for name in samples.column_names if name in unseen_ds.column_names]
         forget_ds, retain_ds, unseen_ds = (ds.select_columns(shared) for ds in (forget_ds, retain_ds, unseen_ds))
-    return LoadedData(forget_ds, retain_ds, unseen_ds, processor)
+    return LoadedData(forget_ds, retain_ds, unseen_ds, data.processor)
+
+
+def load_datasets(
+    settings: DataSettings, model: PreTrainedModel, request: RequestKind | None, seed: int
+) -> LoadedData:
+    """Load the data of a command, prepare it for its model and split it.
+
+    Args:
+        settings: names of model, dataset, splits and columns, and what to forget.
+        model: the model.
+        request: kind of request; None: by the column that `settings.forget` names.
+        seed: of a random forget dataset.
+    """
+    assert settings.forget is not None
+    data = load_prepared(settings, model)
+    return split(data, data.samples, parse_forget(settings.forget, data.samples), request, seed)
 
 
 def cache_folders(data: LoadedData) -> list[Path]:
@@ -65,3 +101,9 @@ def cache_folders(data: LoadedData) -> list[Path]:
     named = (data.forget_ds, data.retain_ds, data.unseen_ds)
     files = [Path(file["filename"]).resolve() for ds in named if ds is not None for file in ds.cache_files]
     return sorted({file.parent for file in files if cache in file.parents})
+
+
+def print_cache_folders(data: LoadedData) -> None:
+    """Say where else the samples of a command are, now that some are to be gone."""
+    for folder in cache_folders(data):
+        print(f"The cache of datasets holds the samples, too; delete it once they are to be gone: {folder}")

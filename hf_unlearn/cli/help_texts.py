@@ -69,6 +69,7 @@ method (these, and every setting of TrainingArguments, have their names from Pyt
 
   --config FILE          the same settings from a YAML file; flags override it
   --resume               continue from the newest complete checkpoint in --output_dir, such as Ctrl-C saves
+  --after RECORD         a further request, on the model in the folder of the last one's unlearning.json
   --help-all             all settings"""
 
 AUDIT = f"""\
@@ -140,13 +141,15 @@ settings:
 VERIFY = f"""\
 hf-unlearn verify: does an unlearning record match a model, and the samples that were to be forgotten?
 
-usage: hf-unlearn verify RECORD [--model M] [--dataset D --forget WHAT]
+usage: hf-unlearn verify RECORD ... --model M [--dataset D --forget WHAT]
 
 example: are these the weights after unlearning, and were these samples among the forgotten?
   hf-unlearn verify unlearning.json --model out
   hf-unlearn verify unlearning.json --model out --dataset me/images --split train --forget 'label=3'
 
-  RECORD                 the file unlearning.json, which run and push_to_hub save with the model
+  RECORD                 the file unlearning.json, which run and push_to_hub save with the model. After several
+                         requests it has all their records, and every link is checked; records that were
+                         published before go first, the oldest first: are they still part of it?
   --model M              name on the Hub or folder of the model; it also prepares the samples
 
 {DATA}

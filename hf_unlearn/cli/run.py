@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from hf_unlearn.cli import NOT_FORGOTTEN, before_work
-from hf_unlearn.cli.datasets import cache_folders, load_datasets
+from hf_unlearn.cli.datasets import LoadedData, load_datasets, print_cache_folders
 from hf_unlearn.cli.interruption import Interruption
 from hf_unlearn.cli.settings import GENERAL_DS, DataSettings, parse, setting
+from hf_unlearn.hub.record_schema import read_record
 from hf_unlearn.hub.upload import push_folder
 from hf_unlearn.methods import METHODS
 from hf_unlearn.models.adapters import lora_config, wants_adapter
@@ -42,10 +45,14 @@ class RunSettings(DataSettings):
     )
     general_ds: str | None = setting(None, GENERAL_DS)
     base_model: str | None = setting(None, "What the model was fine-tuned from: a name, a folder, or auto.")
+    after: str | None = setting(
+        None, "Record (unlearning.json) of the request before; without --model its folder has the model."
+    )
     resume: bool = setting(False, "Continue from the newest complete checkpoint in output_dir.")
 
 
 SETTINGS = (RunSettings, UnlearningArguments)
+Load: TypeAlias = Callable[[PreTrainedModel], LoadedData]
 
 
 def main(argv: list[str]) -> int:
@@ -56,16 +63,52 @@ def main(argv: list[str]) -> int:
         return 0
     settings, args = parsed
     with before_work():
+        after = _read_after(settings)
         settings.require("model", "dataset", "forget")
         _check_output_dir(settings, args)
+
+    def load(model: PreTrainedModel) -> LoadedData:
+        with args.main_process_first(desc="preparing the samples"):
+            return load_datasets(settings, model, args.request, args.seed)
+
+    trainer, data = unlearn(settings, args, load, after, settings.resume or args.resume_from_checkpoint)
+    trainer.save_release()
+    assert trainer.outcome is not None
+    level = None if trainer.audit_report is None else trainer.audit_report.verdict["level"]
+    code = exit_code(trainer.outcome, level)
+    if trainer.is_world_process_zero():
+        print_cache_folders(data)
+        _report_and_push(trainer, trainer.outcome, level, is_pushed=args.push_to_hub and code == 0)
+    return code
+
+
+def unlearn(
+    settings: RunSettings,
+    args: UnlearningArguments,
+    load: Load,
+    after: Mapping[str, Any] | None,
+    resume: str | bool | None,
+) -> tuple[UnlearningTrainer, LoadedData]:
+    """Load a model and unlearn.
+
+    Args:
+        settings: of the command, the name of the model among them.
+        args: of the trainer.
+        load: makes the datasets, ready for the model.
+        after: the record of the request before, where there was one.
+        resume: as `UnlearningTrainer.train` takes it.
+
+    Returns:
+        The trainer, at the end of its run, and the datasets.
+    """
+    with before_work():
         quiet()
-        model = load_model(settings.model, settings.dtype)
+        model = load_model(str(settings.model), settings.dtype)
         check_not_quantized(model, "model", "cannot be trained, nor take a merged adapter")
         peft_config = _peft_config(settings.peft_config, model)
         if settings.dtype == "auto" and not wants_adapter(model, peft_config, METHODS[args.method].lora_by_default):
-            train_in_float32(model, settings.model)
-        with args.main_process_first(desc="preparing the samples"):
-            data = load_datasets(settings, model, args.request, args.seed)
+            train_in_float32(model, str(settings.model))
+        data = load(model)
         interruption = Interruption()
         trainer = UnlearningTrainer(
             model,
@@ -75,23 +118,31 @@ def main(argv: list[str]) -> int:
             unseen_ds=data.unseen_ds,
             general_ds=settings.general_ds,
             base_model=settings.base_model,
+            after=after,
             processing_class=data.processor,
             peft_config=peft_config,
             callbacks=[interruption],
         )
     try:
-        trainer.train(resume_from_checkpoint=settings.resume or args.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=resume)
     finally:
         interruption.restore()
-    trainer.save_release()
-    assert trainer.outcome is not None
-    level = None if trainer.audit_report is None else trainer.audit_report.verdict["level"]
-    code = exit_code(trainer.outcome, level)
-    if trainer.is_world_process_zero():
-        for folder in cache_folders(data):
-            print(f"The cache of datasets holds the samples, too; delete it once they are to be gone: {folder}")
-        _report_and_push(trainer, trainer.outcome, level, is_pushed=args.push_to_hub and code == 0)
-    return code
+    return trainer, data
+
+
+def _read_after(settings: RunSettings) -> Mapping[str, Any] | None:
+    """The record of the request before; its folder is the model's where no model is named."""
+    if settings.after is None:
+        return None
+    if not os.path.isfile(settings.after):
+        raise ValueError(f"after: there is no file {settings.after!r}; give the unlearning.json of the request before")
+    record = read_record(settings.after)
+    if record["weights"]["kind"] == "adapter":
+        raise ValueError(
+            f"after: {settings.after!r} is the record of an adapter; go on in Python, with continue_with or after="
+        )
+    settings.model = settings.model or str(Path(settings.after).parent)
+    return record
 
 
 def exit_code(outcome: Outcome, level: str | None) -> int:

@@ -30,23 +30,25 @@ SETTINGS = (VerifySettings,)
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code: 1 if something does not match."""
-    record, flags = (None, argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
+    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
+    records, flags = argv[:count], argv[count:]
     parsed = parse("verify RECORD", SETTINGS, flags)
     if parsed is None:
         return 0
     [settings] = parsed
-    if record is None:
+    if not records:
         raise UsageError("RECORD: is missing; give the file unlearning.json first")
-    if not os.path.isfile(record):
-        raise UsageError(f"RECORD: there is no file {record!r}; `run` and push_to_hub save it with the model")
+    for record in records:
+        if not os.path.isfile(record):
+            raise UsageError(f"RECORD: there is no file {record!r}; `run` and push_to_hub save it with the model")
     samples = None
     with before_work():
         settings.require("model", *(["forget"] if settings.dataset is not None else []))
         check_at_least(0, settings, "seed")
-        content = read_record(record)
+        *earlier, content = map(read_record, records)
         quiet()
         if settings.dataset is not None:
             samples = load_datasets(settings, load_model(settings.model), settings.request, settings.seed).forget_ds
-        verification = verify(content, settings.model, samples)
+        verification = verify(content, settings.model, samples, earlier)
     print(verification)
     return 0 if verification.matches else 1

@@ -106,6 +106,34 @@ def split_forget_retain(
         >>> len(forget_ds), len(retain_ds), request_of(forget_ds)
         (2, 2, 'class')
     """
+    if request is not None:
+        check_request(request)
+    forget_indices = chosen_numbers(
+        dataset, column=column, values=values, fraction=fraction, stratify_by=stratify_by, indices=indices,
+        where=where, seed=seed,
+    )  # fmt: skip
+    if request is not None:
+        column = None
+    return _split(dataset, forget_indices, request or _request_of_column(dataset, column), column)
+
+
+def chosen_numbers(
+    dataset: AnyDataset,
+    *,
+    column: str | None = None,
+    values: Sequence[Any] | None = None,
+    fraction: float | None = None,
+    stratify_by: str | None = None,
+    indices: Sequence[int] | None = None,
+    where: Callable[[dict], bool] | None = None,
+    seed: int = 42,
+) -> list[int]:
+    """The numbers, ascending, of the samples that `split_forget_retain` puts into the forget dataset; as there.
+
+    Examples:
+        >>> chosen_numbers(datasets.Dataset.from_dict({"label": [0, 1, 2, 1]}), column="label", values=[1])
+        [1, 3]
+    """
     check_map_style("dataset", dataset)
     selectors = {"column": column, "fraction": fraction, "indices": indices, "where": where}
     given = [name for name, value in selectors.items() if value is not None]
@@ -113,17 +141,11 @@ def split_forget_retain(
         raise ValueError(
             f"split_forget_retain: give exactly one of column, fraction, indices and where, got {given or 'none'}"
         )
-    if request is not None:
-        check_request(request)
     if column is not None:
-        forget_indices = _indices_of_values(dataset, column, values)
-    elif fraction is not None:
-        forget_indices = _draw(dataset, fraction, stratify_by, seed)
-    else:
-        forget_indices = _selected(dataset, indices, where)
-    if request is not None:
-        column = None
-    return _split(dataset, forget_indices, request or _request_of_column(dataset, column), column)
+        return _indices_of_values(dataset, column, values)
+    if fraction is not None:
+        return _draw(dataset, fraction, stratify_by, seed)
+    return _selected(dataset, indices, where)
 
 
 def check_map_style(name: str, dataset: Any) -> None:

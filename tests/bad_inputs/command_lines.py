@@ -52,6 +52,12 @@ USAGE = [
     (f"run {NOTHING} --forget=indices={{}}/words.txt", "--forget: .* holds something else than sample numbers"),
     (f"run {NOTHING} --forget=1% --columns image", "--columns: 'image' is not of the form ROLE=NAME; write"),
     (f"run {NOTHING} --forget=1% --resume", "--resume: there is no checkpoint in 'unlearned'; give"),
+    (
+        f"run {NOTHING} --forget=1% --after=gone.json",
+        "--after: there is no file 'gone.json'; give the unlearning.json",
+    ),
+    (f"run {NOTHING} --forget=1% --after={{}}/broken.json", "RECORD: '.*broken.json' is not valid JSON .*; give the"),
+    ("verify {}/record.json gone.json --model=m", "RECORD: there is no file 'gone.json'; "),
     ("audit", "--model: is missing; give name on the Hub or folder"),
     ("audit --orignal=m", r"--orignal: there is no such setting; .*\(did you mean '--original'\?\)"),
     (f"audit {NOTHING} --forget=1%", "--unseen_split: is missing, and .*; give it, or --unseen_dataset"),

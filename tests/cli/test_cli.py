@@ -216,6 +216,33 @@ def test_verify(bases, tmp_path, capsys):
         assert words in capsys.readouterr().out
 
 
+def test_a_request_after_another(bases, tmp_path, capsys):
+    train = load_samples(str(bases / "vit-train.parquet"))
+    train.filter(lambda sample: sample["labels"] != 0).to_parquet("rest.parquet")
+    assert main(["run", *data(bases), "--forget=label=cat", "--output_dir=out", *QUICK]) == 0
+    later = ["run", "--after=out/unlearning.json", f"--unseen_dataset={bases / 'vit-unseen.parquet'}", *QUICK]
+    again = refused(capsys, [*later, f"--dataset={bases / 'vit-train.parquet'}", "--forget=label=bird"], 2)
+    assert "--dataset: has 4 samples that were forgotten before (sample 0 by record 1 of 1); take them out" in again
+    later += ["--dataset=rest.parquet"]
+    assert main([*later, "--forget=label=bird", "--output_dir=out-2"]) == 0
+    assert not same(weights("out"), weights("out-2"))
+    capsys.readouterr()
+    records = ["out/unlearning.json", "out-2/unlearning.json"]
+    assert main(["verify", *records, "--model=out-2", f"--dataset={bases / 'vit-train.parquet'}",
+                 "--forget=label=cat,bird"]) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "all 8 given are among the 8 forgotten samples of 2 requests; chain: 2 requests, each record" in printed
+    content = json.loads((tmp_path / "out-2" / "unlearning.json").read_text())
+    content["chain"][0]["request"]["kind"] = "samples"
+    (tmp_path / "changed.json").write_text(json.dumps(content))
+    assert main(["verify", "changed.json", "--model=out-2"]) == 1
+    assert "chain: record 2 of 2 does not follow record 1 of 2: one of them has changed" in capsys.readouterr().out
+    assert main(["verify", *records[::-1], "--model=out"]) == 1
+    assert "chain: record 1 of those given is not in the chain of the last" in capsys.readouterr().out
+    argv = [*later, "--model", str(bases / "vit"), "--forget=label=bird"]
+    assert "--after: is not the record of this model (weights: those from BEFORE" in refused(capsys, argv, 2)
+
+
 # ---- help ------------------------------------------------------------------------------------------------------
 
 
