@@ -70,6 +70,8 @@ method (these, and every setting of TrainingArguments, have their names from Pyt
   --config FILE          the same settings from a YAML file; flags override it
   --resume               continue from the newest complete checkpoint in --output_dir, such as Ctrl-C saves
   --after RECORD         a further request, on the model in the folder of the last one's unlearning.json
+  --requests FILE        many requests, each once, in place of --forget: a line is {{"id": ..., "forget": WHAT}}
+  --batch_requests N     with "kind": ... in their lines, so many of one kind may be forgotten in one run (1)
   --help-all             all settings"""
 
 AUDIT = f"""\

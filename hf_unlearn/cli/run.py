@@ -12,10 +12,12 @@ import torch
 from peft import PeftConfig
 from transformers import PreTrainedModel
 
-from hf_unlearn.cli import NOT_FORGOTTEN, before_work
+from hf_unlearn.cli import before_work
 from hf_unlearn.cli.datasets import LoadedData, load_datasets, print_cache_folders
+from hf_unlearn.cli.endings import exit_code, location
 from hf_unlearn.cli.interruption import Interruption
-from hf_unlearn.cli.settings import GENERAL_DS, DataSettings, parse, setting
+from hf_unlearn.cli.queue import run_queue
+from hf_unlearn.cli.settings import GENERAL_DS, DataSettings, check_at_least, parse, setting
 from hf_unlearn.hub.record_schema import read_record
 from hf_unlearn.hub.upload import push_folder
 from hf_unlearn.methods import METHODS
@@ -29,8 +31,6 @@ from hf_unlearn.trainer.outcome import Outcome
 from hf_unlearn.trainer.output_folder import goes_on_in, latest_folder, refuse_original_folder, used_by_another_run
 from hf_unlearn.trainer.trainer import UnlearningTrainer
 from hf_unlearn.training import quiet
-
-FAILED_ENDINGS = {"diverged": "the run diverged", "no steps": "the run took no step"}
 
 
 @dataclass
@@ -48,6 +48,8 @@ class RunSettings(DataSettings):
     after: str | None = setting(
         None, "Record (unlearning.json) of the request before; without --model its folder has the model."
     )
+    requests: str | None = setting(None, "File of requests, a JSON object a line, which are done one after the other.")
+    batch_requests: int = setting(1, "With --requests: how many of the same kind a run may forget together.")
     resume: bool = setting(False, "Continue from the newest complete checkpoint in output_dir.")
 
 
@@ -64,8 +66,13 @@ def main(argv: list[str]) -> int:
     settings, args = parsed
     with before_work():
         after = _read_after(settings)
-        settings.require("model", "dataset", "forget")
-        _check_output_dir(settings, args)
+        if settings.requests is not None:
+            _check_queue(settings, args)
+        else:
+            settings.require("model", "dataset", "forget")
+            _check_output_dir(settings, args)
+    if settings.requests is not None:
+        return run_queue(settings, args, settings.requests, settings.batch_requests, after, unlearn)
 
     def load(model: PreTrainedModel) -> LoadedData:
         with args.main_process_first(desc="preparing the samples"):
@@ -75,7 +82,7 @@ def main(argv: list[str]) -> int:
     trainer.save_release()
     assert trainer.outcome is not None
     level = None if trainer.audit_report is None else trainer.audit_report.verdict["level"]
-    code = exit_code(trainer.outcome, level)
+    code = exit_code(trainer.outcome.ending, level)
     if trainer.is_world_process_zero():
         print_cache_folders(data)
         _report_and_push(trainer, trainer.outcome, level, is_pushed=args.push_to_hub and code == 0)
@@ -130,6 +137,26 @@ def unlearn(
     return trainer, data
 
 
+def _check_queue(settings: RunSettings, args: UnlearningArguments) -> None:
+    """Refuse what does not go together with a file of requests."""
+    settings.require("model", "dataset")
+    check_at_least(1, settings, "batch_requests")
+    refuse_original_folder(str(args.output_dir), str(settings.model))
+    given = {
+        "forget": settings.forget, "resume": settings.resume, "push_to_hub": args.push_to_hub,
+        "resume_from_checkpoint": args.resume_from_checkpoint,
+    }  # fmt: skip
+    advice = {
+        "forget": "every request has its own", "push_to_hub": "push the last folder, once all are done",
+        "resume": "the same command goes on by itself", "resume_from_checkpoint": "the same command goes on by itself",
+    }  # fmt: skip
+    for name, value in given.items():
+        if value:
+            raise ValueError(f"{name}: does not go together with requests; {advice[name]}")
+    if args.world_size > 1:
+        raise ValueError(f"requests: got {args.world_size} processes; a queue runs on one")
+
+
 def _read_after(settings: RunSettings) -> Mapping[str, Any] | None:
     """The record of the request before; its folder is the model's where no model is named."""
     if settings.after is None:
@@ -145,17 +172,6 @@ def _read_after(settings: RunSettings) -> Mapping[str, Any] | None:
     return record
 
 
-def exit_code(outcome: Outcome, level: str | None) -> int:
-    """0, or 3 where the run or its audit says that the model is not one that has forgotten.
-
-    Args:
-        outcome: of the run.
-        level: of the audit's verdict; None where there was no audit.
-    """
-    failed = outcome.ending in FAILED_ENDINGS or level not in (None, "consistent", "unclear")
-    return NOT_FORGOTTEN if failed else 0
-
-
 def _check_output_dir(settings: RunSettings, args: UnlearningArguments) -> None:
     """Refuse, before anything is loaded, a folder with nothing to resume from, another run's or the original's."""
     folder = Path(str(args.output_dir))
@@ -165,23 +181,6 @@ def _check_output_dir(settings: RunSettings, args: UnlearningArguments) -> None:
     goes_on = goes_on_in(folder, settings.resume or args.resume_from_checkpoint)
     if not goes_on and not args.has_default_output_dir and (used := used_by_another_run(folder)) is not None:
         raise used
-
-
-def location(outcome: Outcome, level: str | None, folder: Path) -> str:
-    """Where the model is, and what can be said of it: by the run's outcome, then by the level of the verdict."""
-    if outcome.ending in FAILED_ENDINGS:
-        return f"The model in {folder} is not one that has forgotten: {FAILED_ENDINGS[outcome.ending]}"
-    sentences = {
-        "consistent": f"The model that has forgotten is in {folder}",
-        "remembers": f"The model in {folder} still remembers",
-        "hidden": f"The model in {folder} hides the data and still holds it",
-        "over-forgotten": f"The model in {folder} is over-forgotten: its losses give the forget samples away",
-        "damaged": f"The model in {folder} is damaged",
-        "unclear": f"Warning: the audit cannot tell whether the model in {folder} has forgotten",
-        None: f"Warning: without --unseen_dataset there was no audit, nobody knows whether the model in {folder} has "
-        "forgotten",
-    }  # fmt: skip
-    return sentences[level]
 
 
 def _report_and_push(trainer: UnlearningTrainer, outcome: Outcome, level: str | None, is_pushed: bool) -> None:
@@ -199,7 +198,7 @@ def _report_and_push(trainer: UnlearningTrainer, outcome: Outcome, level: str | 
         print(f"Pushed to {commit.commit_url}")
     if trainer.audit_report is not None:
         print(f"{trainer.audit_report.verdict['sentence']} More in {folder / 'audit.html'}")
-    print(location(outcome, level, folder))
+    print(location(outcome.ending, level, folder))
     print(outcome.sentence)
 
 

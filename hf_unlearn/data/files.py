@@ -39,3 +39,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file: killed at any moment, it has the line or has not, and no part of it.
+
+    When this returns, the line is on the disk.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "done.txt"
+        ...     append_line(path, "one")
+        ...     append_line(path, "two")
+        ...     path.read_text()
+        'one\\ntwo\\n'
+    """
+    content = path.read_bytes() if path.exists() else b""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content + line.encode() + b"\n")
+        flush(temporary)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or which files a folder has, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -83,12 +83,30 @@ def write_release_files(
     written = {name for name in names if is_release_file(name)} | {CARD}
     if others := sorted(names - written):
         logger.warning(f"Not part of the release, by their names: {', '.join(map(ascii, others))}")
-    if facts.report is not None:
-        for name, write in zip(AUDIT_FILES, (facts.report.to_json, facts.report.to_html), strict=True):
+    return write_claims(folder, facts.report, record, written)
+
+
+def write_claims(
+    folder: Path, report: AuditReport | None, record: Mapping[str, Any] | None, written: Iterable[str] = ()
+) -> Mapping[str, Any] | None:
+    """Write an audit and, last, a record with the hashes of all files.
+
+    Args:
+        folder: the folder.
+        report: the audit; None where there is none.
+        record: the record; None where nothing is claimed.
+        written: the other files that belong to them.
+
+    Returns:
+        The record as it was written.
+    """
+    names = {*written}
+    if report is not None:
+        for name, write in zip(AUDIT_FILES, (report.to_json, report.to_html), strict=True):
             write(folder / name)
-            written.add(name)
+            names.add(name)
     if record is not None:
-        record = {**record, "files": hash_files(folder, written)}
+        record = {**record, "files": hash_files(folder, names)}
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         with replacing(folder / RECORD_FILE) as temporary:  # last: with it the release is complete
             temporary.write_text(text, encoding="utf-8")

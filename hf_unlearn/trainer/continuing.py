@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from peft import PeftModel
 from typing_extensions import Self
 
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.hub.chain import records_of
+from hf_unlearn.hub.release import write_claims, write_release_files
 from hf_unlearn.models.types import Model
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.beginning import BeginningMixin
+from hf_unlearn.trainer.hub import Release
+
+
+class ForgottenRequest(NamedTuple):
+    """One of several requests that a run has forgotten together.
+
+    Attributes:
+        forget_ds: its samples.
+        folder: of its audit and record.
+        id: the data controller's identifier of the request, published unchanged.
+    """
+
+    forget_ds: AnyDataset
+    folder: Path
+    id: str
 
 
 class ContinuingMixin(BeginningMixin):
@@ -75,6 +94,41 @@ class ContinuingMixin(BeginningMixin):
         if args is None:
             further._given["args"] = self._given["args"]  # with the first folder's name
         return further
+
+    def save_requests(self, requests: Sequence[ForgottenRequest]) -> list[Mapping[str, Any]]:
+        """Save the model, and an audit and a record for each of some requests that this run has forgotten together.
+
+        The weights go to the folder of the last request, which is a release as of `save_release`; the records follow
+        each other, and all have the weights before and after this run. On one process.
+
+        Args:
+            requests: whose samples are, together, the forget dataset.
+
+        Returns:
+            The records, as they were written.
+        """
+        folder, whole, after = requests[-1].folder, self.forget_ds, self.after
+        self.save_model(str(folder), _internal_call=True)
+        weights, written = self._saved_weights(folder), []
+        try:
+            for request in requests:
+                self.forget_ds, self.audit_report = request.forget_ds, None
+                release = Release(report=self._published_report(None), request_id=request.id)
+                facts = self._card_facts(release)
+                if len(requests) > 1:
+                    facts = replace(facts, settings={**facts.settings, "requests_together": len(requests)})
+                record = self._record(weights, release, facts, after)
+                if request.folder == folder:
+                    after = write_release_files(folder, facts, record, self._saved_names)
+                else:
+                    request.folder.mkdir(parents=True, exist_ok=True)
+                    after = write_claims(request.folder, release.report, record)
+                assert after is not None
+                written.append(after)
+        finally:
+            self.forget_ds = whole
+        self._latest_record = after
+        return written
 
 
 def _numbered(args: UnlearningArguments, number: int) -> UnlearningArguments:

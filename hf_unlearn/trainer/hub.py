@@ -275,7 +275,14 @@ class HubMixin(WeightsMixin):
     def _hyperparameters(self) -> Mapping[str, Any]:
         return {} if self._unlearning_state is None else self._unlearning_state.hyperparameters
 
-    def _record(self, saved_weights: Mapping[str, Tensor], release: Release, facts: CardFacts) -> dict[str, Any]:
+    def _record(
+        self,
+        saved_weights: Mapping[str, Tensor],
+        release: Release,
+        facts: CardFacts,
+        after: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The record of the forget dataset, which follows `after`: by default the one of the request before."""
         before = None if self._unlearning_state is None else self._unlearning_state.original_hash
         if self.after is not None:  # in another dtype the same weights have another hash
             before = self.after["weights"]["after"]
@@ -288,7 +295,7 @@ class HubMixin(WeightsMixin):
                 "before": before,
                 "after": weights_hash(saved_weights),
             },
-            after=self.after,
+            after=self.after if after is None else after,
         )  # fmt: skip
 
     def _record_of(self, model: Model) -> Mapping[str, Any]:

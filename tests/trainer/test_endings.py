@@ -12,7 +12,7 @@ from tiny import make
 from transformers import TrainerCallback
 
 from hf_unlearn import audit
-from hf_unlearn.cli.run import exit_code, location
+from hf_unlearn.cli.endings import exit_code, location
 from hf_unlearn.methods import METHODS
 from hf_unlearn.report.numbers import show
 from hf_unlearn.targets import Ascent, DistributionTarget, MeanTarget
@@ -232,12 +232,12 @@ LEVELS = {None: 0, "consistent": 0, "unclear": 0, "remembers": 3, "over-forgotte
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_exit_code_is_that_of_audit_and_outcome(level):
     good = {"forget_loss": 0.5, "retain_loss": 0.02}
-    assert exit_code(ended(MeanTarget(0.5), good), level) == LEVELS[level]
-    assert exit_code(ended(Ascent(), good), level) == LEVELS[level]
-    assert exit_code(ended(MeanTarget(0.5), good, reason="it was not finite"), level) == 3
-    assert exit_code(ended(MeanTarget(0.5), good, steps=0), level) == 3
-    stopped = location(ended(MeanTarget(0.5), good, steps=0), level, Path("out"))
+    assert exit_code(ended(MeanTarget(0.5), good).ending, level) == LEVELS[level]
+    assert exit_code(ended(Ascent(), good).ending, level) == LEVELS[level]
+    assert exit_code(ended(MeanTarget(0.5), good, reason="it was not finite").ending, level) == 3
+    assert exit_code(ended(MeanTarget(0.5), good, steps=0).ending, level) == 3
+    stopped = location(ended(MeanTarget(0.5), good, steps=0).ending, level, Path("out"))
     assert stopped == "The model in out is not one that has forgotten: the run took no step"
-    sentence = location(ended(MeanTarget(0.5), good), level, Path("out"))
+    sentence = location(ended(MeanTarget(0.5), good).ending, level, Path("out"))
     assert (sentence.startswith("The model that has forgotten is in")) == (level == "consistent")
     assert sentence.startswith("Warning: ") == (level in (None, "unclear"))
