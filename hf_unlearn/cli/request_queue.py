@@ -37,7 +37,7 @@ class QueuedRequest:
 
 
 def read_requests(path: str | Path) -> list[QueuedRequest]:
-    """The requests in a file, one JSON object a line, in order; empty lines are none.
+    """The requests in a file, one JSON object a line, in order; empty lines do not count.
 
     Raises:
         ValueError: a line is no request, or has the id of another one; one line that says which.

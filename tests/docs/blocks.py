@@ -3,6 +3,7 @@
 import doctest
 import re
 import shlex
+from itertools import takewhile
 from pathlib import Path
 
 from hf_unlearn import UnlearningArguments
@@ -24,7 +25,7 @@ SETTINGS = {
     "run": [RunSettings, UnlearningArguments], "audit": [AuditSettings], "compare": [CompareSettings],
     "demo": [DemoSettings], "verify": [VerifySettings], "push": [PushSettings], "benchmark": [BenchmarkSettings],
 }  # fmt: skip
-BEFORE_FLAGS = {"benchmark": 1, "compare": 1, "verify": 1, "push": 2}
+BEFORE_FLAGS = {"benchmark": 1, "compare": 1, "verify": 1, "push": 2}  # verify: one or more
 assert SETTINGS.keys() == set(COMMANDS)
 
 
@@ -74,6 +75,8 @@ def check(words: list[str]) -> str:
         command, *flags = rest
         if command == "compare":
             assert Comparison.from_yaml(ROOT / flags[0]).load_task_class()
-        assert parse(command, SETTINGS[command], flags[BEFORE_FLAGS.get(command, 0) :]) is not None
+        before = len(list(takewhile(lambda word: not word.startswith("-"), flags)))
+        assert before == BEFORE_FLAGS.get(command, 0) or (command == "verify" and before), words
+        assert parse(command, SETTINGS[command], flags[before:]) is not None
         return command
     return program
