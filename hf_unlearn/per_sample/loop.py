@@ -11,6 +11,11 @@ from torch import Tensor, nn
 
 from hf_unlearn.per_sample.factors import Dense, Factors, Recording
 
+# Functions whose backward pass adds to the gradients of parameters itself, and what to do.
+HIDING = {
+    "CheckpointFunction": "activation checkpointing needs use_reentrant=False",
+    "_ReversibleFunction": "take a model without reversible layers (Reformer has them)",
+}
 Batch: TypeAlias = Mapping[str, Any]
 Losses: TypeAlias = Callable[[Batch], Tensor]
 
@@ -40,7 +45,7 @@ def _sliced(values: Any, size: int, start: int, stop: int) -> Any:
 
 
 def check_losses(values: Tensor, size: int) -> None:
-    """Refuse anything but one loss a sample, and gradients that activation checkpointing hides.
+    """Refuse anything but one loss a sample, and gradients that autograd does not see.
 
     Raises:
         ValueError: one line that says what was found.
@@ -53,11 +58,9 @@ def check_losses(values: Tensor, size: int) -> None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name().startswith("CheckpointFunction"):
-            raise ValueError(
-                "model: activation checkpointing with use_reentrant=True hides gradients of samples; use "
-                "use_reentrant=False"
-            )
+        for name, remedy in HIDING.items():
+            if node.name().startswith(name):
+                raise ValueError(f"model: {name} hides the gradients of samples from autograd; {remedy}")
         nodes += [producer for producer, _ in node.next_functions]
 
 
