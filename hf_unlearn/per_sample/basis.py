@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.factors import Recording
 from hf_unlearn.per_sample.gram import (
+    Formed,
     Gradient,
     Products,
     combine,
@@ -45,6 +46,7 @@ class Basis:
         self.per_sample, self.cache = per_sample, cache
         self.recordings: list[Recording] = []
         self._chunks: list[Batch] = []
+        self._formed = Formed()
 
     def add(self, batch: Batch, chunk_size: int, batches: int) -> Tensor:
         """Record a batch of a step.
@@ -72,7 +74,7 @@ class Basis:
 
     def clear(self) -> None:
         """Drop the samples of the step."""
-        self.recordings, self._chunks = [], []
+        self.recordings, self._chunks, self._formed = [], [], Formed()
 
     @property
     def losses(self) -> Tensor:
@@ -84,6 +86,8 @@ class Basis:
 
         Every step decides anew, so that a resumed run decides as the uninterrupted one does.
         """
+        # No more than the recordings themselves take.
+        self._formed = Formed(sum(recording.stored_numel for recording in self.recordings))
         products = self._gram(gradient, per_tensor, precise=False)
         if all(not gramian.isfinite().all() or far_from_dependent(gramian) for gramian, _ in products.values()):
             return products
@@ -115,11 +119,14 @@ class Basis:
                 totals[name].add_(term)
             return
         for name, total in totals.items():
-            total.add_(combine(self.recordings, {name: weights[name]}, {name: total})[name])
+            if name in self._formed.blocks:
+                total.add_(self._formed.combine(name, weights[name]).view_as(total))
+            else:
+                total.add_(combine(self.recordings, {name: weights[name]}, {name: total})[name])
 
     def _gram(self, gradient: Gradient, per_tensor: bool, precise: bool) -> Products:
         if not self._chunks:
-            return gram(self.recordings, gradient, per_tensor, precise)
+            return gram(self.recordings, gradient, per_tensor, precise, self._formed)
         sizes = [len(recording.losses) for recording in self.recordings]
         n = num_processes() * sum(sizes)
         # Of each chunk, where its samples of all processes stand among the n samples of the step.

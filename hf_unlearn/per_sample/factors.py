@@ -286,9 +286,14 @@ class Recording:
     factors: dict[str, list[Factors]]
 
     @property
+    def stored_numel(self) -> int:
+        """How many numbers the factors take."""
+        return sum(f.stored_numel for factors in self.factors.values() for f in factors)
+
+    @property
     def bytes(self) -> int:
         """How much memory the factors take, about."""
-        return sum(4 * f.stored_numel for factors in self.factors.values() for f in factors)
+        return 4 * self.stored_numel
 
     def formed(self, name: str) -> list[Factors]:
         """The factors of one parameter, lazy ones formed: for several passes over them."""

@@ -35,7 +35,38 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gram(recordings: Sequence[Recording], gradient: Gradient, per_tensor: bool, precise: bool = True) -> Products:
+class Formed:
+    """Gradients that were formed for inner products, kept for the weighted sum, which would form them again.
+
+    Attributes:
+        numel: how many numbers may still be kept.
+        blocks: by parameter its gradients, [n, columns] each, one after the other.
+    """
+
+    def __init__(self, numel: int = 0):
+        self.numel = numel
+        self.blocks: dict[str, list[Tensor]] = {}
+
+    def wants(self, name: str, numel: int) -> bool:
+        """Whether there is room for a parameter's gradients; takes it if so."""
+        if name in self.blocks or numel > self.numel:
+            return False
+        self.numel -= numel
+        self.blocks[name] = []
+        return True
+
+    def combine(self, name: str, weights: Tensor) -> Tensor:
+        """`sum_i w_i g_i` of a parameter that is kept, flattened."""
+        return torch.cat([weights.to(block) @ block for block in self.blocks[name]])
+
+
+def gram(
+    recordings: Sequence[Recording],
+    gradient: Gradient,
+    per_tensor: bool,
+    precise: bool = True,
+    formed: Formed | None = None,
+) -> Products:
     """`K_ij = <g_i, g_j>` and `c_i = <g_i, g>`, over the samples of all processes (those of the first process first).
 
     Args:
@@ -45,30 +76,35 @@ def gram(recordings: Sequence[Recording], gradient: Gradient, per_tensor: bool, 
         precise: multiply in float64. Otherwise tensors stored as factors (large weights) are multiplied in their own
             precision, a few thousand columns at a time, and summed in float64: in float32 the error is about 5e-8
             of the norms, which is enough for vectors that are far from dependent (see `far_from_dependent`).
+        formed: keeps gradients that are formed on the way, on one process.
 
     Returns:
         Name to K [n, n] and c [n], float64.
     """
     products: Products = {}
     for name, g in gradient.items():
-        for k, c in _partial_products(recordings, name, g, precise):
+        for k, c in _partial_products(recordings, name, g, precise, formed):
             key = name if per_tensor else ""
             products[key] = (products[key][0] + k, products[key][1] + c) if key in products else (k, c)
     return {key: (sum_over_processes(k), sum_over_processes(c)) for key, (k, c) in products.items()}
 
 
 def _partial_products(
-    recordings: Sequence[Recording], name: str, g: Tensor, precise: bool
+    recordings: Sequence[Recording], name: str, g: Tensor, precise: bool, formed: Formed | None
 ) -> list[tuple[Tensor, Tensor]]:
     """Parts of one tensor's K and c on this process, which add up to them."""
     factors = [f for recording in recordings for f in recording.factors[name]]
     single = factors[0] if num_processes() == len(factors) == len(recordings) == 1 else None
     if isinstance(single, Outer) and single.favours_factors:
         return [(single.gram(), single.cross(g.view(single.shape)))]
-    dtype = torch.float64 if precise or all(isinstance(f, Dense) for f in factors) else g.dtype
+    is_dense = all(isinstance(f, Dense) for f in factors)
+    dtype = torch.float64 if precise or is_dense else g.dtype
+    samples = sum(len(recording.losses) for recording in recordings)
+    is_kept = formed is not None and not is_dense and num_processes() == 1 and formed.wants(name, samples * g.numel())
+    kept = formed.blocks[name] if formed is not None and is_kept else None
     return [
         ((grads @ grads.T).double(), (grads @ columns).double())
-        for block in _blocks(recordings, name, g, dtype)
+        for block in _blocks(recordings, name, g, dtype, kept)
         for grads, columns in zip(*(values.split(COLUMNS, -1) for values in block), strict=True)
     ]
 
@@ -115,7 +151,7 @@ def split_by_recording(weights: Tensor, recordings: Sequence[Recording]) -> Sequ
 
 
 def _blocks(
-    recordings: Sequence[Recording], name: str, g: Tensor, dtype: torch.dtype
+    recordings: Sequence[Recording], name: str, g: Tensor, dtype: torch.dtype, kept: list[Tensor] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Gradients [n, columns] of all samples, and the same columns of g; of this process's share of the columns."""
     rows = rows_of(g.shape)
@@ -132,6 +168,8 @@ def _blocks(
             for factors, size in zip(factors_by_recording, sizes, strict=True)
         ]  # shape: [k, (stop - start) * q], one a recording
         local = grads[0] if len(grads) == 1 else torch.cat(grads)
+        if kept is not None:
+            kept.append(local)
         yield _exchange(local.to(dtype), flat[start:stop].flatten().to(dtype))
 
 

@@ -353,7 +353,7 @@ class EvaluationMixin(Seq2SeqTrainer):
                 yield self._prepare_inputs(batch)
 
         def losses(batch: Any) -> torch.Tensor:
-            self.cost.add("calibration", batch_size(batch), gradient=True)
+            self.cost.add("calibration", batch_size(batch), gradient=torch.is_grad_enabled())
             return self.head.losses(self.head.run(self.model, batch), batch)
 
         return CalibrationPass(

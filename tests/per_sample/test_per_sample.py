@@ -10,6 +10,8 @@ from hf_unlearn.losses import head_of
 from hf_unlearn.models.adapters import add_adapter
 from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.per_sample import PerSampleGradients
+from hf_unlearn.per_sample.basis import Basis
+from hf_unlearn.per_sample.gram import Formed
 from hf_unlearn.per_sample.layers import NotCovered
 
 
@@ -228,3 +230,25 @@ def test_a_compiled_model_is_unlearned_as_what_it_was_compiled_from(unlearn):
     trainer = unlearn("vit", model=torch.compile(model, backend="eager"), method="orthograd", peft_config=None)
     trainer.train()
     assert trainer.model is model and trainer.step.per_sample.engine == "auto"
+
+
+def test_gradients_that_were_formed_are_kept_within_the_memory_of_the_recordings():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)).double()
+    per_sample = PerSampleGradients(model, lambda batch: model(batch["x"]).square().sum((1, 2)))
+    basis = Basis(per_sample)
+    basis.add({"x": torch.randn(6, 20, 64).double()}, 6, 1)
+    gradient = {name: torch.randn_like(p) for name, p in per_sample.parameters.items()}
+    basis.gram(gradient, per_tensor=False)
+    kept = basis._formed
+    assert kept.blocks.keys() == {"0.weight"}  # there is no room for the other one
+    numel = sum(block.numel() for blocks in kept.blocks.values() for block in blocks)
+    assert numel <= basis.recordings[0].stored_numel
+    weights = dict.fromkeys(gradient, torch.randn(6).double())
+    totals, expected = ({name: g.clone() for name, g in gradient.items()} for _ in range(2))
+    basis.add_combination(weights, totals)
+    basis._formed = Formed()
+    basis.add_combination(weights, expected)
+    torch.testing.assert_close(totals, expected, rtol=1e-10, atol=1e-10)
+    basis.clear()
+    assert not basis._formed.blocks

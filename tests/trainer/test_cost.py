@@ -48,9 +48,10 @@ def test_every_run_counts_from_its_beginning(unlearn):
         ("kl", {"name": "gpt2"}, 2 * (4 * 3 + 4 * 4)),  # the original looks at the retain samples
         ("bad_teacher", {}, 2 * (4 * 4 + 4 * 4)),
         ("idk_dpo", {"name": "gpt2"}, 2 * (8 * 3 + 4 * 3)),  # with the other answers
-        ("orthograd", {}, 2 * (4 * 3 + 4 * 3)),
+        # A sample alone where gradients are checked: at the first step, and as long as a fresh adapter has none.
+        ("orthograd", {}, 2 * (4 * 3 + 4 * 3) + 2),
         ("orthograd", {"per_sample_engine": "loop"}, 2 * (4 * 3 + 4 * 3)),
-        ("orthograd", {"gradient_accumulation_steps": 2}, 2 * (8 * 4 + 8 * 3)),
+        ("orthograd", {"gradient_accumulation_steps": 2}, 2 * (8 * 4 + 8 * 3) + 3),
     ],
 )
 def test_steps_of_all_kinds(unlearn, method, settings, steps):
@@ -100,7 +101,7 @@ def test_planned_steps_are_those_that_are_counted(unlearn):
 def test_a_method_without_steps_costs_its_calibration(unlearn):
     trainer = unlearn(method="ssd", forget=1, retain=30)
     trainer.train()
-    assert cost_of(trainer) == {"steps": 0, "calibration": 3 * 31, "measuring": 2 * (1 + 8 + 8)}  # eight drawn
+    assert cost_of(trainer) == {"steps": 0, "calibration": 3 * 31 + 2, "measuring": 2 * (1 + 8 + 8)}  # 8 drawn; checks
 
 
 def test_checks_targets_and_evaluations_count_as_measuring(unlearn):
