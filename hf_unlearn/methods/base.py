@@ -55,12 +55,12 @@ class RunInfo:
 
     Attributes:
         forget_samples: size of the forget dataset.
-        retain_samples: size of the retain dataset.
+        retain_samples: size of the retain dataset; infinite for a stream of which nobody says how long it is.
         has_target: whether the run has a forgetting target.
     """
 
     forget_samples: int
-    retain_samples: int
+    retain_samples: float
     has_target: bool = True
 
 
@@ -131,6 +131,8 @@ class Method:
         needs_original_losses: whether the objective needs the original's loss on every forget sample.
         needs_full_weights: whether the method needs every weight and its whole gradient: no adapter that the trainer
             adds, no sharded weights.
+        needs_retain_pass: whether all retain samples are measured before the first step, which no stream allows.
+        needs_retain_count: whether defaults follow the number of retain samples.
         head_kinds: the kinds of head (`Head.kind`) that are supported; empty for all.
         learning_rate: default for all weights of a small model; see `UnlearningArguments`.
         passes: over the larger dataset, of a method that lets forget samples fade; see `hf_unlearn.trainer.defaults`.
@@ -156,6 +158,8 @@ class Method:
     needs_original_model: ClassVar[bool] = False
     needs_original_losses: ClassVar[bool] = False
     needs_full_weights: ClassVar[bool] = False
+    needs_retain_pass: ClassVar[bool] = False
+    needs_retain_count: ClassVar[bool] = False
     head_kinds: ClassVar[tuple[str, ...]] = ()
     learning_rate: ClassVar[float] = 3e-4
     passes: ClassVar[int] = 4

@@ -48,6 +48,7 @@ class PublishedNablaTau(Method):
 
     paper = NablaTau.paper
     bibtex = NablaTau.bibtex
+    needs_retain_count = True
     converges_at_target = True
     first_alpha: float
     forget_passes: float

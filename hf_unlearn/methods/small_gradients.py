@@ -54,6 +54,7 @@ class MSG(Finetune):
     bibtex = bibliography.CADET_2024
     needs_full_weights = True
     resets_weights = True
+    needs_retain_pass = True
     hyperparameters = MSGHyperparameters
     hp: MSGHyperparameters
 

@@ -134,6 +134,7 @@ class SSD(Method):
     raises_forget_loss = False
     is_iterative = False
     needs_full_weights = True
+    needs_retain_pass = True
     hyperparameters = SSDHyperparameters
     hp: SSDHyperparameters
 

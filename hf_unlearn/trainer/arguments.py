@@ -103,6 +103,8 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
         training_passes: passes over the training dataset that training the model took (epochs), for the run's cost
             beside that of retraining, on as many samples as `retain_ds` has. Default: read from `trainer_state.json`,
             where the model was loaded from a folder of `Trainer`.
+        retain_samples: how many samples a `retain_ds` has that is a stream. Default: not known, nor is the cost of
+            retraining.
 
     > Parameters that control the gradient engine
 
@@ -119,7 +121,7 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
 
     `learning_rate` (the method's own, calibrated in the first steps where there is a target), `max_steps` (until the
     target is reached, 2.5 times the planned sixteen steps or one pass over the forget dataset at most; one of
-    `num_train_epochs` is one pass over the larger dataset),
+    `num_train_epochs` is one pass over the larger dataset, with a stream of unknown length over the forget dataset),
     `per_device_train_batch_size` and `retain_batch_size` (32, with heads that score a sample on many tokens 16, but no
     more than a quarter of the forget dataset or 4; with a DeepSpeed config among the arguments always 64),
     `per_device_eval_batch_size` (64; of language models, fewer are measured together where their logits would take
@@ -165,6 +167,9 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
     depth: Literal["retrained"] | None = field(default=None, metadata={"help": "How deep is forgotten."})
     training_passes: float | None = field(
         default=None, metadata={"help": "Epochs that training the model took; default: from its trainer_state.json."}
+    )
+    retain_samples: int | None = field(
+        default=None, metadata={"help": "Samples of a retain dataset that is a stream; default: not known."}
     )
     per_sample_engine: Literal["auto", "hooks", "loop"] = field(default="auto", metadata={"help": "Gradient engine."})
     gram_cache: Literal["auto", "keep", "recompute"] = field(
@@ -367,6 +372,7 @@ NUMBERS: dict[str, tuple[type, int | None]] = {
     "retain_batch_size": (int, 1),
     "sharpness_radius": (float, 0),
     "training_passes": (float, None),
+    "retain_samples": (int, 1),
     "learning_rate": (float, 0),
     "weight_decay": (float, 0),
     "max_steps": (int, -1),

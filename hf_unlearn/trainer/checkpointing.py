@@ -44,6 +44,7 @@ class UnlearningState:
         method: `Method.state_dict`, as it was when the checkpoint was written.
         identity: settings and samples, see `hf_unlearn.trainer.identity`; empty before the first checkpoint.
         ended: whether the run has ended before its last step, as at its target.
+        stream: where a retain stream is, by the number of the reader; see `hf_unlearn.data.pairing.StreamedPairs`.
         cost: what the run has cost so far, see `hf_unlearn.trainer.cost.CostCounter.totals`.
     """
 
@@ -61,6 +62,7 @@ class UnlearningState:
     method: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
     ended: bool = False
+    stream: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, folder: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,16 +75,20 @@ class RunCost:
         processor_seconds: of all threads of the run's processes, data loading in other processes left out.
         wall_seconds: the same by the clock.
         retraining_passes: sample passes of training again without the forget dataset; None where not known.
+        has_unknown_length: whether the retain dataset is a stream of which nobody says how long it is.
     """
 
     passes: Mapping[str, float]
     processor_seconds: float
     wall_seconds: float
     retraining_passes: float | None = None
+    has_unknown_length: bool = False
 
     @classmethod
-    def of(cls, totals: Mapping[str, float], epochs: float | None, retain_samples: int) -> RunCost:
+    def of(cls, totals: Mapping[str, float], epochs: float | None, retain_samples: float) -> RunCost:
         """From the totals of a counter, the epochs of training (None: not known) and the samples of retraining.
+
+        What retraining costs is not known of a stream of unknown length, with infinite `retain_samples`.
 
         Examples:
             >>> totals = {"steps": 900, "calibration": 0, "measuring": 90, "processor_seconds": 1, "wall_seconds": 1}
@@ -91,8 +96,9 @@ class RunCost:
             0.11
         """
         passes: dict[str, float] = {purpose: totals[purpose] for purpose in PURPOSES}
-        retraining = None if epochs is None else PASSES_WITH_GRADIENT * epochs * retain_samples
-        return cls(passes, totals["processor_seconds"], totals["wall_seconds"], retraining)
+        is_unknown = math.isinf(retain_samples)
+        retraining = None if epochs is None or is_unknown else PASSES_WITH_GRADIENT * epochs * retain_samples
+        return cls(passes, totals["processor_seconds"], totals["wall_seconds"], retraining, is_unknown)
 
     @property
     def sample_passes(self) -> float:
@@ -116,7 +122,10 @@ class RunCost:
         total = f"{show(self.sample_passes, 'samples')} sample passes ({show(measuring, 'share')} measuring)"
         text = f"{total} in {significant(self.processor_seconds)} processor seconds"
         if self.retraining_passes is None:
-            return f"{text} (training_passes, the epochs of the model's training, says what share of retraining)"
+            asked = "training_passes, the epochs of the model's training,"
+            if self.has_unknown_length:
+                return f"{text} ({asked} and retain_samples, of the stream, say what share of retraining)"
+            return f"{text} ({asked} says what share of retraining)"
         ratio = significant(self.sample_passes / self.retraining_passes, 2)
         return f"{text}, {ratio} of the {show(self.retraining_passes, 'samples')} passes of retraining"
 

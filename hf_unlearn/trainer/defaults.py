@@ -35,7 +35,12 @@ DEEP_STEPS, RESET_STEP_SIZE, RESET_RATE, RESET_RETAIN_WEIGHT = 80, 64, 10 / 3, 0
 
 
 def resolve_defaults(
-    args: UnlearningArguments, method: Method, head_kind: str, model: nn.Module, reset_share: float = 0.0
+    args: UnlearningArguments,
+    method: Method,
+    head_kind: str,
+    model: nn.Module,
+    reset_share: float = 0.0,
+    is_stream: bool = False,
 ) -> None:
     """Fill in the arguments that were left to method, model and data, and say which are not followed.
 
@@ -45,6 +50,7 @@ def resolve_defaults(
         head_kind: of the model's head.
         model: as it will train, with its adapter.
         reset_share: how far its weights go back before the first step.
+        is_stream: whether the retain dataset is a stream, of which an epoch is the whole run.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if rounding := {str(p.dtype) for p in trainable if p.dtype.itemsize < 4}:
@@ -71,13 +77,16 @@ def resolve_defaults(
             forget, retain = (max(1, math.ceil(min(RESET_STEP_SIZE, size) / batches_per_step)) for size in sizes)
             args.default_batch_sizes = forget, retain
         args.per_device_train_batch_size = args.default_batch_sizes[0]
+    forget_per_step = args.per_device_train_batch_size * batches_per_step
+    retain_per_step = args.effective_retain_batch_size * batches_per_step
     if args.has_default_steps:
-        forget_per_step = args.per_device_train_batch_size * batches_per_step
         args.max_steps = method.default_steps(forget_per_step) or default_steps(
-            method, forget_per_step, args.effective_retain_batch_size * batches_per_step
+            method, forget_per_step, retain_per_step
         )
         if args.is_deep:
             args.max_steps = max(args.max_steps, DEEP_STEPS)
+    elif is_stream and args.max_steps <= 0:
+        args.max_steps = steps_of_epochs(method, args.num_train_epochs or 0.0, forget_per_step, retain_per_step)
     if not method.info.has_target and args.forget_target == "auto" and method.raises_forget_loss:
         if args.has_default_steps:
             args.max_steps = STEPS_WITHOUT_TARGET
@@ -142,4 +151,25 @@ def default_steps(method: Method, forget_per_step: int, retain_per_step: int) ->
     forget_pass = math.ceil(method.info.forget_samples / forget_per_step)
     if method.raises_forget_loss:
         return math.ceil(MAX_PLANS * planned_steps(forget_pass))
-    return min(method.passes * max(forget_pass, math.ceil(method.info.retain_samples / retain_per_step)), MAX_STEPS)
+    return math.ceil(min(method.passes * _larger_pass(method, forget_per_step, retain_per_step), MAX_STEPS))
+
+
+def steps_of_epochs(method: Method, epochs: float, forget_per_step: int, retain_per_step: int) -> int:
+    """The steps of so many passes over the larger dataset, or over the forget dataset beside an unknown stream.
+
+    Args:
+        method: as of `default_steps`, as the last two.
+        epochs: passes.
+        forget_per_step: forget samples of an optimizer step.
+        retain_per_step: retain samples of one.
+    """
+    larger = _larger_pass(method, forget_per_step, retain_per_step)
+    return math.ceil(
+        epochs * (math.ceil(method.info.forget_samples / forget_per_step) if math.isinf(larger) else larger)
+    )
+
+
+def _larger_pass(method: Method, forget_per_step: int, retain_per_step: int) -> float:
+    """Steps of a pass over the larger dataset: whole ones, or infinitely many."""
+    passes = (method.info.forget_samples / forget_per_step, method.info.retain_samples / retain_per_step)
+    return max(n if math.isinf(n) else math.ceil(n) for n in passes)

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
@@ -28,7 +29,7 @@ from hf_unlearn.auditing.transcription import TRANSCRIBED_IN_RUNS, TRANSCRIBED_S
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.columns import LABELS, is_transformed
 from hf_unlearn.data.finite import refuse_losses
-from hf_unlearn.data.pairing import PairedDataset
+from hf_unlearn.data.pairing import PairedDataset, StreamedPairs
 from hf_unlearn.data.randomness import unchanged_randomness
 from hf_unlearn.data.splitting import select, subsample
 from hf_unlearn.data.types import AnyDataset
@@ -66,6 +67,7 @@ class EvaluationMixin(Seq2SeqTrainer):
         self.args: UnlearningArguments = args
         self.head, self.request = setup.head, setup.request
         self.forget_ds, self.retain_ds = setup.forget_ds, setup.retain_ds
+        self.retain_stream = setup.retain_stream
         self.unseen_ds, self.alternative_ds = setup.unseen_ds, setup.alternative_ds
         self.general_ds, self.forgotten_labels = setup.general_ds, setup.forgotten_labels
         # Of the metrics that the next evaluation loop adds; None where it adds none.
@@ -241,7 +243,7 @@ class EvaluationMixin(Seq2SeqTrainer):
 
     def _run_cost(self) -> RunCost:
         """What the run has cost until now; all processes call it."""
-        return RunCost.of(self.cost.totals(), self._training_passes, len(self.retain_ds))
+        return RunCost.of(self.cost.totals(), self._training_passes, self.method.info.retain_samples)
 
     @property
     def _training_passes(self) -> float | None:
@@ -329,8 +331,23 @@ class EvaluationMixin(Seq2SeqTrainer):
         """
         forget, retain = self._pairs.numbers(first_step, last_step + 1)
         for name, dataset, numbers in (("forget_ds", self.forget_ds, forget), ("retain_ds", self.retain_ds, retain)):
-            losses = self._collect_statistics(select(dataset, numbers)).losses
-            refuse_losses(name, dataset, losses, numbers)
+            if numbers:
+                losses = self._collect_statistics(select(dataset, numbers)).losses
+                refuse_losses(name, dataset, losses, numbers)
+
+    @property
+    def _stream_readers(self) -> int:
+        """Parts of the retain stream that are read apart."""
+        assert self.retain_stream is not None
+        return self.retain_stream.count_readers(self.accelerator.num_processes, self.args.dataloader_num_workers)
+
+    def _stream_states(self) -> dict[int, dict[str, Any]]:
+        """Where the retain stream is, on all processes, which all call it; empty where there is none."""
+        if not isinstance(self._pairs, StreamedPairs):
+            return {}
+        for states in gather_object([self._pairs.states]):
+            self._pairs.remember(states.items())
+        return self._pairs.states
 
     def _calibration_pass(self) -> CalibrationPass:
         """What a method may measure before the first step; every process has its own samples, and none comes twice."""

@@ -100,6 +100,7 @@ class ResumingMixin(BestModelMixin):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self.unlearning_state.cost, self.unlearning_state.method = self.cost.totals(), self.method.state_dict()
+        self.unlearning_state.stream = self._stream_states()
         if self.args.should_save:
             # Of a checkpoint that is written anew, as after a kill.
             (folder / MANIFEST).unlink(missing_ok=True)
@@ -206,6 +207,8 @@ class ResumingMixin(BestModelMixin):
         optimizer = self.optimizer_cls_and_kwargs
         name = self._optimizer_name if optimizer is None else f"{optimizer[0].__name__} {optimizer[1]}"
         collator = self.data_collator
+        # Which part of a stream is where follows from how many there are.
+        stream = {} if self.retain_stream is None else {"parts of retain_ds": self._stream_readers}
         return run_identity(
             self.args, self.model,
             {
@@ -213,7 +216,7 @@ class ResumingMixin(BestModelMixin):
                 "alternative_ds": self.alternative_ds,
             },
             request=self.request, method_kwargs=asdict(self.args.hyperparameters), optimizers=name,
-            data_collator=getattr(collator, "__qualname__", type(collator).__qualname__),
+            data_collator=getattr(collator, "__qualname__", type(collator).__qualname__), **stream,
         )  # fmt: skip
 
     # ---- a run that has ended stays so ----

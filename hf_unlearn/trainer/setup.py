@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 from torch import Tensor
 from transformers.training_args import OptimizerNames
 
 from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.general import GeneralData, general_samples
 from hf_unlearn.data.splitting import resolve_request
+from hf_unlearn.data.streaming import RetainStream, open_stream
 from hf_unlearn.data.types import AnyDataset, RequestKind
 from hf_unlearn.data.validation import check_alternatives, check_classes, check_datasets
 from hf_unlearn.losses import Head, head_of
@@ -34,7 +37,8 @@ class RunSetup:
         target_kind: which forgetting target the request gets; see `hf_unlearn.targets.resolve_kind`.
         method: the method, with its hyper-parameters.
         forget_ds: the samples to forget, as the others.
-        retain_ds: the samples to keep.
+        retain_ds: the samples to keep; of a stream its head.
+        retain_stream: the stream that they come from, or None.
         unseen_ds: samples that were never trained on, or None.
         alternative_ds: other answers to the forget samples, or None.
         general_ds: samples of general ability, as they are measured, or None.
@@ -51,6 +55,7 @@ class RunSetup:
     alternative_ds: AnyDataset | None
     general_ds: AnyDataset | None = None
     forgotten_labels: list[int] | None = None
+    retain_stream: RetainStream | None = None
 
 
 def check_arguments(
@@ -129,12 +134,34 @@ def check_sharpness(args: UnlearningArguments, method: Method, sharded: bool) ->
         raise ValueError(f"sharpness_radius: {problem}, or sharpness_radius=0")
 
 
+def check_stream(args: UnlearningArguments, is_stream: bool) -> None:
+    """Refuse what a stream of retain samples does not allow, and what is said of one where there is none.
+
+    Raises:
+        ValueError: one line that names the argument.
+    """
+    method = METHODS[args.method]
+    if not is_stream:
+        if args.retain_samples is not None:
+            raise ValueError("retain_samples: is the length of a stream, and retain_ds is none; leave it out")
+    elif method.needs_retain_pass:
+        raise ValueError(
+            f"method: {method.name} measures all of retain_ds before the first step, and it is a stream; load it "
+            "whole (streaming=False), or use another method"
+        )
+    elif method.needs_retain_count and args.retain_samples is None:
+        raise ValueError(
+            f"retain_samples: is missing; {method.name} has its weights and passes by the number of retain samples, "
+            "which a stream does not say"
+        )
+
+
 def resolve_setup(
     model: Model,
     args: UnlearningArguments,
     *,
     forget_ds: AnyDataset,
-    retain_ds: AnyDataset,
+    retain_ds: AnyDataset | datasets.IterableDataset,
     unseen_ds: AnyDataset | None,
     alternative_ds: AnyDataset | None,
     general_ds: GeneralData | None,
@@ -150,14 +177,22 @@ def resolve_setup(
     head, method_class = head_of(model, per_sample_loss), METHODS[args.method]
     method_class.check_head(head.kind)
     method_class.check_model(model)
+    check_stream(args, isinstance(retain_ds, datasets.IterableDataset))
+    stream = open_stream(retain_ds, forget_ds, columns_read(model))
+    if stream is not None:
+        retain_ds = stream.head
     check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(model), head.kind)
     check_alternatives(args.method, method_class.needs_alternative_ds, forget_ds, alternative_ds)
     request: RequestKind = resolve_request(args.request, forget_ds, retain_ds, head.kind)
     target_kind = resolve_kind(
         args.forget_target, request=request, head_kind=head.kind, has_unseen=unseen_ds is not None
     )
+    if stream is not None and target_kind == "masked_class":
+        stream.leave_out_classes(forget_ds)
+        retain_ds = stream.head
     forgotten_labels = check_classes(forget_ds, retain_ds) if target_kind == "masked_class" else None
-    info = RunInfo(len(forget_ds), len(retain_ds), has_target=target_kind != "none")
+    retain_samples = len(retain_ds) if stream is None else args.retain_samples or math.inf
+    info = RunInfo(len(forget_ds), retain_samples, has_target=target_kind != "none")
     method = method_class(args, info)
     method.check_layers(model)
     check_reset(args, method)
@@ -166,5 +201,5 @@ def resolve_setup(
         general_ds = general_samples(general_ds, model, head.kind, processing_class, args.seed)
     return RunSetup(
         head, request, target_kind, method, forget_ds, retain_ds, unseen_ds, alternative_ds, general_ds,
-        forgotten_labels,
+        forgotten_labels, stream,
     )  # fmt: skip

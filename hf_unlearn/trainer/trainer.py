@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import datasets
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from typing_extensions import override
 
 from hf_unlearn.data.collator import default_collator, readable_collator
 from hf_unlearn.data.general import GeneralData
-from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler
+from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler, StreamedPairs
 from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.hub.chain import refuse_forgotten
 from hf_unlearn.hub.record import check_goes_on, given_record
@@ -54,6 +56,8 @@ from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, check_sharp
 from hf_unlearn.trainer.smoothed_step import SmoothedStep
 from hf_unlearn.trainer.surgery_step import SurgeryStep
 
+logger = logging.getLogger(__name__)
+
 
 class UnlearningTrainer(ContinuingMixin):
     """Makes a trained model forget `forget_ds` and keep `retain_ds`.
@@ -73,7 +77,7 @@ class UnlearningTrainer(ContinuingMixin):
             of its weights train. A model that you have loaded keeps its dtype. Quantised ones only train adapters that
             you have put on them.
         forget_ds: the samples to forget, ready for the model, as `Trainer` wants them.
-        retain_ds: the samples to keep, or a part of them.
+        retain_ds: the samples to keep, or a part of them; also a stream, a `datasets.IterableDataset` of any length.
         args: `hf_unlearn.UnlearningArguments`.
         unseen_ds: samples of the same kind that the model was never trained on. They set the forgetting target, and
             nothing else. For a group (a speaker, an author): samples of *other* groups, never trained on.
@@ -111,7 +115,7 @@ class UnlearningTrainer(ContinuingMixin):
         model: Model | str | None = None,
         # Datasets
         forget_ds: AnyDataset | None = None,
-        retain_ds: AnyDataset | None = None,
+        retain_ds: AnyDataset | datasets.IterableDataset | None = None,
         args: UnlearningArguments | None = None,
         *,
         unseen_ds: AnyDataset | None = None,
@@ -178,7 +182,14 @@ class UnlearningTrainer(ContinuingMixin):
         set_seed(args.seed)
         trains = gradient_flags(first_model)
         first_model = adapted(first_model, peft_config, self.method.lora_by_default)
-        resolve_defaults(args, self.method, setup.head.kind, first_model, self._reset_share)
+        resolve_defaults(
+            args,
+            self.method,
+            setup.head.kind,
+            first_model,
+            self._reset_share,
+            is_stream=setup.retain_stream is not None,
+        )
         self._eval_mode = EvalMode()
         # A loss of the user's own may read columns that the model does not.
         make_collator = readable_collator if per_sample_loss is None else default_collator
@@ -246,14 +257,18 @@ class UnlearningTrainer(ContinuingMixin):
         """The stock loader over pairs; the pairs follow the batch size that the loader has."""
         batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
         scale = self._train_batch_size / self.args.per_device_train_batch_size  # DataParallel, auto_find_batch_size
-        self.train_dataset = self._pairs = PairedDataset(
-            self._readable(self.forget_ds),
-            self._readable(self.retain_ds),
-            self._readable(self.alternative_ds),
-            forget_per_step=self._train_batch_size * batches,
-            retain_per_step=max(1, round(self.args.effective_retain_batch_size * scale)) * batches,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-        )
+        forget_ds, alternative_ds = self._readable(self.forget_ds), self._readable(self.alternative_ds)
+        settings: dict[str, int] = {
+            "forget_per_step": self._train_batch_size * batches,
+            "retain_per_step": max(1, round(self.args.effective_retain_batch_size * scale)) * batches,
+            "seed": self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        }
+        if self.retain_stream is None:
+            self._pairs = PairedDataset(forget_ds, self._readable(self.retain_ds), alternative_ds, **settings)
+        else:
+            settings |= {"steps": max(1, self.args.max_steps), "readers": self._stream_readers}
+            self._pairs = StreamedPairs(forget_ds, self.retain_stream, alternative_ds, **settings)
+        self.train_dataset = self._pairs
         return super().get_train_dataloader()
 
     @override
@@ -271,6 +286,8 @@ class UnlearningTrainer(ContinuingMixin):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """All batches of the next step, looked at before the first is used where the objective needs it."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if isinstance(self._pairs, StreamedPairs):
+            self._pairs.remember(batch.pop("stream") for batch in batches)
         if batches:
             self._remeasure_target()
             self._set_mode()
@@ -358,6 +375,7 @@ class UnlearningTrainer(ContinuingMixin):
         finally:
             self._eval_mode.restore()
             self.method.on_train_end()
+        self._warn_of_skipped()
         self.outcome = outcome = self._judge_ending()
         metrics = {**outcome.after, **outcome.metrics()}
         self.log({f"final_{name}": value for name, value in metrics.items() if not name.endswith("_before")})
@@ -382,6 +400,15 @@ class UnlearningTrainer(ContinuingMixin):
             is_iterative=self.method.is_iterative, before=before, after=metrics,
             forget_losses=statistics["forget"].losses, reason=self.guard.reason, cost=self._run_cost(),
         )  # fmt: skip
+
+    def _warn_of_skipped(self) -> None:
+        """Say how many samples to forget came along in the retain stream; all processes call it."""
+        self._stream_states()
+        if isinstance(self._pairs, StreamedPairs) and self._pairs.skipped and self.is_world_process_zero():
+            logger.warning(
+                f"retain_ds: samples to forget came along in the stream {self._pairs.skipped} times, and were not "
+                "trained on; a model that is trained on the stream again would learn them"
+            )
 
     def _warn_of_cost(self) -> None:
         """Before the first step: say so where the run would cost more than retraining, by what is planned."""
@@ -409,6 +436,8 @@ class UnlearningTrainer(ContinuingMixin):
             self._unlearning_state = UnlearningState.load(resume_from_checkpoint)
             self.cost.resume(self._unlearning_state.cost, self.accelerator)
             self._draws = self._draw_samples()
+            if isinstance(self._pairs, StreamedPairs):
+                self._pairs.remember(self._unlearning_state.stream.items())
             self.method.load_state_dict(self._unlearning_state.method)
             self._check_original()
         self.step = self._make_step()
