@@ -150,6 +150,8 @@ def _arrow_bytes(array: pa.Array) -> bytes:
 
 
 def _bytes(value: Any) -> bytes:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return _array_bytes(value)
     if isinstance(value, torch.Tensor):
         value = (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
     if isinstance(value, Mapping):
@@ -167,16 +169,18 @@ def _bytes(value: Any) -> bytes:
 
 def _in_float32(value: Any) -> Any:
     """A value whose floating point numbers are those that float32 holds."""
-    if isinstance(value, Mapping):
-        return {name: _in_float32(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
         numbers = _array(value)
-        return [_in_float32(entry) for entry in value] if numbers is None else _in_float32(numbers)
+        if numbers is None:
+            return [_in_float32(entry) for entry in value]
+        value = numbers
+    if isinstance(value, np.ndarray):
+        return value.astype(np.float32) if value.dtype.kind == "f" else value
     if isinstance(value, torch.Tensor):
         return value.float() if value.is_floating_point() else value
     if isinstance(value, (float, np.floating)):
         return np.float32(value)
-    return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+    return {name: _in_float32(entry) for name, entry in value.items()} if isinstance(value, Mapping) else value
 
 
 def _array(values: Sequence) -> np.ndarray | None:
@@ -196,7 +200,7 @@ def _array(values: Sequence) -> np.ndarray | None:
 def _array_bytes(array: np.ndarray) -> bytes:
     """Shape and values; equal numbers have equal bytes in float32 and float64, and in int32 and int64."""
     kind = "" if not array.size else "<f8" if array.dtype.kind == "f" else "<i8"
-    return f"{kind} {array.shape} ".encode() + (array.astype(kind).tobytes() if kind else b"")
+    return f"{kind} {array.shape} ".encode() + (array.astype(kind, copy=False).tobytes() if kind else b"")
 
 
 def weights_hash(state: Mapping[str, torch.Tensor]) -> str:

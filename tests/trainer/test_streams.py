@@ -5,6 +5,7 @@ import logging
 import datasets
 import pytest
 import torch
+from tiny import make
 
 from hf_unlearn.data.streaming import SamplesToForget
 
@@ -158,11 +159,14 @@ def test_published_forms_take_the_length_that_is_given(unlearn):
 
 
 def test_several_labels_take_the_whole_retain_dataset(unlearn):
-    def sets(forget_ds, retain_ds, unseen_ds):
-        return forget_ds, stream([retain_ds[i] for i in range(len(retain_ds))]), unseen_ds
+    def sets(*several):
+        forget, retain, unseen = ([{**d[i], "labels": [1.0, 0.0, 1.0]} for i in range(len(d))] for d in several)
+        return forget, stream(retain), unseen
 
+    model, _ = make("vit")
+    model.config.problem_type = "multi_label_classification"
     with pytest.raises(ValueError, match=r'^request: "class" with several labels a sample takes all of retain_ds'):
-        unlearn("vit_multi_label", sets=sets, request="class")
+        unlearn(model=model, sets=sets, request="class")
 
 
 def test_a_stream_is_measured_by_its_head(unlearn, monkeypatch, caplog):
