@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from hf_unlearn.names import did_you_mean
@@ -16,6 +17,18 @@ class SizedDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any, /) -> Any: ...
+
+
+class StreamedDataset(Protocol):
+    """A stream of samples of unknown length that says where it is: a `datasets.IterableDataset`."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def state_dict(self) -> dict:
+        """Where it is."""
+
+    def load_state_dict(self, state_dict: dict, /) -> None:
+        """Go on from there."""
 
 
 # `datasets.Dataset` is not named: `datasets` has no type information, and the alias would accept anything.

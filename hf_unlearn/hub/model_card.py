@@ -41,7 +41,7 @@ class CardFacts:
         method: `name`, `title` and `paper`.
         settings: as plain values: no path, no token.
         request: `"samples"`, `"class"` or `"group"`.
-        counts: number of samples of `forget`, `retain` and, if given, `unseen`.
+        counts: number of samples of `forget`, of `retain` unless it is a stream, and, if given, `unseen`.
         forget_request: the request in the user's own words, shown unchanged.
         report: the audit, without names of groups (see `hf_unlearn.hub.release.anonymise_groups`).
         cost: what the run has cost, in words.

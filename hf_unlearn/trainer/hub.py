@@ -257,7 +257,9 @@ class HubMixin(WeightsMixin):
 
     def _card_facts(self, release: Release) -> CardFacts:
         method = METHODS[self.args.method]
-        named = {"forget": self.forget_ds, "retain": self.retain_ds, "unseen": self.unseen_ds}
+        # Of a stream only the head is here.
+        retain_ds = self.retain_ds if self.retain_stream is None else None
+        named = {"forget": self.forget_ds, "retain": retain_ds, "unseen": self.unseen_ds}
         metadata = {CARD_KEYWORDS[name]: value for name, value in release.card.items() if value is not None}
         name = metadata.pop("model_name", None) or (self.hub_model_id or self._repo_name).rpartition("/")[2]
         base, base_revision = self._hub_origin()

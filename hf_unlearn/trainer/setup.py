@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import datasets
 from torch import Tensor
@@ -15,7 +15,7 @@ from hf_unlearn.data.collator import columns_read
 from hf_unlearn.data.general import GeneralData, general_samples
 from hf_unlearn.data.splitting import resolve_request
 from hf_unlearn.data.streaming import RetainStream, open_stream
-from hf_unlearn.data.types import AnyDataset, RequestKind
+from hf_unlearn.data.types import AnyDataset, RequestKind, StreamedDataset
 from hf_unlearn.data.validation import check_alternatives, check_classes, check_datasets
 from hf_unlearn.losses import Head, head_of
 from hf_unlearn.methods import METHODS, Method, RunInfo
@@ -161,7 +161,7 @@ def resolve_setup(
     args: UnlearningArguments,
     *,
     forget_ds: AnyDataset,
-    retain_ds: AnyDataset | datasets.IterableDataset,
+    retain_ds: AnyDataset | StreamedDataset,
     unseen_ds: AnyDataset | None,
     alternative_ds: AnyDataset | None,
     general_ds: GeneralData | None,
@@ -179,19 +179,19 @@ def resolve_setup(
     method_class.check_model(model)
     check_stream(args, isinstance(retain_ds, datasets.IterableDataset))
     stream = open_stream(retain_ds, forget_ds, columns_read(model))
-    if stream is not None:
-        retain_ds = stream.head
-    check_datasets(forget_ds, retain_ds, unseen_ds, columns_read(model), head.kind)
+    # Wherever samples have numbers, the head stands for a stream.
+    numbered_ds = cast(AnyDataset, retain_ds) if stream is None else stream.head
+    check_datasets(forget_ds, numbered_ds, unseen_ds, columns_read(model), head.kind)
     check_alternatives(args.method, method_class.needs_alternative_ds, forget_ds, alternative_ds)
-    request: RequestKind = resolve_request(args.request, forget_ds, retain_ds, head.kind)
+    request: RequestKind = resolve_request(args.request, forget_ds, numbered_ds, head.kind)
     target_kind = resolve_kind(
         args.forget_target, request=request, head_kind=head.kind, has_unseen=unseen_ds is not None
     )
     if stream is not None and target_kind == "masked_class":
         stream.leave_out_classes(forget_ds)
-        retain_ds = stream.head
-    forgotten_labels = check_classes(forget_ds, retain_ds) if target_kind == "masked_class" else None
-    retain_samples = len(retain_ds) if stream is None else args.retain_samples or math.inf
+        numbered_ds = stream.head
+    forgotten_labels = check_classes(forget_ds, numbered_ds) if target_kind == "masked_class" else None
+    retain_samples = len(numbered_ds) if stream is None else args.retain_samples or math.inf
     info = RunInfo(len(forget_ds), retain_samples, has_target=target_kind != "none")
     method = method_class(args, info)
     method.check_layers(model)
@@ -200,6 +200,6 @@ def resolve_setup(
     if general_ds is not None:
         general_ds = general_samples(general_ds, model, head.kind, processing_class, args.seed)
     return RunSetup(
-        head, request, target_kind, method, forget_ds, retain_ds, unseen_ds, alternative_ds, general_ds,
+        head, request, target_kind, method, forget_ds, numbered_ds, unseen_ds, alternative_ds, general_ds,
         forgotten_labels, stream,
     )  # fmt: skip

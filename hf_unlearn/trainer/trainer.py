@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import datasets
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from typing_extensions import override
 from hf_unlearn.data.collator import default_collator, readable_collator
 from hf_unlearn.data.general import GeneralData
 from hf_unlearn.data.pairing import PairCollator, PairedDataset, PairSampler, StreamedPairs
-from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.data.types import AnyDataset, StreamedDataset
 from hf_unlearn.hub.chain import refuse_forgotten
 from hf_unlearn.hub.record import check_goes_on, given_record
 from hf_unlearn.methods import SurgeryMethod
@@ -115,7 +114,7 @@ class UnlearningTrainer(ContinuingMixin):
         model: Model | str | None = None,
         # Datasets
         forget_ds: AnyDataset | None = None,
-        retain_ds: AnyDataset | datasets.IterableDataset | None = None,
+        retain_ds: AnyDataset | StreamedDataset | None = None,
         args: UnlearningArguments | None = None,
         *,
         unseen_ds: AnyDataset | None = None,

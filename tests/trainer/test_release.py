@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,11 @@ def facts(text):
         counts={"forget": 1, "retain": 1}, forget_request=text, report=AuditReport({}, verdict, {}, notes=[text]),
         metadata={"license": text, "language": text, "tags": [text]},
     )  # fmt: skip
+
+
+def test_the_card_says_of_a_stream_that_it_is_one():
+    assert "with 1 samples to retain." in model_card(facts("m"))
+    assert "with a stream of samples to retain." in model_card(replace(facts("m"), counts={"forget": 1}))
 
 
 @pytest.mark.parametrize("text", MARKUP)
