@@ -7,11 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
+
+from datasets import IterableDataset
 
 from hf_unlearn.data.columns import LABELS, column_names
 from hf_unlearn.data.hashing import sample_hashes
-from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.data.types import AnyDataset, StreamedDataset
 
 
 def salted(content_hash: bytes, salt: str) -> str:
@@ -119,7 +121,7 @@ def in_records(records: Sequence[Mapping[str, Any]], samples: AnyDataset) -> lis
     return found
 
 
-def refuse_forgotten(record: Mapping[str, Any], datasets: Mapping[str, AnyDataset | None]) -> None:
+def refuse_forgotten(record: Mapping[str, Any], datasets: Mapping[str, AnyDataset | StreamedDataset | None]) -> None:
     """Refuse samples that earlier requests have made a model forget: training on them would bring them back.
 
     Args:
@@ -127,7 +129,7 @@ def refuse_forgotten(record: Mapping[str, Any], datasets: Mapping[str, AnyDatase
         datasets: the retain and the unseen dataset, by the names of the arguments.
 
     Raises:
-        ValueError: there is one, or a dataset lacks a column of a record; one line that names the dataset.
+        ValueError: there is one, a dataset is a stream, or it lacks a column of a record; one line that names it.
     """
     records = records_of(record)
     # Of samples that were nowhere stored the records have labels alone.
@@ -135,8 +137,13 @@ def refuse_forgotten(record: Mapping[str, Any], datasets: Mapping[str, AnyDatase
     for name, dataset in datasets.items():
         if dataset is None:
             continue
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                f"{name}: is a stream, in which samples that were forgotten before would not be found; load it whole "
+                "(streaming=False)"
+            )
         try:
-            found = in_records(telling, dataset)
+            found = in_records(telling, cast(AnyDataset, dataset))
         except ValueError as error:
             raise ValueError(f"{name}{str(error).removeprefix('samples')}") from error
         numbers = [i for i, number in enumerate(found) if number is not None]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import make
 
-from hf_unlearn.data.streaming import SamplesToForget
+from hf_unlearn.data.streaming import SamplesToForget, StreamReader
 
 
 def stream(samples, parts=1):
@@ -83,6 +83,24 @@ def test_a_run_is_resumed_in_the_middle_of_a_stream(unlearn, tmp_path, kind, wor
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
     assert equal(weights(resumed), weights(whole))
     assert resumed._pairs.skipped == whole._pairs.skipped > 0
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_resumed_run_does_not_go_through_the_stream_again(unlearn, tmp_path, shuffle, monkeypatch):
+    settings = {**RUN, "sets": streamed(shuffle=shuffle), "save_steps": 3}
+    unlearn(**settings).train()
+    resumed, taken = unlearn(**settings), []
+    following = StreamReader._next
+    monkeypatch.setattr(StreamReader, "_next", lambda self: taken.append(self.place) or following(self))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert taken == list(range(12, 24))
+
+
+def test_after_earlier_requests_a_stream_is_refused(unlearn):
+    first = unlearn(**RUN)
+    first.train()
+    with pytest.raises(ValueError, match=r"^retain_ds: is a stream, in which samples that were forgotten before"):
+        first.continue_with(first.forget_ds, stream([first.retain_ds[0]]))
 
 
 def test_a_stream_of_other_parts_or_samples_is_no_resumed_run(unlearn, tmp_path):
