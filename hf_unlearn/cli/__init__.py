@@ -21,6 +21,7 @@ COMMANDS = {
     "audit": "hf_unlearn.cli.audit",
     "benchmark": "hf_unlearn.cli.benchmark",
     "compare": "hf_unlearn.cli.compare",
+    "dashboard": "hf_unlearn.cli.dashboard",
     "demo": "hf_unlearn.cli.demo",
     "verify": "hf_unlearn.cli.verify",
     "push": "hf_unlearn.cli.push",

@@ -10,6 +10,7 @@ commands:
   audit     has a model forgotten? a table, a report (HTML) and metrics (JSON)
   benchmark TOFU, MUSE, WMDP or RWKU of a language model, by name
   compare   compare several methods with retrained models, from one configuration file
+  dashboard what run, audit and compare have left in folders, as one HTML file to look around in
   demo      forget handwritten digits and compare with retraining, in two minutes
   verify    does an unlearning record (unlearning.json) match a model, and samples?
   push      upload what run saved to the Hub, and nothing else
@@ -183,6 +184,21 @@ example: all methods on handwritten digits, in minutes, in a checkout of the rep
 a comparison that is run again continues where it stopped. DIR/models holds the data: delete it at the end
 exit codes: 0 every run was measured or refused by its method, 1 a run failed"""
 
+DASHBOARD = """\
+hf-unlearn dashboard: the requests and comparisons in some folders, as one HTML file to look around in.
+
+usage: hf-unlearn dashboard FOLDER ... [--out FILE.html]
+
+example:
+  hf-unlearn dashboard runs audits comparison --out dashboard.html
+
+  FOLDER                 everything below it is looked at: unlearning.json of run with its audit (a line a request:
+                         target, forgetting curve, verdict, cost, depth), audits of audit, results.json of compare
+  --out FILE             the file (dashboard.html). It needs no server and loads nothing, links to the HTML reports
+                         beside it, and shows no sample and no name of a group. A click on a heading sorts
+
+damaged files are named at the end. An audit that is no longer as its run wrote it is not shown"""
+
 PUSH = """\
 hf-unlearn push: upload a folder that run saved to the Hub, in one commit.
 
@@ -207,5 +223,5 @@ an upload that the Hub has not confirmed ends in one line and exit code 1; pushi
 
 HELP = {
     "run": RUN, "audit": AUDIT, "benchmark": BENCHMARK, "compare": COMPARE, "demo": DEMO, "verify": VERIFY,
-    "push": PUSH,
+    "dashboard": DASHBOARD, "push": PUSH,
 }  # fmt: skip

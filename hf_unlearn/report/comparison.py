@@ -106,17 +106,22 @@ def mean_ranks(table: Sequence[Line]) -> dict[str, tuple[float, float]]:
 def markdown_table(results: Mapping[str, Any]) -> str:
     """A table with one row a model and request: mean ± deviation over seeds; below it the mean ranks."""
     table = lines(results)
-    columns = _columns(table)
+    columns = columns_of(table)
     rows = ["| request | model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    rows += [f"| {' | '.join(texts)} |" for texts in _table_rows(table, columns)]
+    rows += [f"| {' | '.join(texts)} |" for texts in table_rows(table, columns)]
     ranks = "; ".join(
         f"{model} {mean:.1f} ± {deviation:.1f}" for model, (mean, deviation) in mean_ranks(table).items()
     )
-    text = "\n".join(rows) + f"\n\nMean rank by gap, over requests and seeds: {ranks}."
+    ranked = f"Mean rank by gap, over requests and seeds: {ranks}."
+    return "\n\n".join(["\n".join(rows), ranked, *notes_of(table)]) + "\n"
+
+
+def notes_of(table: Sequence[Line]) -> list[str]:
+    """What was refused and what has failed, and why: a paragraph each, where there was any."""
     refused = sorted({f"{line.model} ({line.refused})" for line in table if line.refused})
     failed = sorted({f"{line.model}: {error}" for line in table for error in line.failed})
-    text += f"\n\nRefused: {'; '.join(refused)}." if refused else ""
-    return text + (f"\n\nFailed: {'; '.join(failed)}." if failed else "") + "\n"
+    of_kind = {"Refused": refused, "Failed": failed}
+    return [f"{kind}: {'; '.join(texts)}." for kind, texts in of_kind.items() if texts]
 
 
 def print_lines(results: Mapping[str, Any], console: Console | None = None) -> None:
@@ -126,7 +131,7 @@ def print_lines(results: Mapping[str, Any], console: Console | None = None) -> N
     depth in place of the forget loss.
     """
     of_runs = lines(results)
-    columns = _columns(of_runs)
+    columns = columns_of(of_runs)
     left_out = {TIME if any(PASSES in line.values for line in of_runs) else PASSES}
     left_out |= {FORGET_LOSS} if DEPTH in columns else set()
     columns = [column for column in columns if column not in left_out]
@@ -134,18 +139,18 @@ def print_lines(results: Mapping[str, Any], console: Console | None = None) -> N
     for heading in ("request", "model", *columns):
         table.add_column(heading, justify="left" if heading in ("request", "model") else "right")
     previous = ""
-    for request, *texts in _table_rows(of_runs, columns):
+    for request, *texts in table_rows(of_runs, columns):
         table.add_row(request if request != previous else "", *texts)
         previous = request
     (console or Console()).print(table)
 
 
-def _columns(table: Sequence[Line]) -> list[str]:
+def columns_of(table: Sequence[Line]) -> list[str]:
     """The columns; depth only where attempts to bring data back were made."""
     return [column for column in COLUMNS if column != DEPTH or any(DEPTH in line.values for line in table)]
 
 
-def _table_rows(table: Sequence[Line], columns: Sequence[str]) -> list[list[str]]:
+def table_rows(table: Sequence[Line], columns: Sequence[str]) -> list[list[str]]:
     """Request, model, and a text a column, of the lines that were not refused."""
     return [
         [

@@ -26,6 +26,7 @@ from hf_unlearn.cli import help_texts, main
 from hf_unlearn.cli.audit import AuditSettings
 from hf_unlearn.cli.benchmark import BenchmarkSettings
 from hf_unlearn.cli.compare import CompareSettings
+from hf_unlearn.cli.dashboard import DashboardSettings
 from hf_unlearn.cli.demo import DemoSettings
 from hf_unlearn.cli.push import PushSettings
 from hf_unlearn.cli.run import RunSettings
@@ -265,6 +266,7 @@ SETTINGS = {
     "compare": (CompareSettings,),
     "demo": (DemoSettings,),
     "verify": (VerifySettings,),
+    "dashboard": (DashboardSettings,),
     "push": (PushSettings,),
 }
 
@@ -277,7 +279,9 @@ def test_help_fits_a_screen_and_names_settings_that_exist(text):
     settings = {field.name for name in commands for cls in SETTINGS[name] for field in fields(cls)}
     named = set(re.findall(r"--([a-z_\-]+)", text))
     assert named <= settings | {"help", "help-all", "debug", "config", "setting"}
-    assert named >= {"forget", "dataset", "model"} or {"benchmark", "demo", "compare", "push"} & set(commands)
+    assert named >= {"forget", "dataset", "model"} or {"benchmark", "demo", "compare", "dashboard", "push"} & set(
+        commands
+    )
     for command in re.findall(r"^  hf-unlearn (.*)$", text.replace("\\\n", ""), re.M):
         words = shlex.split(command)
         assert words[0] in commands and {word[2:] for word in words if word[:2] == "--"} <= settings

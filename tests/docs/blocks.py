@@ -11,6 +11,7 @@ from hf_unlearn.cli import COMMANDS
 from hf_unlearn.cli.audit import AuditSettings
 from hf_unlearn.cli.benchmark import BenchmarkSettings
 from hf_unlearn.cli.compare import CompareSettings
+from hf_unlearn.cli.dashboard import DashboardSettings
 from hf_unlearn.cli.demo import DemoSettings
 from hf_unlearn.cli.push import PushSettings
 from hf_unlearn.cli.run import RunSettings
@@ -24,8 +25,9 @@ SHELL = ("", "bash")
 SETTINGS = {
     "run": [RunSettings, UnlearningArguments], "audit": [AuditSettings], "compare": [CompareSettings],
     "demo": [DemoSettings], "verify": [VerifySettings], "push": [PushSettings], "benchmark": [BenchmarkSettings],
+    "dashboard": [DashboardSettings],
 }  # fmt: skip
-BEFORE_FLAGS = {"benchmark": 1, "compare": 1, "verify": 1, "push": 2}  # verify: one or more
+BEFORE_FLAGS = {"benchmark": 1, "compare": 1, "verify": 1, "push": 2, "dashboard": 2}  # verify: one or more
 assert SETTINGS.keys() == set(COMMANDS)
 
 

@@ -20,10 +20,9 @@ PER_SAMPLE = tuple(
     f"hf_unlearn/per_sample/{name}.py"
     for name in ("factors", "fisher", "gram", "graph_parameters", "layers", "moves", "recorder", "verification")
 )
-REPORT = tuple(
-    f"hf_unlearn/report/{name}"
-    for name in ("charts.py", "comparison.py", "html_report.py", "tables.py", "templates/audit.html")
-)
+REPORT_NAMES = ("charts.py", "comparison.py", "dashboard.py", "html_report.py", "tables.py")
+TEMPLATES = ("templates/audit.html", "templates/dashboard.html")
+REPORT = tuple(f"hf_unlearn/report/{name}" for name in (*REPORT_NAMES, *TEMPLATES))
 # Words that have another meaning too, and the files that use them in that one.
 ELSEWHERE = {
     "figure": ("hf_unlearn/report/plots.py", "hf_unlearn/report/templates/audit.html"),  # matplotlib's, HTML's
