@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
@@ -307,6 +307,31 @@ class UnlearningArguments(Seq2SeqTrainingArguments):
                 f'hub_strategy: must be "end", got {str(HubStrategy(self.hub_strategy).value)!r}, which uploads '
                 "checkpoints that still hold the data"
             )
+
+    def take_as_given(self, names: Set[str]) -> None:
+        """Check settings that were set since these arguments were made, and let no default stand in for them.
+
+        A trainer that was left rate, schedule or number of steps chooses them by the losses of its run.
+
+        Args:
+            names: what was set.
+
+        Raises:
+            ValueError: a value is not valid; one line.
+            TypeError: a value is of a wrong type; one line.
+        """
+        self._check_types()
+        self._check_method()
+        self._check_values()
+        self._check_combinations()
+        if "lr_scheduler_type" in names:
+            self.has_default_schedule = False
+        if names & {"learning_rate", "lr_scheduler_type"}:
+            self.chooses_learning_rate = self.calibrates_learning_rate = False
+        if names & {"max_steps", "num_train_epochs"}:
+            self.has_default_steps = False
+        if "num_train_epochs" in names and "max_steps" not in names:
+            self.max_steps = -1
 
     @property
     def hyperparameters(self) -> Any:

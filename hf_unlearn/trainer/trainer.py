@@ -45,12 +45,12 @@ from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.beginning import check_base
 from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback
 from hf_unlearn.trainer.checkpointing import UnlearningState
-from hf_unlearn.trainer.continuing import ContinuingMixin
 from hf_unlearn.trainer.cost import CostCounter, warn_of_cost
 from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.loss_step import LossStep, copy_weights, trainable_parameters
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
+from hf_unlearn.trainer.searching import SearchingMixin
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, check_sharpness, resolve_setup
 from hf_unlearn.trainer.smoothed_step import SmoothedStep
 from hf_unlearn.trainer.surgery_step import SurgeryStep
@@ -58,7 +58,7 @@ from hf_unlearn.trainer.surgery_step import SurgeryStep
 logger = logging.getLogger(__name__)
 
 
-class UnlearningTrainer(ContinuingMixin):
+class UnlearningTrainer(SearchingMixin):
     """Makes a trained model forget `forget_ds` and keep `retain_ds`.
 
     Everything `transformers.Trainer` accepts still works: callbacks, optimizers, compute_metrics, resume, hub
@@ -369,7 +369,6 @@ class UnlearningTrainer(ContinuingMixin):
                 # The weights of a checkpoint come later, and are not those of the original.
                 self._init_method(self.model)
                 self._keep_original_weights()
-            self._configure_ddp()
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._eval_mode.restore()
@@ -488,6 +487,12 @@ class UnlearningTrainer(ContinuingMixin):
             target = make_target(self.target_kind, self.args.forget_target, self.args.hinge, statistics)
             self.unlearning_state.target = self._pace.target = target
             self.step.objective = self._objective()
+
+    @override
+    def _hp_search_setup(self, trial: Any) -> None:
+        """As `Trainer`'s, which makes the accelerator of a trial: once the run has its model."""
+        super()._hp_search_setup(trial)
+        self._configure_ddp()
 
     def _configure_ddp(self) -> None:
         """Tell DDP whether parameters go unused: it fails where it waits for one, warns where it looks in vain."""
