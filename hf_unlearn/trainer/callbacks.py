@@ -6,9 +6,11 @@ import logging
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SaveStrategy
 from typing_extensions import Unpack, override
 
@@ -45,6 +47,33 @@ class StepCallback(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.step.on_optimizer_step()
         self.method.on_optimizer_step(trainable_parameters(model))
+
+
+class EndingCallback(TrainerCallback):
+    """Measures how a run has ended, while it can still be reported.
+
+    Args:
+        measure: what to call.
+    """
+
+    def __init__(self, measure: Callable[[], None]):
+        self.measure = measure
+
+    @override
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.measure()
+
+
+def order_callbacks(callbacks: list[TrainerCallback], step: StepCallback, ending: EndingCallback) -> None:
+    """Put `step` first, so that others see the weights that a step ends with, and `ending` after them.
+
+    What reports a run closes it when told of its end, and is told last: the metrics after it are part of it.
+    """
+    reporting = tuple(INTEGRATION_TO_CALLBACK.values())
+    reports = [callback for callback in callbacks if isinstance(callback, reporting)]
+    earlier_runs = (StepCallback, EndingCallback)
+    others = [callback for callback in callbacks if not isinstance(callback, (*earlier_runs, *reporting))]
+    callbacks[:] = [step, *others, ending, *reports]
 
 
 class TargetStoppingCallback(TrainerCallback):

@@ -43,7 +43,7 @@ from hf_unlearn.report.tables import print_metrics
 from hf_unlearn.targets import Objective, make_target
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.beginning import check_base
-from hf_unlearn.trainer.callbacks import StepCallback, TargetStoppingCallback
+from hf_unlearn.trainer.callbacks import EndingCallback, StepCallback, TargetStoppingCallback, order_callbacks
 from hf_unlearn.trainer.checkpointing import UnlearningState
 from hf_unlearn.trainer.cost import CostCounter, warn_of_cost
 from hf_unlearn.trainer.defaults import resolve_defaults
@@ -374,14 +374,18 @@ class UnlearningTrainer(SearchingMixin):
             self._eval_mode.restore()
             self.method.on_train_end()
         self._warn_of_skipped()
-        self.outcome = outcome = self._judge_ending()
-        metrics = {**outcome.after, **outcome.metrics()}
-        self.log({f"final_{name}": value for name, value in metrics.items() if not name.endswith("_before")})
-        output.metrics.update(metrics)
+        outcome = cast(Outcome, self.outcome)
+        output.metrics.update({**outcome.after, **outcome.metrics()})
         if self.is_world_process_zero() and not self.args.disable_tqdm:
             print_metrics({"before": outcome.before, "after": outcome.after}, f"{self.method.title} ({self.request})")
             print(outcome.sentence)
         return output
+
+    def _end_run(self) -> None:
+        """Measure the model that the run leaves, and log it as part of the run."""
+        self.outcome = outcome = self._judge_ending()
+        metrics = {**outcome.after, **outcome.metrics()}
+        self.log({f"final_{name}": value for name, value in metrics.items() if not name.endswith("_before")})
 
     def _judge_ending(self) -> Outcome:
         """How the run ended, by the metrics of the model that it leaves; a destroyed one is not left."""
@@ -447,9 +451,9 @@ class UnlearningTrainer(SearchingMixin):
         self._set_first_rate()
         if not self.state.global_step:
             self._warn_of_cost()
-        self.remove_callback(StepCallback)
-        # First, so that the user's callbacks see the weights that the step ends with.
-        self.callback_handler.callbacks.insert(0, StepCallback(self.step, self.method))
+        order_callbacks(
+            self.callback_handler.callbacks, StepCallback(self.step, self.method), EndingCallback(self._end_run)
+        )
         return prepared
 
     def _make_step(self) -> LossStep:

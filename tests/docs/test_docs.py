@@ -258,8 +258,9 @@ def folder(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if re.search("^```py", text, re.MULTILINE)])
 def test_the_code_of_a_page_runs(name, folder, hub, cache, monkeypatch):
-    if "optuna" in TEXTS[name]:
-        pytest.importorskip("optuna")
+    for package in ("optuna", "tensorboard"):
+        if f'="{package}"' in TEXTS[name]:
+            pytest.importorskip(package)
     monkeypatch.chdir(folder)
     shutil.rmtree("out", ignore_errors=True)  # another page's run
     monkeypatch.setenv("HF_TOKEN", TOKEN)
