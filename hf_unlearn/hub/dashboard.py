@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 from hf_unlearn.data.files import replacing
+from hf_unlearn.hub.chain import record_hash, records_of
 from hf_unlearn.hub.record_schema import read_record
 from hf_unlearn.hub.release_files import AUDIT_FILES, RECORD_FILE, hash_files
 from hf_unlearn.report.audit_result import AuditResult
@@ -34,9 +35,10 @@ UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RecursionEr
 def make_dashboard(folders: Sequence[str | Path], path: str | Path) -> Path:
     """Write one HTML file of all that lies below some folders.
 
-    A request is an unlearning record (`unlearning.json`, with the audit beside it), or an audit alone: an HTML report
-    with the JSON of the same name. A comparison is the `results.json` of `hf_unlearn.comparing.compare`. The file
-    loads nothing, and shows no sample and no name of a group. Files that are damaged are named in it, and left out.
+    A request is an unlearning record (`unlearning.json`, with the audit beside it, and the earlier requests that it
+    follows), or an audit alone: an HTML report with the JSON of the same name. A comparison is the `results.json` of
+    `hf_unlearn.comparing.compare`. The file loads nothing, and shows no sample and no name of a group. Files that are
+    damaged are named in it, and left out.
 
     Args:
         folders: links in them are not followed.
@@ -53,12 +55,17 @@ def make_dashboard(folders: Sequence[str | Path], path: str | Path) -> Path:
             raise ValueError(f"folder: there is no folder {str(folder)!r}; give those of runs, audits or comparisons")
     home = Path(path).absolute().parent
     requests: list[RequestEntry] = []
+    own: set[str] = set()  # hashes of the records that have a file of their own
+    earlier: dict[str, RequestEntry] = {}  # by hash, those that stand in the records of later requests
     comparisons: list[ComparisonTable] = []
     unread: list[str] = []
     for file in sorted({file for folder in folders for file in _candidates(Path(folder))}):
         try:
             if file.name == RECORD_FILE:
-                requests.append(_entry_of_record(file, home))
+                *before, record = records_of(read_record(file))
+                requests.append(_entry_of_release(record, file, home))
+                own.add(record_hash(record))
+                earlier |= {record_hash(each): _entry_of_record(each, _place(file, home)) for each in before}
             elif file.name == RESULTS_FILE:
                 comparisons += _comparisons(file, home)
             else:
@@ -72,6 +79,7 @@ def make_dashboard(folders: Sequence[str | Path], path: str | Path) -> Path:
             f"folder: no {RECORD_FILE}, HTML report with its JSON or {RESULTS_FILE} of a comparison below {names}; "
             "give the folders of runs, audits or comparisons"
         )
+    requests += [entry for key, entry in earlier.items() if key not in own]
     requests.sort(key=lambda entry: entry.date, reverse=True)
     with replacing(path) as temporary:
         write_dashboard(temporary, requests, comparisons, unread)
@@ -89,12 +97,11 @@ def _candidates(folder: Path) -> Iterator[Path]:
                 yield Path(root, name)
 
 
-def _entry_of_record(file: Path, home: Path) -> RequestEntry:
-    """Of a record, with the audit beside it: only if it is the record's is it shown."""
-    record = read_record(file)
+def _entry_of_record(record: Mapping[str, Any], place: str) -> RequestEntry:
+    """Of a record alone."""
     request, outcome, verdict = record["request"], record.get("outcome") or {}, record["audit"]
     entry = RequestEntry(
-        name=request["id"] or _place(file.parent, home), place=_place(file.parent, home), kind=request["kind"],
+        name=request["id"] or place, place=place, kind=request["kind"],
         samples=request["samples"], date=str(record.get("date", "")), method=str(record["method"].get("name", "")),
         target_loss=_number(outcome, "target_loss"), passes=_number(outcome, "sample_passes"),
         ending=_one_of(ENDINGS, outcome.get("ending", "")),
@@ -102,10 +109,17 @@ def _entry_of_record(file: Path, home: Path) -> RequestEntry:
     )  # fmt: skip
     if verdict is None:
         return entry
-    entry = replace(
+    return replace(
         entry, level=_one_of(BADGES, verdict["level"]), sentence=str(verdict["sentence"]),
         depth=_number(verdict["metrics"], "depth"),
     )  # fmt: skip
+
+
+def _entry_of_release(record: Mapping[str, Any], file: Path, home: Path) -> RequestEntry:
+    """Of a record with the audit beside it: only if it is the record's is it shown."""
+    entry = _entry_of_record(record, _place(file.parent, home))
+    if record["audit"] is None:
+        return entry
     audit, report = (file.with_name(name) for name in AUDIT_FILES)
     names = [name for name in (audit.name, report.name) if (file.parent / name).is_file()]
     if changed := [n for n, digest in hash_files(file.parent, names).items() if digest != record["files"].get(n)]:

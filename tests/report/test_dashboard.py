@@ -5,6 +5,7 @@ import html
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +30,12 @@ def report_with(level="consistent", depth=None):
 
 
 def save_release(folder, request_id=None, date="2025-01-11T10:00:00+00:00", method="nabla_tau", outcome=OUTCOME,
-                 report=None):  # fmt: skip
+                 report=None, after=None):  # fmt: skip
     """Record and audit of a run, without its weights."""
     folder.mkdir(parents=True)
     record = make_record(
         forget_ds=[{"x": [float(i)]} for i in range(40)], columns=["x"], request="class", request_id=request_id,
-        method={"name": method}, settings={}, report=report, outcome=outcome,
+        method={"name": method}, settings={}, report=report, outcome=outcome, after=after,
         weights={"kind": "model", "before": None, "after": None},
     )  # fmt: skip
     if report is not None:
@@ -87,6 +88,28 @@ def test_a_curve_ends_at_its_target(tmp_path):
     target, forget = re.findall(r'class="line" style="[^"]*"[^>]*d="(M3.0[^"]*)"', text)
     assert target.rpartition("L")[2] == forget.rpartition("L")[2]  # the last point, whatever was thinned out
     assert len(forget.split("L")) == 51 and forget.startswith("M3.0 43.0L")
+
+
+def test_requests_in_turn_are_one_line_each(tmp_path):
+    """Those before are in the record of the last; one that has a folder of its own has its audit there."""
+    save_release(tmp_path / "first", "first", report=report_with("hidden"))
+    first = json.loads((tmp_path / "first" / "unlearning.json").read_text())
+    save_release(tmp_path / "second", "second", date="2025-01-12", report=report_with(), after=first)
+    second = json.loads((tmp_path / "second" / "unlearning.json").read_text())
+    save_release(tmp_path / "third", "third", date="2025-01-13", after=second)
+    for gone, places in (
+        (None, ["third", "second", "first"]),
+        ("second", ["third", "third/unlearning.json", "first"]),
+    ):
+        if gone is not None:
+            shutil.rmtree(tmp_path / gone)
+        lines = table(make_dashboard([tmp_path], tmp_path / "dashboard.html").read_text(), "requests")
+        assert [line[0].split()[:2] for line in lines] == [
+            [name, "class," if name == place else place]
+            for name, place in zip(("third", "second", "first"), places, strict=True)
+        ]
+        assert [line[5].split()[0] for line in lines] == ["no", "✓", "✗"]
+        assert [line[4] for line in lines] == ["-", "0.520" if gone is None else "-", "0.520"]
 
 
 def test_an_audit_without_a_record_is_one_line(tmp_path):
