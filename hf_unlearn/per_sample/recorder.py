@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -18,6 +19,8 @@ from hf_unlearn.per_sample.plan import GradientMismatch, Plan, Way
 from hf_unlearn.per_sample.state import unchanged_state
 from hf_unlearn.per_sample.tracing import LayerCall, Trace, run_with_hooks
 from hf_unlearn.per_sample.verification import Verified, check_alone, use_of_parameters, verify
+
+logger = logging.getLogger(__name__)
 
 
 def record(plan: Plan, losses: Losses, batch: Batch, verified: Verified) -> Recording:
@@ -65,8 +68,7 @@ def record(plan: Plan, losses: Losses, batch: Batch, verified: Verified) -> Reco
     weights = plan.model.parameters() if plan.half_precision else ()
     rounds = any(t is not None and t.is_floating_point() and t.itemsize < 4 for t in (*weights, *backprops))
     if is_new and all(grad is None or grad.isfinite().all() for grad in backprops):
-        with unchanged_state(plan.model), torch.no_grad():
-            check_alone(recording.losses, losses(slice_batch(batch, 0, 1)), rounds)
+        _check_first_alone(plan, losses, batch, recording, rounds)
         checked = {name: p for name, p in plan.parameters.items() if plan.ways[name] != Way.ALONE}
         has_gradients = verify(trace.losses, recording, checked, rounds)
         verified.add(use, without_gradient=not has_gradients)
@@ -204,6 +206,24 @@ def _run_alone(plan: Plan, losses: Losses, batch: Batch, recording: Recording, r
         alone = loop_gradients(losses, batch, parameters)
     check_alone(recording.losses, alone.losses, rounds)
     recording.factors.update(alone.factors)
+
+
+def _check_first_alone(plan: Plan, losses: Losses, batch: Batch, recording: Recording, rounds: bool) -> None:
+    """Compare the first sample's loss with what it is alone.
+
+    Raises:
+        NotCovered: it is another one.
+    """
+    try:
+        with unchanged_state(plan.model), torch.no_grad():
+            alone = losses(slice_batch(batch, 0, 1))
+    except Exception as error:  # whatever a model raises that does not take one sample
+        logger.warning(
+            f"Whether a sample's loss depends on others of its batch is not checked, as the model does not take the "
+            f"first one alone: {' '.join(str(error).split())[:100]}"
+        )
+    else:
+        check_alone(recording.losses, alone, rounds)
 
 
 def _check_bypassed(plan: Plan, graph: Graph, trace: Trace) -> None:

@@ -223,6 +223,18 @@ def test_samples_that_are_mixed_are_said(function, caplog):
     assert engine.engine == "loop" and "depends on others" in caplog.text
 
 
+def test_a_model_that_does_not_take_one_sample(caplog):
+    def function(model, x):
+        if len(x) < 2:
+            raise RuntimeError("two at least")
+        return plain(model, x)
+
+    model = Model(function)
+    engine = PerSampleGradients(model, squares(model))
+    found = engine({"x": x(3, 5)})
+    assert engine.engine == "auto" and "two at least" in caplog.text and found.losses.isfinite().all()
+
+
 def test_dropout_is_not_drawn_again():
     """Another mask than that of the batch would be wrong without a word."""
     model = Model(lambda model, x: model.head(F.dropout(model.rnn(x)[0], 0.5, model.training)), rnn=nn.GRU(4, 4))
