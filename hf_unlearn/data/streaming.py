@@ -169,6 +169,16 @@ class RetainStream:
         return sample_hash(sample, self.to_forget.columns) == sample_hash(expected, self.to_forget.columns)
 
 
+@dataclass
+class _Counts:
+    """Passes over the stream; samples read in this one, kept in all, and left out in all."""
+
+    passes: int = 0
+    read: int = 0
+    kept: int = 0
+    skipped: int = 0
+
+
 class StreamReader:
     """Reads a part of a stream in order; where the stream ends, it begins again, as its next epoch.
 
@@ -182,7 +192,6 @@ class StreamReader:
 
     Attributes:
         rest_of_pass: the samples that are kept, until the stream ends.
-        place: how many samples were kept so far.
     """
 
     def __init__(
@@ -198,9 +207,13 @@ class StreamReader:
         self._dataset = split_dataset_by_node(dataset, number, readers)
         self._to_forget, self._has_exact_state = to_forget, has_exact_state
         state = state or {"pass": 0, "read": 0, "place": 0, "skipped": 0, "dataset": None}
-        self._pass, self._read = state["pass"], state["read"]
-        self.place, self._skipped = state["place"], state["skipped"]
+        self._counts = _Counts(state["pass"], state["read"], state["place"], state["skipped"])
         self.rest_of_pass = self._open(state["dataset"])
+
+    @property
+    def place(self) -> int:
+        """How many samples were kept so far."""
+        return self._counts.kept
 
     def take(self, first: int, last: int) -> list[dict[str, Any]]:
         """The samples at the places from `first` to before `last`; those before them are read, and dropped."""
@@ -211,14 +224,15 @@ class StreamReader:
     def state(self) -> dict[str, Any]:
         """From where another reader of the same part goes on: plain values."""
         return {
-            "pass": self._pass, "read": self._read, "place": self.place, "skipped": self._skipped,
+            "pass": self._counts.passes, "read": self._counts.read, "place": self.place,
+            "skipped": self._counts.skipped,
             "dataset": self._dataset.state_dict() if self._has_exact_state else None,
         }  # fmt: skip
 
     def _next(self) -> dict[str, Any]:
         sample = next(self.rest_of_pass, None)
         if sample is None:
-            self._pass, self._read = self._pass + 1, 0
+            self._counts.passes, self._counts.read = self._counts.passes + 1, 0
             self.rest_of_pass = self._open(None)
             sample = next(self.rest_of_pass, None)
         if sample is None:
@@ -227,20 +241,28 @@ class StreamReader:
 
     def _open(self, state: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
         """The samples that are kept of a pass, from a state of the dataset or after those that were read."""
-        self._dataset.set_epoch(self._pass)
+        self._dataset.set_epoch(self._counts.passes)
         if state is not None:
             self._dataset.load_state_dict(dict(state))
         samples = _samples_in_worker(self._dataset) if get_worker_info() is not None else iter(self._dataset)
-        return self._kept(samples if state is not None else islice(samples, self._read, None))
+        samples = samples if state is not None else islice(samples, self._counts.read, None)
+        return _kept(samples, self._to_forget, self._counts)
 
-    def _kept(self, samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for sample in samples:
-            self._read += 1
-            if sample in self._to_forget:
-                self._skipped += 1
-            else:
-                self.place += 1
-                yield sample
+
+def _kept(samples: Iterator[dict[str, Any]], to_forget: SamplesToForget, counts: _Counts) -> Iterator[dict[str, Any]]:
+    """The samples that are not to be forgotten.
+
+    It does not know its reader, which is then freed with it as soon as nobody reads on, and not by the collector of
+    cycles, at any time in any thread: a stream of several shards waits for threads of its own when it is closed, and
+    waits forever in a thread that has just begun.
+    """
+    for sample in samples:
+        counts.read += 1
+        if sample in to_forget:
+            counts.skipped += 1
+        else:
+            counts.kept += 1
+            yield sample
 
 
 def _samples_in_worker(dataset: datasets.IterableDataset) -> Iterator[dict[str, Any]]:

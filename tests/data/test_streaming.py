@@ -1,5 +1,9 @@
 """Retain samples from a stream: samples to forget are left out, and it goes on from where it was."""
 
+import gc
+import threading
+import weakref
+
 import datasets
 import numpy as np
 import pytest
@@ -179,3 +183,19 @@ def test_one_part_is_the_same_in_any_split():
     halves = contents(batches(pairs(stream(), 1)))
     joined = [(a[0] + b[0], a[1] + b[1]) for a, b in zip(halves[::2], halves[1::2], strict=True)]
     assert joined == alone
+
+
+@pytest.mark.parametrize("kind", ["plain", "shuffled"])
+def test_a_reader_that_is_left_is_closed_at_once(kind):
+    """Not by the collector of cycles, which may come in a thread that is just beginning, and wait there forever."""
+    retain = opened(KINDS[kind]())
+    gc.disable()
+    try:
+        before = set(threading.enumerate())
+        reader = retain.reader()
+        reader.take(0, 3)
+        left, threads = weakref.ref(reader), set(threading.enumerate()) - before
+        del reader
+        assert left() is None and not any(thread.is_alive() for thread in threads)
+    finally:
+        gc.enable()
