@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from hf_unlearn.methods import bibliography
 from hf_unlearn.methods.ascent import Finetune
 from hf_unlearn.methods.base import CalibrationPass, Parameters
 from hf_unlearn.methods.hyperparameters import hyperparameter
+from hf_unlearn.methods.weights import MaskedMethod
 from hf_unlearn.models.adapters import outside_body
 from hf_unlearn.models.resetting import fresh_weights
 from hf_unlearn.models.types import inner_model
@@ -34,7 +34,7 @@ class MSGHyperparameters:
     slow: float = hyperparameter(0.1, "factor of the steps of the layer's other weights", at_least=0, at_most=1)
 
 
-class MSG(Finetune):
+class MSG(MaskedMethod, Finetune):
     """Initialise the weights with the smallest `|g_r - g_f|` again, and descend `L_r` (Cadet et al. 2024, MSG).
 
     Masked small gradients, of arXiv 2410.01276 (an entry of the unlearning challenge of NeurIPS 2023 before). g_r and
@@ -81,16 +81,6 @@ class MSG(Finetune):
             self.masks[name] = mask = smallest(difference, self.hp.share)
             p = parameters[name]
             p.copy_(fresh[name].to(p).where(mask, p))
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """The masks: at a checkpoint's weights they would be others."""
-        return {"masks": self.masks}
-
-    @override
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The masks of the original model."""
-        self.masks = dict(state["masks"])
 
     @override
     @torch.no_grad()

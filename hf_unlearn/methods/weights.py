@@ -18,7 +18,27 @@ from hf_unlearn.methods.relabeling import RandomLabel
 from hf_unlearn.per_sample.fisher import loss_gradient, squared_gradients
 
 
-class SalUn(RandomLabel):
+class MaskedMethod(Method):
+    """A method that chooses weights once, at the original model.
+
+    Attributes:
+        masks: parameter name to which of its entries are chosen.
+    """
+
+    masks: dict[str, Tensor]
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The masks: at a checkpoint's weights they would be others."""
+        return {"masks": self.masks}
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The masks of the original model."""
+        self.masks = dict(state["masks"])
+
+
+class SalUn(MaskedMethod, RandomLabel):
     """Random labels, on the weights that matter to the forget dataset alone (Fan et al. 2024, arXiv 2310.12508).
 
     A weight trains when `|dL_f / dw|`, at the original model and over the whole forget dataset, is larger than the
@@ -40,16 +60,6 @@ class SalUn(RandomLabel):
         saliency = {name: calibration.sum_over_processes(g).abs() for name, g in gradient.items()}
         median = torch.cat([s.flatten() for s in saliency.values()]).median()
         self.masks = {name: s > median for name, s in saliency.items()}
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """The masks: at a checkpoint's weights they would be others."""
-        return {"masks": self.masks}
-
-    @override
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The masks of the original model."""
-        self.masks = dict(state["masks"])
 
     @override
     @torch.no_grad()

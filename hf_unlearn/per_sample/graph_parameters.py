@@ -164,12 +164,6 @@ class Graph:
                     return True
         return False
 
-    def direct_uses(self) -> frozenset[tuple[str, tuple[str, ...]]]:
-        """The parameters by name, each with the operations that take it as it is."""
-        return frozenset(
-            (name, tuple(sorted(n.name() for n, _ in self.consumers[leaf]))) for leaf, name in self.leaves.items()
-        )
-
     def find_uses(
         self, parameters: Mapping[str, nn.Parameter], size: int, tables: Container[str]
     ) -> list[ParameterUse]:

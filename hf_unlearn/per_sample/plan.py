@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from hf_unlearn.per_sample.layers import NotCovered, rule_of
 
-HALF_PRECISION = (torch.float16, torch.bfloat16)
+
+def is_half(value: object) -> bool:
+    """Whether something is a tensor of numbers in half precision."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < 4
 
 
 class Way(IntEnum):
@@ -119,7 +121,7 @@ class Plan:
     def from_model(cls, model: nn.Module, parameters: dict[str, nn.Parameter], checked: bool = True) -> Plan:
         """By the modules that hold the parameters."""
         names, plan = {id(p): name for name, p in parameters.items()}, cls(model, parameters, checked=checked)
-        plan.half_precision = any(p.dtype in HALF_PRECISION for p in model.parameters())
+        plan.half_precision = any(map(is_half, model.parameters()))
         plan.ways = dict.fromkeys(parameters, Way.GRAPH)
         for path, module in model.named_modules():
             held = {a: names[id(p)] for a, p in module._parameters.items() if p is not None and id(p) in names}

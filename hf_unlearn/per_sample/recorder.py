@@ -15,7 +15,7 @@ from hf_unlearn.per_sample.factors import Dense, Factors, Recording, rows_of
 from hf_unlearn.per_sample.graph_parameters import Graph, ParameterUse, propagate
 from hf_unlearn.per_sample.layers import NotCovered, cross_entropy, leaf, rule_of
 from hf_unlearn.per_sample.loop import Batch, Losses, batch_size, check_losses, loop_gradients, slice_batch
-from hf_unlearn.per_sample.plan import GradientMismatch, Plan, Way
+from hf_unlearn.per_sample.plan import GradientMismatch, Plan, Way, is_half
 from hf_unlearn.per_sample.state import unchanged_state
 from hf_unlearn.per_sample.tracing import LayerCall, Trace, run_with_hooks
 from hf_unlearn.per_sample.verification import Verified, check_alone, use_of_parameters, verify
@@ -66,7 +66,7 @@ def record(plan: Plan, losses: Losses, batch: Batch, verified: Verified) -> Reco
     backprops = torch.autograd.grad(total, edges, retain_graph=is_new, allow_unused=True) if edges else ()
     recording = Recording(trace.losses.detach(), _factors(plan, trace, uses, axes, backprops, size))
     weights = plan.model.parameters() if plan.half_precision else ()
-    rounds = any(t is not None and t.is_floating_point() and t.itemsize < 4 for t in (*weights, *backprops))
+    rounds = any(map(is_half, (*weights, *backprops)))
     if is_new and all(grad is None or grad.isfinite().all() for grad in backprops):
         _check_first_alone(plan, losses, batch, recording, rounds)
         checked = {name: p for name, p in plan.parameters.items() if plan.ways[name] != Way.ALONE}

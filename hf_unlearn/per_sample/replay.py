@@ -60,15 +60,10 @@ class ModuleCall:
         return any(isinstance(x, Tensor) and x._version != version for x, version in pairs)
 
 
-def call_hooks(calls: list[ModuleCall]) -> tuple[Callable[..., None], Callable[..., None]]:
-    """A forward pre-hook that keeps where a module's call begins, and a forward hook that keeps the call."""
-    starts: list[int] = []
+def module_hook(calls: list[ModuleCall]) -> Callable[..., None]:
+    """What keeps a module's call, as `hf_unlearn.per_sample.tracing` calls it after the module."""
 
-    def before(module: nn.Module, args: tuple) -> None:
-        starts.append(torch.autograd._get_sequence_nr())
-
-    def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        span = starts.pop(), torch.autograd._get_sequence_nr()
+    def keep(module: nn.Module, args: tuple, kwargs: dict, output: Any, span: tuple[int, int]) -> None:
         inputs, spec = tree_flatten((args, kwargs))
         inputs = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
         outputs, _ = tree_flatten(output)
@@ -90,7 +85,7 @@ def call_hooks(calls: list[ModuleCall]) -> tuple[Callable[..., None], Callable[.
             )
         )
 
-    return before, after
+    return keep
 
 
 @dataclass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
+from torch.utils.hooks import RemovableHandle
 
 from hf_unlearn.losses.labelled import LabelledCrossEntropy
 from hf_unlearn.per_sample import replay
@@ -72,15 +73,10 @@ class Trace:
 def run_with_hooks(plan: Plan, losses: Losses, batch: Batch, candidates: Collection[nn.Module]) -> Trace:
     """The losses of a batch, and what hooks saw of the plan's layers and of these modules on the way."""
     trace = Trace(torch.empty(0), Moves(batch_size(batch)))
-    before, after = _hooks(trace.layers)
-    handles = [module.register_forward_pre_hook(before) for module in plan.layers]
-    # Before the user's own hooks, which may change the output.
-    handles += [m.register_forward_hook(after, with_kwargs=True, prepend=True) for m in plan.layers]
+    handles = _watch(plan.layers, _layer_hook(trace.layers))
     handles += [m.register_forward_hook(_weight_hook(trace.weights)) for m, _ in plan.parametrized.values()]
     if candidates:
-        before, after = replay.call_hooks(trace.modules)
-        handles += [module.register_forward_pre_hook(before) for module in candidates]
-        handles += [m.register_forward_hook(after, with_kwargs=True, prepend=True) for m in candidates]
+        handles += _watch(candidates, replay.module_hook(trace.modules))
     try:
         with trace.moves:
             trace.losses = losses(batch)
@@ -90,15 +86,28 @@ def run_with_hooks(plan: Plan, losses: Losses, batch: Batch, candidates: Collect
             handle.remove()
 
 
-def _hooks(calls: list[LayerCall]) -> tuple[Callable[..., None], Callable[..., None]]:
-    """A forward pre-hook that keeps where a layer's call begins, and a forward hook that keeps the call."""
+def _watch(modules: Iterable[nn.Module], keep: Callable[..., None]) -> list[RemovableHandle]:
+    """Hooks that give every call of these modules to `keep`, with its span in the order of operations."""
     starts: list[int] = []
 
     def before(module: nn.Module, args: tuple) -> None:
         starts.append(torch.autograd._get_sequence_nr())
 
     def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        span = starts.pop(), torch.autograd._get_sequence_nr()
+        keep(module, args, kwargs, output, (starts.pop(), torch.autograd._get_sequence_nr()))
+
+    handles = []
+    for module in modules:
+        handles.append(module.register_forward_pre_hook(before))
+        # Before the user's own hooks, which may change the output.
+        handles.append(module.register_forward_hook(after, with_kwargs=True, prepend=True))
+    return handles
+
+
+def _layer_hook(calls: list[LayerCall]) -> Callable[..., None]:
+    """What keeps a layer's call, as `_watch` calls it after the layer."""
+
+    def keep(module: nn.Module, args: tuple, kwargs: dict, output: Any, span: tuple[int, int]) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
             first = args[0] if args else next(iter(kwargs.values()), None)
             activations = first if isinstance(first, Tensor) else None
@@ -117,7 +126,7 @@ def _hooks(calls: list[LayerCall]) -> tuple[Callable[..., None], Callable[..., N
                 )
             )
 
-    return before, after
+    return keep
 
 
 def _place(activations: Tensor | None) -> int:

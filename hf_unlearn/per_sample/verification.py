@@ -15,7 +15,7 @@ from hf_unlearn.per_sample.graph_parameters import ParameterUse
 from hf_unlearn.per_sample.layers import NotCovered
 from hf_unlearn.per_sample.loop import Batch, gradients_of, slice_batch
 from hf_unlearn.per_sample.moves import Moves
-from hf_unlearn.per_sample.plan import GradientMismatch
+from hf_unlearn.per_sample.plan import GradientMismatch, is_half
 
 # In float32 and float64, of the norm of a tensor's gradient.
 TOLERANCES = {torch.float64: 1e-5}
@@ -123,7 +123,7 @@ def use_of_parameters(
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
     """A model whose weights in half precision are in float32 meanwhile; they come back as they were."""
-    half = {t: t.data for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and t.itemsize < 4}
+    half = {tensor: tensor.data for tensor in (*model.parameters(), *model.buffers()) if is_half(tensor)}
     try:
         for tensor, values in half.items():
             tensor.data = values.float()
@@ -135,9 +135,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 def two_samples_in_float32(batch: Batch) -> dict[str, Any]:
     """The first two samples of a batch, without half precision."""
-    values = slice_batch(batch, 0, 2)
-    is_half = {name: isinstance(v, Tensor) and v.is_floating_point() and v.itemsize < 4 for name, v in values.items()}
-    return {name: v.float() if is_half[name] else v for name, v in values.items()}
+    return {name: v.float() if is_half(v) else v for name, v in slice_batch(batch, 0, 2).items()}
 
 
 def check_alone(values: Tensor, alone: Tensor, rounds: bool) -> None:
