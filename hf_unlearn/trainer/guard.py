@@ -156,7 +156,8 @@ class DivergenceGuard(TrainerCallback):
     @override
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """As after a step: checkpoints may be written once an epoch."""
-        self.on_step_end(args, state, control)
+        if self.reason is None:  # otherwise the last step has been stopped at
+            self.on_step_end(args, state, control)
 
     def stop(self, step: int, control: Any) -> None:
         """End the run, once it has diverged, without a checkpoint.

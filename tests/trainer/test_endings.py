@@ -89,7 +89,7 @@ def test_a_run_that_diverges_is_stopped_and_its_last_good_weights_are_put_back(u
     before = weights(trainer)
     output = trainer.train()
     assert trainer.outcome.ending == "diverged" and output.metrics["diverged"] == 1.0
-    assert trainer.state.global_step <= 6 and "Diverged: stopped at step" in caplog.text
+    assert trainer.state.global_step <= 6 and caplog.text.count("Diverged: stopped at step") == 1
     after = weights(trainer)  # no step was good
     # What msg initialises again matters so little here that its weights are good after it.
     assert method == "msg" or all(torch.equal(before[name], after[name]) for name in before)
