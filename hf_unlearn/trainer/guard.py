@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 from typing_extensions import override
 
 from hf_unlearn.data.splitting import select
-from hf_unlearn.trainer.hub import HubMixin
 from hf_unlearn.trainer.loss_step import put_weights, trainable_parameters
+from hf_unlearn.trainer.pacing import PacingMixin
 
 logger = logging.getLogger(__name__)
 # Ascent is exponential near the end: check often, on few samples.
@@ -42,6 +42,8 @@ def retain_limit(loss_before: float, head_kind: str) -> float:
 class DivergenceGuard(TrainerCallback):
     """Stops a run whose loss or gradient is not finite, or whose retain loss has risen too far, and undoes the harm.
 
+    Where the learning rate was chosen by the trainer, the run goes on at a lower one instead, as long as there is one.
+
     Every few steps, before the optimizer's step and before each checkpoint, it looks at the losses of the step: they
     are those of the weights as they are then. Where these retain losses have risen by half of what they may, and where
     the step has none, it measures a fixed sample of the retain dataset. Weights that are found good are copied to the
@@ -55,7 +57,7 @@ class DivergenceGuard(TrainerCallback):
         good_step: the number of steps after which the weights were last found good.
     """
 
-    def __init__(self, trainer: HubMixin):
+    def __init__(self, trainer: PacingMixin):
         self.trainer = trainer
         self.reason: str | None = None
         self.good_step = 0
@@ -160,17 +162,30 @@ class DivergenceGuard(TrainerCallback):
             self.on_step_end(args, state, control)
 
     def stop(self, step: int, control: Any) -> None:
-        """End the run, once it has diverged, without a checkpoint.
+        """End the run, once it has diverged, or go on at a lower rate; without a checkpoint.
 
         Raises:
             ValueError: samples that the last steps read have no finite loss under good weights either.
             RuntimeError: the weights are spread over processes, and cannot be put back.
         """
-        self.put_back(step)
-        control.should_training_stop, control.should_save = True, False
+        self._put_back(step)
+        control.should_save = False
+        if self.trainer.begin_again():
+            logger.warning(
+                f"Diverged at step {step}, as {self.reason}; the weights of step {self.good_step} were put back, and "
+                f"the run goes on at a learning rate of {self.trainer.highest_rate:.2g}"
+            )
+            self.reason, self._is_finite = None, None
+            return
+        control.should_training_stop = True
+        self._warn(step)
 
     def put_back(self, step: int) -> None:
         """Put the last good weights back, with a warning; raises as `stop` does."""
+        self._put_back(step)
+        self._warn(step)
+
+    def _put_back(self, step: int) -> None:
         if self.trainer._is_sharded:
             raise RuntimeError(
                 f"The run diverged at step {step}: {self.reason}. Its weights are spread over processes, and the last "
@@ -178,6 +193,8 @@ class DivergenceGuard(TrainerCallback):
             )
         put_weights(self.trainer.model, self._weights)
         self.trainer.refuse_samples_without_loss(self.good_step, step)
+
+    def _warn(self, step: int) -> None:
         logger.warning(
             f"Diverged: stopped at step {step}, as {self.reason}; the weights of step {self.good_step} were put back"
         )

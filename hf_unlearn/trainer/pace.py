@@ -23,6 +23,8 @@ WARM_UP = 6
 # It is raised by a tenth a step while samples have moved by less than this part of what was planned, until half of
 # the way is done; and lowered when they reach the target, then once a window while they are past it.
 RAISE, TOO_SLOW, HELD, LOWER, TOO_FAR = 1.1, 0.7, 0.5, 2.0, 1.0
+# Where the run diverged at a rate that was chosen here, it goes on at a part of it, and is never raised to half.
+AGAIN, NEVER_AGAIN = 4.0, 2.0
 # The steps at the beginning whose rate is so low, where it is chosen here, that retain losses are the original's.
 EARLY = 3
 # Nats that the retain loss may rise by where its noise is less: a fiftieth of the probability of what is right.
@@ -35,7 +37,9 @@ LAST, DECAY, MIN_DECAY, MAX_DECAY = 0.1, 0.25, 2, 10
 NEARER = 0.9
 # The steps whose losses count: of a pass, within these; where ascent does not end by itself, the latest.
 MIN_WINDOW, MAX_WINDOW, LATEST = 5, 50, 3
-NUMBERS = ("factor", "held", "lowered", "arrived", "nearest", "retain_nearest", "retain_before")  # that change
+NUMBERS = (  # that change
+    "factor", "highest", "began", "held", "lowered", "arrived", "nearest", "retain_nearest", "retain_before",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Pace:
         stops: whether the run may end before `max_steps`.
         begins_with_original: whether its first steps are the original model's; not so where a model is trained again.
         factor: of the learning rate, apart from the decay.
+        highest: that it is raised to.
+        began: the step from which it warms up and movement is planned: the first, or where a run that diverged goes on.
         held: whether it is raised no more.
         lowered: the step at which it was last lowered.
         arrived: the number of steps done when the target was reached.
@@ -101,12 +107,17 @@ class Pace:
     stops: bool
     begins_with_original: bool = True
     factor: float = 1.0
+    highest: float = HIGHEST
+    began: int = 0
     held: bool = False
     lowered: int = -MAX_WINDOW
     arrived: int | None = None
     window: list[Observation] = field(default_factory=list)
     nearest: float = math.inf
     retain_nearest: float = math.inf
+
+    def __post_init__(self) -> None:
+        self._measured_before = self.retain_before
 
     @property
     def pass_steps(self) -> int:
@@ -133,7 +144,7 @@ class Pace:
         self.window = [*self.window, observation][-self.window_steps :]
         if self.begins_with_original and step < (EARLY if self.calibrates else 1):
             self.retain_before = torch.cat([self.retain_before, observation.retain_losses.to(self.retain_before)])
-        if self.arrived is None and self.stops and step > 0 and self._has_arrived(step):
+        if self.arrived is None and self.stops and step > self.began and self._has_arrived(step):
             self.arrived = step
         if self.calibrates and self.arrived is None:
             self._calibrate(step, observation.numbers, observation.losses)
@@ -150,7 +161,7 @@ class Pace:
         end = self.last_step
         begin = end - min(MAX_DECAY, round(DECAY * end)) if self.arrived is None else self.arrived
         if step < begin:
-            return self.factor * min(1.0, (step + 1) / WARM_UP)
+            return self.factor * min(1.0, (step + 1 - self.began) / WARM_UP)
         return self.factor * (LAST + (1 - LAST) * max(0.0, (end - step) / max(1, end - begin)))
 
     @property
@@ -187,7 +198,7 @@ class Pace:
         before = getattr(self, nearest)
         setattr(self, nearest, distance)
         may_rise = self.calibrates and self._has_to_rise and not self.held
-        return not may_rise and step >= self.planned_steps and distance >= NEARER * before
+        return not may_rise and step - self.began >= self.planned_steps and distance >= NEARER * before
 
     def _retain_rise(self) -> float:
         """How far the mean retain loss of the window is above that of the original."""
@@ -210,17 +221,18 @@ class Pace:
         """Change the rate where samples have moved less or more than planned by more than their noise."""
         first = self.first_losses[numbers.long()]
         moved = (losses.to(first) - first)[~first.isnan()]
-        if not self._has_to_rise or len(moved) < 2 or step == 0:
+        step_of_plan = step - self.began
+        if not self._has_to_rise or len(moved) < 2 or step_of_plan == 0:
             return
         need = float(self.need or 0.0)
         # Losses rise ever faster, from almost nothing to where the model is unsure, and Adam's momentum takes some
         # steps to find the way: a rate that was raised for what the first steps did not do does harm.
-        planned = min(1.0, step / self.planned_steps) ** 2
+        planned = min(1.0, step_of_plan / self.planned_steps) ** 2
         done, error = float(moved.mean()) / need, float(moved.std()) / len(moved) ** 0.5 / need
         self.held = self.held or done >= HELD
-        is_slow = step >= self.planned_steps / 2 and done + error < TOO_SLOW * planned
+        is_slow = step_of_plan >= self.planned_steps / 2 and done + error < TOO_SLOW * planned
         if is_slow and not self.held:
-            self.factor = min(HIGHEST, self.factor * RAISE)
+            self.factor = min(self.highest, self.factor * RAISE)
         elif done - error > TOO_FAR:
             self._lower(step)
 
@@ -228,6 +240,23 @@ class Pace:
         """Once a window: losses take that long to follow."""
         if step - self.lowered >= self.window_steps:
             self.factor, self.lowered = max(LOWEST, self.factor / LOWER), step
+
+    def begin_again(self, step: int) -> bool:
+        """Go on after a divergence, with good weights, at a lower rate.
+
+        Args:
+            step: number of steps done.
+
+        Returns:
+            Whether it can: not at the lowest rate, nor at one that was given.
+        """
+        if not self.calibrates or self.factor <= LOWEST:
+            return False
+        self.highest, self.factor = self.factor / NEVER_AGAIN, max(LOWEST, self.factor / AGAIN)
+        self.began = self.lowered = step
+        self.held, self.arrived, self.window, self.retain_before = False, None, [], self._measured_before
+        self.nearest = self.retain_nearest = math.inf
+        return True
 
     # ---- a resumed run ----
 

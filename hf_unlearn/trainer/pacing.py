@@ -52,13 +52,27 @@ class PacingMixin(ResumingMixin):
         self.unlearning_state.pace = self._pace.state_dict()
         super()._save_checkpoint(model, trial)
 
-    def _set_first_rate(self) -> None:
-        """Of a run that begins: the schedule was made before its pace."""
+    def _set_rate(self) -> None:
+        """Of the next step, where the schedule was asked for it before the pace knew."""
         scheduler: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate's wrapper has one
-        if self._follows_pace and not self.state.global_step:
+        if self._follows_pace:
             for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
-                group["lr"] = rate * self._pace.rate(0)
+                group["lr"] = rate * self._pace.rate(self.state.global_step)
             scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]  # what is logged
+
+    @property
+    def highest_rate(self) -> float:
+        """The learning rate that the run goes on at, once it has warmed up."""
+        return self.args.learning_rate * self._pace.factor
+
+    def begin_again(self) -> bool:
+        """Go on at a lower learning rate, after a divergence and with good weights; False where that is not to be."""
+        if not self._follows_pace or not self._pace.begin_again(self.state.global_step):
+            return False
+        assert self.optimizer is not None
+        self.optimizer.state.clear()  # moments of what went wrong
+        self._set_rate()
+        return True
 
     def _make_pace(self, max_steps: int) -> Pace:
         state = self.unlearning_state

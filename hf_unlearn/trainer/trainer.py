@@ -448,7 +448,8 @@ class UnlearningTrainer(SearchingMixin):
             self.guard.fall_back_to(self._original_weights)
         self.step.latest_scores, self.step.score_ages = state.latest_scores, state.score_ages
         self.pace = self._make_pace(max_steps)
-        self._set_first_rate()
+        if not self.state.global_step:  # the schedule was made before the pace
+            self._set_rate()
         if not self.state.global_step:
             self._warn_of_cost()
         order_callbacks(

@@ -18,6 +18,7 @@ from hf_unlearn.report.numbers import show
 from hf_unlearn.targets import Ascent, DistributionTarget, MeanTarget
 from hf_unlearn.trainer.guard import KINDS_WITHOUT_UNIT, retain_limit
 from hf_unlearn.trainer.outcome import outcome_of
+from hf_unlearn.trainer.pace import LOWEST, WARM_UP, Pace
 
 
 def test_the_audit_of_a_run_has_the_original_that_was_measured_before_the_first_step(unlearn):
@@ -96,6 +97,42 @@ def test_a_run_that_diverges_is_stopped_and_its_last_good_weights_are_put_back(u
     assert all(math.isfinite(value) for key, value in output.metrics.items() if key != "train_loss")
 
 
+def test_a_run_that_diverges_at_a_rate_that_nobody_gave_goes_on_at_a_lower_one(unlearn, monkeypatch, caplog):
+    monkeypatch.setattr(METHODS["nabla_tau"], "learning_rate", 0.3)
+    given = learned()
+    label = given.pop("sets")
+    # Unseen samples have random labels: there is much to forget, and a rate that is far too high.
+    trainer = unlearn(sets=lambda forget, retain, unseen: (*label(forget, retain), unseen), max_steps=30, **given)
+    before, seen = weights(trainer), []
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append((trainer.optimizer.param_groups[0]["lr"], weights(trainer), dict(trainer.optimizer.state)))
+
+    trainer.add_callback(Steps())
+    trainer.train()
+    assert "Diverged at step 6" in caplog.text and "the run goes on at a learning rate of 0.025" in caplog.text
+    assert trainer.outcome.ending != "diverged" and trainer.state.global_step == 30
+    rates, models, moments = zip(*seen, strict=True)
+    assert rates[:6] == pytest.approx([0.1 * step / WARM_UP for step in range(1, 7)])
+    assert rates[6:12] == pytest.approx([0.025 * step / WARM_UP for step in range(1, 7)])
+    assert all(torch.equal(models[6][name], weight) for name, weight in before.items())  # no step was good
+    assert moments[5] and not moments[6]
+    assert len(trainer.pace.retain_before) == len(trainer.unlearning_state.retain_before)  # not those of bad steps
+
+
+def test_a_rate_that_was_given_is_not_lowered():
+    trainer_pace = pace_at(factor=1.0, calibrates=False)
+    assert not trainer_pace.begin_again(5) and trainer_pace.factor == 1.0
+    assert not pace_at(factor=LOWEST, calibrates=True).begin_again(5)
+
+
+def pace_at(**settings):
+    target = DistributionTarget(torch.linspace(0.0, 2.0, 101))
+    kept = {"retain_before": torch.zeros(2), "first_losses": torch.zeros(20), "forget_per_step": 10, "max_steps": 50}
+    return Pace(target=target, need=1.0, converges=True, stops=True, **kept, **settings)
+
+
 def test_a_method_without_steps_is_looked_at_afterwards(unlearn):
     """Every weight that matters at all to the forget samples is set to zero: nothing is left of the classifier."""
     trainer = unlearn(method="ssd", method_kwargs={"alpha": 1e-9, "lambda_": 0.0}, **learned())
@@ -116,7 +153,8 @@ class NanGradient(TrainerCallback):
 @pytest.mark.parametrize("method", ["nabla_tau", "orthograd", "grad_ascent"])
 @pytest.mark.parametrize("save_steps", [None, 1])
 def test_weights_that_are_no_numbers_are_never_saved(unlearn, method, save_steps):
-    trainer = unlearn(method=method, max_steps=20, callbacks=[NanGradient()], save_steps=save_steps, forget_target=1e9)
+    settings = {"learning_rate": 3e-4, "save_steps": save_steps, "forget_target": 1e9}  # a rate that stays
+    trainer = unlearn(method=method, max_steps=20, callbacks=[NanGradient()], **settings)
     trainer.train()
     assert trainer.outcome.ending == "diverged"
     assert trainer.guard.good_step == (5 if save_steps is None else 6)
