@@ -86,7 +86,7 @@ class Pace:
         begins_with_original: whether its first steps are the original model's; not so where a model is trained again.
         factor: of the learning rate, apart from the decay.
         highest: that it is raised to.
-        began: the step from which it warms up and movement is planned: the first, or where a run that diverged goes on.
+        began: the step from which it warms up: the first, or that at which a run that diverged goes on.
         held: whether it is raised no more.
         lowered: the step at which it was last lowered.
         arrived: the number of steps done when the target was reached.
