@@ -63,6 +63,7 @@ class PacingMixin(ResumingMixin):
     @property
     def highest_rate(self) -> float:
         """The learning rate that the run goes on at, once it has warmed up."""
+        assert self.args.learning_rate is not None  # the method's own, by now
         return self.args.learning_rate * self._pace.factor
 
     def begin_again(self) -> bool:
