@@ -89,8 +89,9 @@ class PerSampleGradients:
         """The losses of a batch, and the factors of every trainable parameter's per-sample gradients.
 
         Raises:
-            NotCovered: a batch normalisation is in training mode, or a parameter is complex; what else no rule covers,
-                with `"hooks"` and for sharded parameters.
+            NotCovered: a batch normalisation is in training mode, a parameter is complex, or a hook on it changes its
+                gradient (`register_hook`, `register_post_accumulate_grad_hook`); what else no rule covers, with
+                `"hooks"` and for sharded parameters.
             ValueError: a batch without samples, or other than one loss for each of them; gradients that activation
                 checkpointing hides.
         """
@@ -111,6 +112,10 @@ class PerSampleGradients:
         for name, p in self.parameters.items():
             if p.is_complex():
                 raise NotCovered(f"{name} (it is complex; train its real view, torch.view_as_real)")
+            if p._backward_hooks or p._post_accumulate_grad_hooks:
+                raise NotCovered(
+                    f"{name} (a hook changes its gradient, not those of samples; remove it, and clip or mask losses)"
+                )
 
     def _recording(self, batch: Batch) -> Recording:
         # The gradient of a batch of one sample is the sample's: the loop is one backward pass.

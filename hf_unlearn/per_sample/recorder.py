@@ -71,7 +71,7 @@ def record(plan: Plan, losses: Losses, batch: Batch, verified: Verified) -> Reco
         _check_first_alone(plan, losses, batch, recording, rounds)
         checked = {name: p for name, p in plan.parameters.items() if plan.ways[name] != Way.ALONE}
         has_gradients = verify(trace.losses, recording, checked, rounds)
-        verified.add(use, without_gradient=not has_gradients)
+        verified.add(use, recording.losses, without_gradient=not has_gradients)
     elif is_new and not rounds:
         # Of an overflow in half precision the loss scaler takes care, and the next batch is checked.
         return loop_gradients(losses, batch, plan.parameters)

@@ -61,14 +61,21 @@ class Verified:
         enough = sum(count >= SHAPES_CHECKED for count in known.values())
         return known.get(use.exact, 0) >= SHAPES_CHECKED or (not use.may_be_packed and enough >= SHAPES_CHECKED)
 
-    def add(self, use: Use, without_gradient: bool) -> None:
+    def add(self, use: Use, losses: Tensor, without_gradient: bool) -> None:
         """Of a check that has passed.
+
+        Equal samples say nothing of a check: exchanged gradients of theirs make the same sum. Losses that are equal
+        and not 0 are taken for those of equal samples, and the next batch is checked as well.
 
         Args:
             use: that was checked.
+            losses: of the samples [k].
             without_gradient: whether a parameter had no gradient (a gate at zero, a fresh adapter), which says nothing
                 of it: the next batches are checked as well, four times at most.
         """
+        unequal = losses[losses != 0]
+        if len(unequal.unique()) < len(unequal):
+            return
         known = self.checks.setdefault(use.kind, {})
         known[use.exact] = known.get(use.exact, 0) + 1 if without_gradient else SHAPES_CHECKED
 

@@ -118,6 +118,18 @@ def test_losses_that_count_later():
     assert_exact(model, batches, lambda batch: model(x=batch["x"]).square().sum((1, 2)) * batch["w"])
 
 
+# ---- equal samples say nothing of a check ----
+
+
+@pytest.mark.parametrize("order", [(0, 0, 0), (0, 1, 0)], ids=["all", "first and last"])
+def test_equal_samples_and_a_layer_that_meets_them_backwards(order):
+    def function(model, x):
+        return model.head(model.layer(x.flip(0)).flip(0).tanh())
+
+    samples = x(2, 5)
+    assert_exact(Model(function), [{"x": samples[list(order)]}, {"x": x(3, 5)}])
+
+
 # ---- packed and sorted samples ----
 
 LENGTHS = ((4, 4), (3, 5))
@@ -189,6 +201,19 @@ def test_a_hook_of_the_users_that_changes_an_output():
     model.scale = 1.0
     model.layer.register_forward_hook(lambda module, args, output: output * model.scale)
     assert_exact(model, [{"x": x(3, 5)}] * 2, before=lambda m, i: setattr(m, "scale", 1.0 + i))
+
+
+@pytest.mark.parametrize("engine", ["auto", "hooks", "loop"])
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hook_on_a_parameter_is_refused_by_name(kind, engine):
+    """Clipping the gradient of a batch is not clipping those of its samples, and masking is left out by rules."""
+    model = Model(plain)
+    engine = PerSampleGradients(model, squares(model), engine)
+    hook = getattr(model.layer.weight, kind)(lambda p: None)
+    with pytest.raises(NotCovered, match=r"layer\.weight \(a hook changes its gradient.*remove it"):
+        engine({"x": x(3, 5)})
+    hook.remove()
+    assert len(engine({"x": x(3, 5)}).losses) == 3
 
 
 def test_ids_that_count_from_the_end():
