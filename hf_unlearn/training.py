@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -23,6 +22,7 @@ from typing_extensions import override
 
 from hf_unlearn.data.collator import Collator, default_collator
 from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.models.head_trainer import HeadTrainer
 
 
 def train_from_scratch(
@@ -36,7 +36,7 @@ def train_from_scratch(
     data_collator: Collator | None = None,
     **settings: Any,
 ) -> float:
-    """Train a model in place with a plain `transformers.Trainer`; returns the seconds it took.
+    """Train a model in place with a plain `transformers.Trainer` (see `HeadTrainer`); returns the seconds it took.
 
     Args:
         model: the model.
@@ -59,7 +59,7 @@ def train_from_scratch(
         **settings,
     )
     started = time.perf_counter()
-    trainer = Trainer(
+    trainer = HeadTrainer(
         model,
         args,
         train_dataset=train_ds,

@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from hf_unlearn.data.collator import Collator, readable_collator
 from hf_unlearn.data.files import replacing
 from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.models.head_trainer import HeadTrainer
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.types import Model
 
@@ -184,7 +185,7 @@ def _train(
     args.seed = args.data_seed = seed
     args.eval_strategy = args.save_strategy = "no"
     args.load_best_model_at_end, args.report_to = False, []
-    trainer = Trainer(model, args, train_dataset=samples, data_collator=data_collator or readable_collator(model))
+    trainer = HeadTrainer(model, args, train_dataset=samples, data_collator=data_collator or readable_collator(model))
     trainer.pop_callback(PrinterCallback)
     trainer.train()
     return trainer.model

@@ -84,7 +84,10 @@ def default_collator(model: Model, processing_class: ProcessingClass | None = No
 
 def _with_choices(samples: list[Mapping[str, Any]], collate: Collator) -> dict[str, Any]:
     """A batch of texts `[batch, choices, ...]`, from samples that hold a list of choices in each column of text."""
-    whole = [name for name in samples[0] if name == "labels" or name.startswith(("pixel_", "spatial_shapes"))]
+    whole = [
+        name for name, value in samples[0].items()
+        if name == "labels" or name.startswith(("pixel_", "spatial_shapes")) or _is_number(value)
+    ]  # fmt: skip
     columns = [name for name in samples[0] if name not in whole]
     if any(_tensor(sample["input_ids"][0]).dim() == 0 for sample in samples):
         raise ValueError("input_ids: found one text a sample; give each a list of those it chooses from")
@@ -140,6 +143,11 @@ def _causal_labels(sample: Mapping[str, Any], no_text: torch.Tensor) -> torch.Te
         if name in sample:
             labels = labels.masked_fill(_tensor(sample[name]) == 0, -100)
     return labels
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of a sample is one number or text: no list of choices."""
+    return not isinstance(value, list | tuple) and np.ndim(value) == 0
 
 
 def _tensor(value: Any) -> torch.Tensor:
