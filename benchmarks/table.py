@@ -15,7 +15,7 @@ from hf_unlearn.report import comparison
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = {ROOT / "README.md": ("results",), ROOT / "benchmarks" / "RESULTS.md": ("quality", "compare", "per-sample")}
+FILES = {ROOT / "README.md": ("results",), ROOT / "benchmarks" / "RESULTS.md": ("quality", "compare", "heads", "per-sample")}
 # Keys of the files in results/compare and results/per_sample.
 RUNS, ENGINE = "runs", "hooks"
 ENGINES = {
@@ -34,6 +34,12 @@ RECIPES = {
     "tofu": "TOFU",
     "speech": "speech",
     "words": "speech",
+}
+HEADS = {
+    "segmentation": "segmentation",
+    "captions": "an image among captions",
+    "answers": "images and text",
+    "facts": "multiple choice",
 }
 # What README.md shows: comparisons with attempts to bring data back.
 DEEP = {
@@ -163,6 +169,24 @@ def compare_table():
     return "\n".join([*table, caption()])
 
 
+def heads_table():
+    """Every model of the recipes of further heads, with its verdict; one line a request and model."""
+    columns = [column for column in comparison.COLUMNS if column != comparison.DEPTH]
+    table = [f"| head, request | model | {' | '.join(columns)} | verdict |", "|---" * (len(columns) + 3) + "|"]
+    versions = {}
+    for name, title in HEADS.items():
+        if not (path := RESULTS / "heads" / f"{name}.json").exists():
+            continue
+        report = json.loads(path.read_text())
+        verdicts = {(run["request"], run["model"]): run["metrics"]["verdict"] for run in report[RUNS]}
+        lines = comparison.lines(report)
+        for line, (request, model, *texts) in zip(lines, comparison.table_rows(lines, columns), strict=True):
+            verdict = verdicts[line.request, line.model]
+            table.append(f"| {title}: {request} | {model} | {' | '.join(texts)} | {verdict} |")
+        versions |= {f"{title} {', '.join(map(str, report['seeds']))}": None}
+    return "\n".join([*table, f"\nSeeds: {'; '.join(versions)}. Device: cpu, one thread."])
+
+
 def per_sample_table():
     """Time and memory of every way to exact gradient surgery, relative to the plain gradient-difference step."""
     lines = []
@@ -190,6 +214,7 @@ TABLES = {
     "results": results_table,
     "quality": quality_table,
     "compare": compare_table,
+    "heads": heads_table,
     "per-sample": per_sample_table,
 }
 

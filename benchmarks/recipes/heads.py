@@ -25,7 +25,7 @@ from transformers import (
 from hf_unlearn.comparing import Task
 from hf_unlearn.data.splitting import subsample
 
-SIZES = {"train": 600, "unseen": 400, "test": 400}
+SIZES = {"train": 400, "unseen": 250, "test": 250}
 BLOCKS = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPECIAL = ("<pad>", "<start>", "<image>", "</s>")
@@ -39,7 +39,7 @@ def vocabulary(*texts: str) -> dict[str, int]:
 
 
 class Pictures(Task):
-    """600 of scikit-learn's digits under noise. A subclass says what a model sees of one, and what of it is a label.
+    """400 of scikit-learn's digits under noise. A subclass says what a model sees of one, and what of it is a label.
 
     A digit can be forgotten, `digit=3`. No unseen picture has a digit that was never trained on, so the forgetting
     target comes from retain pictures that are labelled with the forgotten digit.
@@ -84,7 +84,7 @@ class Segmentation(Pictures):
     """A Segformer: every pixel of ink in a picture of 24 x 24 is of the digit there, every other one of no digit."""
 
     noise = 0.3
-    training: ClassVar = {"num_train_epochs": 40, "learning_rate": 3e-3, "per_device_train_batch_size": 32}
+    training: ClassVar = {"num_train_epochs": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 16}
     columns: ClassVar = {"pixel_values": Array3D((1, 24, 24), "float32"), "labels": Array2D((24, 24), "int64")}
 
     def build(self, seed):
@@ -111,7 +111,7 @@ class Segmentation(Pictures):
 class Captions(Pictures):
     """A CLIP: which of five captions, in any order, is the one of the picture?"""
 
-    training: ClassVar = {"num_train_epochs": 40, "learning_rate": 1e-3, "per_device_train_batch_size": 64}
+    training: ClassVar = {"num_train_epochs": 30, "learning_rate": 1e-3, "per_device_train_batch_size": 32}
     columns: ClassVar = {
         "pixel_values": Array3D((1, 8, 8), "float32"), "input_ids": List(List(Value("int64"))),
         "labels": Value("int64"),
@@ -142,7 +142,7 @@ class Captions(Pictures):
 class Answers(Pictures):
     """A LLaVA: a picture, a question about it, and the digit in words."""
 
-    training: ClassVar = {"num_train_epochs": 25, "learning_rate": 1e-3, "per_device_train_batch_size": 64}
+    training: ClassVar = {"num_train_epochs": 20, "learning_rate": 1e-3, "per_device_train_batch_size": 32}
     columns: ClassVar = {
         "pixel_values": Array3D((1, 8, 8), "float32"), "input_ids": List(Value("int64")),
         "labels": List(Value("int64")),
@@ -176,10 +176,11 @@ class Answers(Pictures):
 class Facts(Task):
     """A BERT of multiple choice: 400 of 1,200 facts about 240 people, each with four answers to choose from.
 
-    Nothing about a fact follows from others: who was not trained on it guesses.
+    Nothing about a fact follows from others: who was not trained on it guesses. A team of 24 people can be forgotten,
+    `team=3`; the team is not said, so that the facts about others are as unknown as those.
     """
 
-    training: ClassVar = {"num_train_epochs": 100, "learning_rate": 2e-3, "per_device_train_batch_size": 32}
+    training: ClassVar = {"num_train_epochs": 60, "learning_rate": 2e-3, "per_device_train_batch_size": 32}
     first = ("anna", "bruno", "clara", "david", "emma", "felix", "greta", "hugo", "ida", "jonas", "karla", "leo",
              "mara", "nils", "olga", "paul")  # fmt: skip
     last = ("adler", "bauer", "conrad", "dietz", "ernst", "frank", "graf", "huber", "jung", "klein", "lang", "maier",
@@ -200,7 +201,7 @@ class Facts(Task):
                 choices = generator.choice(answers.split(), 4, replace=False)
                 texts = [" ".join((*names, subject, choice)) for choice in choices]
                 tokens = [[START, *(self.words[word] for word in text.split()), END] for text in texts]
-                samples.append({"input_ids": tokens, "labels": int(generator.integers(4)), "person": person})
+                samples.append({"input_ids": tokens, "labels": int(generator.integers(4)), "team": person // 24})
         thirds = np.split(generator.permutation(len(samples)), 3)
         return {
             name: Dataset.from_list([samples[i] for i in third]).with_format("torch")

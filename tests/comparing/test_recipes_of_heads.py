@@ -43,4 +43,4 @@ def test_a_digits_target_comes_from_pictures_of_others_that_bear_its_name(name):
     assert set(target_ds["picture"][:].tolist()) <= set(retain_ds["picture"][:].tolist())
     assert task.target("10%", {})["unseen_ds"] is task.datasets["unseen"]
     pictures = [set(task.datasets[part]["picture"][:].tolist()) for part in ("train", "unseen", "test")]
-    assert sum(map(len, pictures)) == len(set.union(*pictures)) == 1400
+    assert sum(map(len, pictures)) == len(set.union(*pictures)) == 900
