@@ -15,7 +15,10 @@ from hf_unlearn.report import comparison
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = {ROOT / "README.md": ("results",), ROOT / "benchmarks" / "RESULTS.md": ("quality", "compare", "heads", "per-sample")}
+FILES = {
+    ROOT / "README.md": ("results",),
+    ROOT / "benchmarks" / "RESULTS.md": ("quality", "compare", "heads", "per-sample"),
+}
 # Keys of the files in results/compare and results/per_sample.
 RUNS, ENGINE = "runs", "hooks"
 ENGINES = {
@@ -173,7 +176,7 @@ def heads_table():
     """Every model of the recipes of further heads, with its verdict; one line a request and model."""
     columns = [column for column in comparison.COLUMNS if column != comparison.DEPTH]
     table = [f"| head, request | model | {' | '.join(columns)} | verdict |", "|---" * (len(columns) + 3) + "|"]
-    versions = {}
+    seeds = []
     for name, title in HEADS.items():
         if not (path := RESULTS / "heads" / f"{name}.json").exists():
             continue
@@ -183,8 +186,8 @@ def heads_table():
         for line, (request, model, *texts) in zip(lines, comparison.table_rows(lines, columns), strict=True):
             verdict = verdicts[line.request, line.model]
             table.append(f"| {title}: {request} | {model} | {' | '.join(texts)} | {verdict} |")
-        versions |= {f"{title} {', '.join(map(str, report['seeds']))}": None}
-    return "\n".join([*table, f"\nSeeds: {'; '.join(versions)}. Device: cpu, one thread."])
+        seeds.append(f"{title} {', '.join(map(str, report['seeds']))}")
+    return "\n".join([*table, f"\nSeeds: {'; '.join(seeds)}. Device: cpu, one thread."])
 
 
 def per_sample_table():
