@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hf_unlearn.cli import UsageError, before_work
 from hf_unlearn.cli.settings import check_at_least, parse, setting
@@ -17,6 +18,7 @@ class CompareSettings:
 
     output_dir: str = setting("comparison", "Folder of models, runs, results.json, table.md and picture.png.")
     workers: int = setting(1, "Number of processes that share the work.")
+    executor: Literal["local", "ray"] = setting("local", "Where they are: on this machine, or on a Ray cluster.")
 
 
 SETTINGS = (CompareSettings,)
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
         config.load_task_class()  # a task that does not exist is bad usage, too
     quiet()
     with before_work():  # errors of runs are in the results
-        results = compare(config, settings.output_dir, workers=settings.workers)
+        results = compare(config, settings.output_dir, workers=settings.workers, executor=settings.executor)
     print_lines(results)
     print(f"Table, picture and results: {settings.output_dir}")
     return int(any(run["status"] == "failed" for run in results["runs"]))

@@ -164,7 +164,7 @@ exit codes: 0 everything matches, 1 something does not"""
 COMPARE = """\
 hf-unlearn compare: compare several methods with models retrained without the forget dataset.
 
-usage: hf-unlearn compare CONFIG.yaml [--output_dir DIR] [--workers N]
+usage: hf-unlearn compare CONFIG.yaml [--output_dir DIR] [--workers N] [--executor local|ray]
 
 example: all methods on handwritten digits, in minutes, in a checkout of the repository
   hf-unlearn compare benchmarks/recipes/digits.yaml --output_dir runs/digits --workers 2
@@ -180,6 +180,7 @@ example: all methods on handwritten digits, in minutes, in a checkout of the rep
       relearning           whether audits try to recover the forgotten data
   --output_dir DIR       models, runs, results.json, table.md, picture.png (comparison)
   --workers N            number of processes that share the work (1)
+  --executor E           where they are: local, on this machine, or ray, on the cluster of RAY_ADDRESS (local)
 
 a comparison that is run again continues where it stopped. DIR/models holds the data: delete it at the end
 exit codes: 0 every run was measured or refused by its method, 1 a run failed"""

@@ -26,7 +26,7 @@ from hf_unlearn.comparing.runs import MeasuredRun, TrainingRun, training_runs_fo
 from hf_unlearn.comparing.task import Task
 from hf_unlearn.comparing.unlearning import Refusal, device_name, measure_time, unlearn
 from hf_unlearn.data.collator import columns_read
-from hf_unlearn.data.files import replacing
+from hf_unlearn.data.files import claim, replacing
 from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.data.splitting import in_memory, subsample
 from hf_unlearn.data.types import AnyDataset
@@ -35,6 +35,7 @@ from hf_unlearn.losses import head_of
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.types import Model
 from hf_unlearn.report.comparison import ORIGINAL, RETRAINED
+from hf_unlearn.training import quiet
 
 logger = logging.getLogger(__name__)
 VERSIONS = {m.__name__: m.__version__ for m in (hf_unlearn, torch, transformers, peft, accelerate, datasets)}
@@ -58,6 +59,9 @@ class ComparisonFolder:
         self._tasks: dict[int, Task] = {}
         self._datasets: dict[tuple[int, str], dict[str, AnyDataset]] = {}
         self._data_hashes: dict[TrainingRun, str] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_in_worker, (self.config, self.path)
 
     def load_task(self, seed: int) -> Task:
         """The task of a seed."""
@@ -130,8 +134,9 @@ class ComparisonFolder:
     def train(self, run: TrainingRun) -> None:
         """Train a model, unless it is saved. An error is logged; the measured runs that need the model then fail."""
         try:
-            if not self.is_trained(run):
-                self._train(run)
+            with claim(self.trained_model_folder(run)):
+                if not self.is_trained(run):
+                    self._train(run)
         except Exception:
             logger.exception("%s failed", run)
 
@@ -143,14 +148,10 @@ class ComparisonFolder:
             samples = self.load_training_samples(run)
             with measure_time() as durations:
                 model = self.load_task(run.seed).train(samples, run.training_seed)
-        try:
-            with replacing(self.trained_model_folder(run)) as folder:
-                model.save_pretrained(folder)
-                contents = {**durations, "data": self.hash_training_samples(run)}
-                (folder / TRAINING_FILE).write_text(json.dumps(contents))
-        except OSError:
-            if not self.is_trained(run):  # else another process has saved the same model
-                raise
+        with replacing(self.trained_model_folder(run)) as folder:
+            model.save_pretrained(folder)
+            contents = {**durations, "data": self.hash_training_samples(run)}
+            (folder / TRAINING_FILE).write_text(json.dumps(contents))
 
     def check_trained(self, run: TrainingRun) -> None:
         """Check that a trained model is saved.
@@ -214,13 +215,16 @@ class ComparisonFolder:
 
     def measure(self, run: MeasuredRun) -> None:
         """Measure a model and save the result; an error is saved as the result, so that other runs go on."""
-        try:
-            result = self._measure(run)
-        except Exception as error:
-            logger.exception("%s failed", run)
-            text = (str(error).splitlines() or [""])[0]
-            result = {"status": "failed", "error": f"{type(error).__name__}: {text}"}
-        self.write_result(run, result)
+        with claim(self.result_file(run)):
+            if self.is_done(run):
+                return
+            try:
+                result = self._measure(run)
+            except Exception as error:
+                logger.exception("%s failed", run)
+                text = (str(error).splitlines() or [""])[0]
+                result = {"status": "failed", "error": f"{type(error).__name__}: {text}"}
+            self.write_result(run, result)
 
     def _measure(self, run: MeasuredRun) -> dict[str, Any]:
         forget = self.config.forget_expression(run.request, run.seed)
@@ -271,6 +275,12 @@ class ComparisonFolder:
 
     def _load_shadow_model(self, run: TrainingRun) -> PreTrainedModel:
         return self.load_trained_model(run)[0]
+
+
+def _open_in_worker(config: Comparison, path: Path) -> ComparisonFolder:
+    """The folder in another process, which loads tasks and datasets itself."""
+    quiet()
+    return ComparisonFolder(config, path)
 
 
 def slug(text: str) -> str:

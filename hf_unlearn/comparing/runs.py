@@ -29,6 +29,9 @@ class TrainingRun:
         """Seed of initial weights and order of samples; models of one task differ in it."""
         return self.seed + 1000 * self.number
 
+    def __str__(self) -> str:
+        return f"{self.name} model of seed {self.seed}" + (f" without {self.forget}" if self.forget else "")
+
 
 @dataclass(frozen=True)
 class MeasuredRun:
@@ -43,6 +46,9 @@ class MeasuredRun:
     request: str
     seed: int
     model: str
+
+    def __str__(self) -> str:
+        return f"{self.model} of request {self.request!r}, seed {self.seed}"
 
 
 def retrained_names(config: Comparison) -> list[str]:

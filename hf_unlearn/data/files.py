@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 
 @contextmanager
@@ -39,6 +42,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Makes `path` in this process alone: another one that claims it waits, and should look again whether it is there.
+
+    What a process that was killed has left beside it (see `replacing`) is removed. The parent folder is created. The
+    lock is that of the file system, which on a network has to know locks (NFS does), and ends with its process.
+
+    Args:
+        path: of the file or folder that the block makes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".lock-{path.name}")
+    with FileLock(lock):
+        for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield
+        if path.exists():  # those who still wait for it will find it, so that nobody is kept out by another lock file
+            lock.unlink()
 
 
 def append_line(path: Path, line: str) -> None:

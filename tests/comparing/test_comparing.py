@@ -15,11 +15,12 @@ from PIL import Image
 from transformers.utils.logging import is_progress_bar_enabled
 
 from hf_unlearn.cli import main
-from hf_unlearn.comparing import Comparison, Task, compare, running
+from hf_unlearn.comparing import Comparison, Task, compare
 from hf_unlearn.comparing.folder import ComparisonFolder
 from hf_unlearn.comparing.runs import measured_runs, training_runs
 from hf_unlearn.comparing.task import NamedTask
 from hf_unlearn.data.collator import readable_collator
+from hf_unlearn.executors import local
 from hf_unlearn.losses import head_of
 from hf_unlearn.report.comparison import lines, markdown_table, mean_ranks
 
@@ -53,7 +54,7 @@ def forking(monkeypatch):
     """Workers that need not import everything again."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    monkeypatch.setattr(running, "CONTEXT", context)
+    monkeypatch.setattr(local, "CONTEXT", context)
 
 
 def by_name(results):
@@ -84,8 +85,8 @@ def test_every_run_is_measured_against_the_retrained_model_of_its_seed(done):
 
 def test_what_is_done_is_not_run_again(done, monkeypatch):
     folder, results = done
-    monkeypatch.setattr("hf_unlearn.comparing.folder.ComparisonFolder.measure", None)
-    monkeypatch.setattr("hf_unlearn.comparing.folder.ComparisonFolder.train", None)
+    monkeypatch.setattr("hf_unlearn.comparing.folder.ComparisonFolder.measure", pytest.fail)
+    monkeypatch.setattr("hf_unlearn.comparing.folder.ComparisonFolder.train", pytest.fail)
     assert compare(config(), folder, progress=False) == results
 
 

@@ -1,0 +1,62 @@
+"""What every executor does with independent jobs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+Job = TypeVar("Job")
+
+
+class JobError(RuntimeError):
+    """A job has failed: its name, and its error, whose traceback is the cause."""
+
+    def __init__(self, name: str, error: BaseException):
+        text = (str(error).splitlines() or [""])[0]
+        super().__init__(f"{name}: {type(error).__name__}: {text}")
+
+
+class Executor(ABC):
+    """Runs independent jobs.
+
+    A job leaves its result in a file or folder that every worker sees, and is left out by the caller where that is
+    there already: so whatever was killed goes on, with whichever executor, and no result passes through here.
+
+    Args:
+        workers: how many jobs run at once.
+    """
+
+    def __init__(self, workers: int = 1):
+        self.workers = workers
+
+    def run(self, work: Callable[[Job], None], jobs: Mapping[str, Job], description: str = "") -> list[str]:
+        """Run every job; a job whose process dies runs again after the others, alone.
+
+        Args:
+            work: does a job. It is pickled and sent to every process once: what it keeps in memory stays from job to
+                job.
+            jobs: name to job; they begin in this order.
+            description: of the progress bar; none is shown when left out.
+
+        Returns:
+            Names of the jobs whose process died both times, as for want of memory.
+
+        Raises:
+            JobError: a job raised an error. Jobs that wait are not begun, those that run are ended.
+            TypeError: `work` cannot be sent to another process.
+        """
+        with tqdm(total=len(jobs), desc=description, disable=not description or not jobs) as bar:
+            died = self._run(work, jobs, self.workers, bar)
+            died = self._run(work, {name: jobs[name] for name in died}, 1, bar)
+            bar.update(len(died))
+        return died
+
+    @abstractmethod
+    def _run(self, work: Callable[[Job], None], jobs: Mapping[str, Job], workers: int, bar: tqdm) -> list[str]:
+        """Run jobs, so many at once; returns the names of those whose process died, in the order of `jobs`."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(workers={self.workers})"
