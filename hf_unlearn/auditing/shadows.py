@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from hf_unlearn.data.collator import Collator, readable_collator
-from hf_unlearn.data.files import replacing
+from hf_unlearn.data.files import claim, replacing
 from hf_unlearn.data.hashing import sample_hashes
 from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.executors import DIED, ExecutorName, make_executor
 from hf_unlearn.models.head_trainer import HeadTrainer
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.types import Model
@@ -72,12 +71,15 @@ def train_shadows(
     seed: int = 0,
     process_index: int = 0,
     num_processes: int = 1,
+    workers: int = 1,
+    executor: ExecutorName = "local",
 ) -> Shadows:
     """Train `count` shadow models, each on a random half of all samples; models in the folder are not trained again.
 
     Every sample is in exactly half of the models (Carlini et al. 2022, arXiv 2112.03570, section 5). An interrupted
-    run continues with the first model that was not finished. Several processes share the work when each gets its
-    `process_index`: these are ordinary processes that train different models, not a distributed run.
+    run continues with the first model that was not finished. Several processes share the work: those of `workers`, or
+    processes of your own when each gets its `process_index`. They are ordinary processes that train different models,
+    not a distributed run; the models are the same, bitwise where `OMP_NUM_THREADS` is.
 
     Args:
         build: seed to a new model of the original's class and configuration.
@@ -93,8 +95,12 @@ def train_shadows(
             2403.01218): each shadow model then forgets a random share of the samples it was trained on.
         forget_share: that share, in (0, 1); every sample is forgotten by `forget_share * count / 2` models, rounded.
         seed: of the halves and the models.
-        process_index: of this process.
-        num_processes: that share the work.
+        process_index: of this process, where you start several.
+        num_processes: how many you start.
+        workers: number of processes that this one shares its work with. With two or more, or Ray, `build`,
+            `data_collator` and `unlearn` are sent there: they are functions of a module.
+        executor: where they are: `"local"`, on this machine (one worker: in this process), or `"ray"`, on those of a
+            Ray cluster, which all need `output_dir` at the same path.
 
     Returns:
         The shadow models that are finished: all of them, unless other processes are still training theirs.
@@ -102,7 +108,10 @@ def train_shadows(
     Raises:
         ValueError: `count` is odd or below 2, with `unlearn` too few models would forget a sample for U-LiRA to
             compare (two are the least), or the folder holds shadow models of other samples or settings.
+        TypeError: a function cannot be sent to another process.
+        JobError: a model could not be trained; the error names it.
     """
+    jobs = make_executor(executor, workers)
     if count < 2 or count % 2:
         raise ValueError(
             f"count: expected an even number of shadow models, got {count}; every sample is in half of them"
@@ -115,16 +124,12 @@ def train_shadows(
     _save_plan(folder, trained, forgotten, hashes)
     all_samples: ConcatDataset = ConcatDataset(list(datasets_by_name.values()))  # type: ignore[arg-type]
     folders = tuple(folder / f"shadow-{number:03d}" for number in range(count))
-    missing = [i for i in range(process_index, count, num_processes) if not folders[i].exists()]
-    for i in tqdm(missing, desc="Training shadow models", disable=args.disable_tqdm or not missing):
-        model: Model = _train(build(seed + i), _subset(all_samples, trained[i]), args, seed + i, data_collator)
-        if unlearn is not None:
-            retained = trained[i] & ~forgotten[i]
-            model = unlearn(model, _subset(all_samples, forgotten[i]), _subset(all_samples, retained))
-        for leftover in folder.glob(f".{folders[i].name}.*"):  # of a process that was killed while it saved
-            shutil.rmtree(leftover)
-        with replacing(folders[i]) as partial:  # a folder that exists is complete
-            model.save_pretrained(str(partial))
+    shares = range(process_index, count, num_processes)
+    missing = {folders[i].name: i for i in shares if not folders[i].exists()}
+    training = _ShadowTraining(build, all_samples, trained, forgotten, folders, args, seed, data_collator, unlearn)
+    died = jobs.run(training, missing, "" if args.disable_tqdm else "Training shadow models")
+    if died:
+        raise RuntimeError(f"{', '.join(died)}: {DIED}; run it again with fewer workers")
     finished = [i for i, path in enumerate(folders) if path.exists()]
 
     def split(mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -133,6 +138,41 @@ def train_shadows(
 
     members = forgotten if unlearn is not None else trained
     return Shadows(tuple(folders[i] for i in finished), split(members), split(~trained), hashes)
+
+
+@dataclass(frozen=True)
+class _ShadowTraining:
+    """Trains and saves the shadow model of a number, here or in another process."""
+
+    build: Callable[[int], PreTrainedModel]
+    samples: ConcatDataset
+    trained: np.ndarray
+    forgotten: np.ndarray
+    folders: tuple[Path, ...]
+    args: TrainingArguments
+    seed: int
+    data_collator: Collator | None
+    unlearn: Unlearn | None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What comes from another process: this one finds its device itself, and shows no bar."""
+        vars(self).update(state)
+        vars(self.args).pop("_setup_devices", None)
+        _ = self.args.device
+        self.args.disable_tqdm = True
+
+    def __call__(self, number: int) -> None:
+        folder, seed, mask = self.folders[number], self.seed + number, self.trained[number]
+        with claim(folder):
+            if folder.exists():  # another process that was given the same share has trained it
+                return
+            model: Model = _train(self.build(seed), _subset(self.samples, mask), self.args, seed, self.data_collator)
+            if self.unlearn is not None:
+                forgotten = self.forgotten[number]
+                forget, retain = (_subset(self.samples, part) for part in (forgotten, mask & ~forgotten))
+                model = self.unlearn(model, forget, retain)
+            with replacing(folder) as partial:  # a folder that exists is complete
+                model.save_pretrained(str(partial))
 
 
 def _subset(samples: ConcatDataset, mask: np.ndarray) -> Subset:

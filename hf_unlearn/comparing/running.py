@@ -15,14 +15,13 @@ from hf_unlearn.auditing.depth import depth
 from hf_unlearn.comparing.config import Comparison
 from hf_unlearn.comparing.folder import ComparisonFolder
 from hf_unlearn.comparing.runs import measured_runs, training_runs
-from hf_unlearn.executors import Executor, ExecutorName, make_executor
+from hf_unlearn.executors import DIED, Executor, ExecutorName, make_executor
 from hf_unlearn.report.audit_result import is_retrained
 from hf_unlearn.report.comparison import lines, markdown_table
 from hf_unlearn.report.plots import plot_gaps
 
 RESULTS = "results.json"
 TRIED = "finetuned_forget_loss"  # a metric of every model on which attempts to bring data back were made
-DIED = "the process died, probably out of memory"
 logger = logging.getLogger(__name__)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from hf_unlearn.executors.base import Executor, JobError
+from hf_unlearn.executors.base import DIED, Executor, JobError
 from hf_unlearn.executors.local import LocalExecutor
 from hf_unlearn.executors.ray_cluster import RayExecutor
 from hf_unlearn.names import did_you_mean
 
-__all__ = ["EXECUTORS", "Executor", "ExecutorName", "JobError", "LocalExecutor", "RayExecutor", "make_executor"]
+__all__ = [
+    "DIED", "EXECUTORS", "Executor", "ExecutorName", "JobError", "LocalExecutor", "RayExecutor", "make_executor",
+]  # fmt: skip
 
 ExecutorName: TypeAlias = Literal["local", "ray"]
 EXECUTORS: dict[str, type[Executor]] = {"local": LocalExecutor, "ray": RayExecutor}

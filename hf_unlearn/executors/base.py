@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 Job = TypeVar("Job")
+DIED = "the process died, probably out of memory"
 
 
 class JobError(RuntimeError):
@@ -60,3 +62,18 @@ class Executor(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(workers={self.workers})"
+
+
+def pickled(work: Any, dumps: Callable[[Any], bytes]) -> bytes:
+    """Work as it is sent to another process.
+
+    Raises:
+        TypeError: it cannot be sent.
+    """
+    try:
+        return dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TypeError(
+            f"executor: the work cannot be sent to another process ({str(error).splitlines()[0]}); "
+            "give functions of a module, and objects that can be pickled"
+        ) from error

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 from typing_extensions import override
 
-from hf_unlearn.executors.base import Executor, JobError
+from hf_unlearn.executors.base import Executor, JobError, pickled
 
 Job = TypeVar("Job")
 CONTEXT: BaseContext = multiprocessing.get_context("spawn")  # a forked process cannot use the GPU
@@ -49,22 +49,16 @@ class LocalExecutor(Executor):
                     raise JobError(name, error) from error
                 bar.update()
             return []
-        return _run_in_processes(_pickled(work), jobs, workers, threads_of_worker(self.workers), bar) if jobs else []
+        return (
+            _run_in_processes(pickled(work, pickle.dumps), jobs, workers, threads_of_worker(self.workers), bar)
+            if jobs
+            else []
+        )
 
 
 def threads_of_worker(workers: int) -> int:
     """The number of threads of each of several processes on this machine."""
     return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // workers)
-
-
-def _pickled(work: Callable[[Job], None]) -> bytes:
-    try:
-        return pickle.dumps(work)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise TypeError(
-            f"workers: the work cannot be sent to another process ({str(error).splitlines()[0]}); "
-            "define its functions in a module, or use one worker"
-        ) from error
 
 
 def _run_in_processes(work: bytes, jobs: Mapping[str, Any], workers: int, threads: int, bar: tqdm) -> list[str]:

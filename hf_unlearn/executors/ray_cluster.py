@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 from typing_extensions import override
 
-from hf_unlearn.executors.base import Executor, JobError
+from hf_unlearn.executors.base import Executor, JobError, pickled
 
 Job = TypeVar("Job")
 
@@ -57,7 +57,7 @@ class RayExecutor(Executor):
         threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else int(share["num_cpus"])
         # Ray's own retries of a job for which memory is short do not end.
         task = ray.remote(_run_in_worker).options(max_retries=0, **share)
-        arguments = (uuid4().hex, ray.put(cloudpickle.dumps(work)), os.getcwd(), threads)
+        arguments = (uuid4().hex, ray.put(pickled(work, cloudpickle.dumps)), os.getcwd(), threads)
         waiting, survived = list(jobs), set()
         running: dict[Any, str] = {}
         try:
