@@ -76,6 +76,7 @@ USAGE = [
     ("compare {}/typo.yaml", r"CONFIG.yaml: unknown key learning_rat; use"),
     ("compare {}/list.yaml", "CONFIG.yaml: the file must be a mapping, got list; write"),
     ("compare {}/list.yaml --workers=0", "--workers: must be at least 1, got 0"),
+    ("compare {}/list.yaml --executor=rey", r"--executor: unknown value 'rey', use one of .*\(did you mean 'ray'\?\)"),
     ("compare {}/list.yaml --worker=2", r"--worker: there is no such setting; .*\(did you mean '--workers'\?\)"),
     ("dashboard", "FOLDER: is missing; give the folders of runs"),
     ("dashboard none", "FOLDER: there is no folder 'none'; give those of runs"),

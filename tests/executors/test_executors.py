@@ -2,16 +2,27 @@
 
 import contextlib
 import importlib.util
+import json
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 from forked import IMPORTED
-from jobs import Work
+from jobs import Work, build
+from transformers import TrainingArguments
 
+from hf_unlearn.auditing.shadows import train_shadows
+from hf_unlearn.comparing import Comparison, compare
+from hf_unlearn.comparing.folder import ComparisonFolder
+from hf_unlearn.comparing.runs import measured_runs
 from hf_unlearn.executors import EXECUTORS, JobError, local, make_executor
 from hf_unlearn.executors.local import threads_of_worker
 
@@ -98,6 +109,64 @@ def test_work_that_cannot_be_sent_to_another_process_is_refused(executor, tmp_pa
     work.lock = threading.Lock()
     with pytest.raises(TypeError, match=r"^executor: the work cannot be sent to another process \(cannot pickle"):
         executor.run(work, named("job"))
+
+
+HERE = Path(__file__).parents[1]
+SETTINGS = {
+    "name": "small", "task": f"{HERE / 'comparing_task.py'}:Small", "requests": {"random": {"forget": "10%"}},
+    "methods": {"ascent": {"method": "grad_ascent", "max_steps": 3}}, "seeds": [0], "retrained": 1,
+}  # fmt: skip
+
+
+def bits(results):
+    return [(run["model"], run["weights"], run["metrics"]) for run in results["runs"]]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A comparison in this process."""
+    return bits(compare(Comparison.from_dict(SETTINGS), tmp_path_factory.mktemp("alone"), progress=False))
+
+
+@needs_ray
+def test_a_comparison_on_a_cluster_has_the_same_bits(ray_cluster, alone, tmp_path):
+    results = compare(Comparison.from_dict(SETTINGS), tmp_path, workers=2, executor="ray", progress=False)
+    assert len(alone) == 3 and bits(results) == alone
+
+
+@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=[needs_ray, pytest.mark.slow])])
+def test_a_killed_comparison_goes_on_with_the_same_bits(name, alone, tmp_path, request):
+    environment = dict(os.environ)
+    if name == "ray":
+        environment["RAY_ADDRESS"] = request.getfixturevalue("ray_cluster").address
+    (tmp_path / "small.yaml").write_text(json.dumps(SETTINGS))
+    command = [sys.executable, "-m", "hf_unlearn.cli", "compare", "small.yaml", "--output_dir=out"]
+    command += ["--workers=2", f"--executor={name}"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        while not list(tmp_path.glob("out/models/*-0-*")) and run.poll() is None:
+            time.sleep(0.005)
+        run.kill()
+        errors = run.communicate(timeout=60)[1]  # waits for all that can write there: workers of this machine, too
+    assert run.returncode == -signal.SIGKILL, errors
+    config = Comparison.from_yaml(tmp_path / "small.yaml")
+    assert not all(map(ComparisonFolder(config, tmp_path / "out").is_done, measured_runs(config)))
+    results = compare(config, tmp_path / "out", progress=False)
+    assert bits(results) == alone
+    assert not [path for part in ("models", "runs") for path in (tmp_path / "out" / part).rglob(".*")]
+
+
+def test_shadow_models_have_the_same_bits(executor, tmp_path):
+    samples = [{k: torch.as_tensor(v) for k, v in sample.items()} for sample in tiny.samples(tiny.images(8, 1))]
+    args = TrainingArguments(num_train_epochs=1, per_device_train_batch_size=4, use_cpu=True, report_to="none",
+                             disable_tqdm=True)  # fmt: skip
+    name = next(name for name, cls in EXECUTORS.items() if type(executor) is cls)
+    shadows = [
+        train_shadows(build, samples[:4], samples[4:6], samples[6:], tmp_path / folder, args, count=2, **settings)
+        for folder, settings in {"alone": {}, name: {"workers": 2, "executor": name}}.items()
+    ]
+    for one, other in zip(*(models.folders for models in shadows), strict=True):
+        assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert len(shadows[1]) == 2 and sorted(os.listdir(tmp_path / name)) == sorted(os.listdir(tmp_path / "alone"))
 
 
 @needs_ray
