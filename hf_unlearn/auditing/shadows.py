@@ -127,7 +127,7 @@ def train_shadows(
     shares = range(process_index, count, num_processes)
     missing = {folders[i].name: i for i in shares if not folders[i].exists()}
     training = _ShadowTraining(build, all_samples, trained, forgotten, folders, args, seed, data_collator, unlearn)
-    died = jobs.run(training, missing, "" if args.disable_tqdm else "Training shadow models")
+    died = jobs.run(training, {"Training shadow models": missing}, progress=not args.disable_tqdm)
     if died:
         raise RuntimeError(f"{', '.join(died)}: {DIED}; run it again with fewer workers")
     finished = [i for i, path in enumerate(folders) if path.exists()]

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from hf_unlearn.auditing.depth import depth
 from hf_unlearn.comparing.config import Comparison
 from hf_unlearn.comparing.folder import ComparisonFolder
-from hf_unlearn.comparing.runs import measured_runs, training_runs
+from hf_unlearn.comparing.runs import MeasuredRun, TrainingRun, measured_runs, training_runs
 from hf_unlearn.executors import DIED, Executor, ExecutorName, make_executor
 from hf_unlearn.report.audit_result import is_retrained
 from hf_unlearn.report.comparison import lines, markdown_table
@@ -61,8 +61,7 @@ def compare(
     try:
         if not all(folder.is_done(run) for run in measured_runs(config)):
             folder.check_shared()
-        _train_all(folder, jobs, "Training" if progress else "")
-        _measure_all(folder, jobs, "Comparing" if progress else "")
+        _run_all(folder, jobs, progress)
     finally:
         if progress_bars:
             enable_progress_bar()
@@ -107,14 +106,19 @@ def _write(results: dict[str, Any], folder: Path) -> None:
         (folder / "picture.png").unlink(missing_ok=True)
 
 
-def _train_all(folder: ComparisonFolder, executor: Executor, title: str) -> None:
-    """Train every model once; the measured runs that need one which could not be trained will fail."""
-    runs = {str(run): run for run in training_runs(folder.config) if not folder.is_trained(run)}
-    for name in executor.run(partial(ComparisonFolder.train, folder), runs, title):
+def _run_all(folder: ComparisonFolder, executor: Executor, progress: bool) -> None:
+    """Train the models that are missing, each once, then measure."""
+    trained = {str(run): run for run in training_runs(folder.config) if not folder.is_trained(run)}
+    measured = {str(run): run for run in measured_runs(folder.config) if not folder.is_done(run)}
+    stages: dict[str, dict[str, Any]] = {"Training": trained, "Comparing": measured}
+    for name in executor.run(partial(_train_or_measure, folder), stages, progress=progress):
         logger.error("%s failed: %s", name, DIED)
+        if name in measured:  # without a trained model those that need it fail
+            folder.write_result(measured[name], {"status": "failed", "error": DIED})
 
 
-def _measure_all(folder: ComparisonFolder, executor: Executor, title: str) -> None:
-    runs = {str(run): run for run in measured_runs(folder.config) if not folder.is_done(run)}
-    for name in executor.run(partial(ComparisonFolder.measure, folder), runs, title):
-        folder.write_result(runs[name], {"status": "failed", "error": DIED})
+def _train_or_measure(folder: ComparisonFolder, run: TrainingRun | MeasuredRun) -> None:
+    if isinstance(run, TrainingRun):
+        folder.train(run)
+    else:
+        folder.measure(run)

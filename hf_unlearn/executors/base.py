@@ -5,11 +5,14 @@ from __future__ import annotations
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias, TypeVar
 
 from tqdm.auto import tqdm
 
 Job = TypeVar("Job")
+# Runs the jobs, one at a time if the last argument is true; returns the names of those whose process died, in order.
+RunJobs: TypeAlias = Callable[[Mapping[str, Any], tqdm, bool], list[str]]
 DIED = "the process died, probably out of memory"
 
 
@@ -34,14 +37,16 @@ class Executor(ABC):
     def __init__(self, workers: int = 1):
         self.workers = workers
 
-    def run(self, work: Callable[[Job], None], jobs: Mapping[str, Job], description: str = "") -> list[str]:
-        """Run every job; a job whose process dies runs again after the others, alone.
+    def run(
+        self, work: Callable[[Job], None], stages: Mapping[str, Mapping[str, Job]], *, progress: bool = True
+    ) -> list[str]:
+        """Run every job of a stage, then those of the next; one whose process dies runs again after the others, alone.
 
         Args:
             work: does a job. It is pickled and sent to every process once: what it keeps in memory stays from job to
                 job.
-            jobs: name to job; they begin in this order.
-            description: of the progress bar; none is shown when left out.
+            stages: description of the progress bar to name to job; jobs begin in this order.
+            progress: whether to show progress bars.
 
         Returns:
             Names of the jobs whose process died both times, as for want of memory.
@@ -50,15 +55,22 @@ class Executor(ABC):
             JobError: a job raised an error. Jobs that wait are not begun, those that run are ended.
             TypeError: `work` cannot be sent to another process.
         """
-        with tqdm(total=len(jobs), desc=description, disable=not description or not jobs) as bar:
-            died = self._run(work, jobs, self.workers, bar)
-            died = self._run(work, {name: jobs[name] for name in died}, 1, bar)
-            bar.update(len(died))
+        stages = {description: jobs for description, jobs in stages.items() if jobs}
+        if not stages:
+            return []
+        died = []
+        with self._workers(work) as run_jobs:
+            for description, jobs in stages.items():
+                with tqdm(total=len(jobs), desc=description, disable=not progress) as bar:
+                    lost = run_jobs(jobs, bar, False)
+                    lost = run_jobs({name: jobs[name] for name in lost}, bar, True) if lost else []
+                    bar.update(len(lost))
+                died += lost
         return died
 
     @abstractmethod
-    def _run(self, work: Callable[[Job], None], jobs: Mapping[str, Job], workers: int, bar: tqdm) -> list[str]:
-        """Run jobs, so many at once; returns the names of those whose process died, in the order of `jobs`."""
+    def _workers(self, work: Callable[[Any], None]) -> AbstractContextManager[RunJobs]:
+        """Workers that do jobs while the context lasts; an error in it ends them."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(workers={self.workers})"

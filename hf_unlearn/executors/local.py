@@ -7,22 +7,23 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 from typing_extensions import override
 
-from hf_unlearn.executors.base import Executor, JobError, pickled
+from hf_unlearn.executors.base import Executor, JobError, RunJobs, pickled
 
-Job = TypeVar("Job")
 CONTEXT: BaseContext = multiprocessing.get_context("spawn")  # a forked process cannot use the GPU
 
 
@@ -40,20 +41,24 @@ class LocalExecutor(Executor):
     """
 
     @override
-    def _run(self, work: Callable[[Job], None], jobs: Mapping[str, Job], workers: int, bar: tqdm) -> list[str]:
+    @contextmanager
+    def _workers(self, work: Callable[[Any], None]) -> Iterator[RunJobs]:
         if self.workers == 1:
-            for name, job in jobs.items():
-                try:
-                    work(job)
-                except Exception as error:
-                    raise JobError(name, error) from error
-                bar.update()
-            return []
-        return (
-            _run_in_processes(pickled(work, pickle.dumps), jobs, workers, threads_of_worker(self.workers), bar)
-            if jobs
-            else []
-        )
+            yield partial(_run_here, work)
+            return
+        sent, threads = pickled(work, pickle.dumps), threads_of_worker(self.workers)
+        lifeline, end = CONTEXT.Pipe(duplex=False)
+        processes = [_WorkerProcess(sent, lifeline, number, threads) for number in range(self.workers)]
+        with lifeline, end, ThreadPoolExecutor(self.workers) as pool:
+            try:
+                yield partial(_run_in_processes, processes, pool)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                end.close()
+                raise
+            finally:
+                for process in processes:
+                    process.close()
 
 
 def threads_of_worker(workers: int) -> int:
@@ -61,11 +66,24 @@ def threads_of_worker(workers: int) -> int:
     return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // workers)
 
 
-def _run_in_processes(work: bytes, jobs: Mapping[str, Any], workers: int, threads: int, bar: tqdm) -> list[str]:
-    lifeline, end = CONTEXT.Pipe(duplex=False)
-    processes = [_WorkerProcess(work, lifeline, number, threads) for number in range(workers)]
+def _run_here(work: Callable[[Any], None], jobs: Mapping[str, Any], bar: tqdm, alone: bool) -> list[str]:
+    for name, job in jobs.items():
+        try:
+            work(job)
+        except Exception as error:
+            raise JobError(name, error) from error
+        bar.update()
+    return []
+
+
+def _run_in_processes(
+    processes: Sequence[_WorkerProcess], pool: ThreadPoolExecutor, jobs: Mapping[str, Any], bar: tqdm, alone: bool
+) -> list[str]:
+    if alone:  # the others hold no memory then
+        for process in processes:
+            process.close()
     idle: SimpleQueue[_WorkerProcess] = SimpleQueue()
-    for process in processes:
+    for process in processes[:1] if alone else processes:
         idle.put(process)
 
     def run(job: Any) -> bool:
@@ -76,23 +94,14 @@ def _run_in_processes(work: bytes, jobs: Mapping[str, Any], workers: int, thread
             idle.put(process)
 
     survived = set()
-    with lifeline, end, ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(run, job): name for name, job in jobs.items()}
+    futures = {pool.submit(run, job): name for name, job in jobs.items()}
+    for future in as_completed(futures):
         try:
-            for future in as_completed(futures):
-                try:
-                    if future.result():
-                        survived.add(futures[future])
-                        bar.update()
-                except Exception as error:
-                    raise JobError(futures[future], error) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            end.close()
-            raise
-        finally:
-            for process in processes:
-                process.close()
+            if future.result():
+                survived.add(futures[future])
+                bar.update()
+        except Exception as error:
+            raise JobError(futures[future], error) from error
     return [name for name in jobs if name not in survived]
 
 
@@ -116,7 +125,9 @@ class _WorkerProcess:
         return True
 
     def close(self) -> None:
+        """End the process; a further job starts another one."""
         self._pool.shutdown()
+        self._pool = self._make_pool()
 
 
 _work_of_worker: Any  # bytes until the first job

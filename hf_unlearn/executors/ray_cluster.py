@@ -6,8 +6,10 @@ import importlib.util
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -15,9 +17,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 from typing_extensions import override
 
-from hf_unlearn.executors.base import Executor, JobError, pickled
-
-Job = TypeVar("Job")
+from hf_unlearn.executors.base import Executor, JobError, RunJobs, pickled
 
 
 class RayExecutor(Executor):
@@ -43,42 +43,49 @@ class RayExecutor(Executor):
         super().__init__(workers)
 
     @override
-    def _run(self, work: Callable[[Job], None], jobs: Mapping[str, Job], workers: int, bar: tqdm) -> list[str]:
-        if not jobs:
-            return []
+    @contextmanager
+    def _workers(self, work: Callable[[Any], None]) -> Iterator[RunJobs]:
         import ray
         from ray import cloudpickle
 
+        sent = pickled(work, cloudpickle.dumps)
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send them to its makers
             ray.init(logging_level=logging.WARNING)
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = share_of_job(machines, self.workers)
+        share = share_of_job([node["Resources"] for node in ray.nodes() if node["Alive"]], self.workers)
         threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else int(share["num_cpus"])
         # Ray's own retries of a job for which memory is short do not end.
         task = ray.remote(_run_in_worker).options(max_retries=0, **share)
-        arguments = (uuid4().hex, ray.put(pickled(work, cloudpickle.dumps)), os.getcwd(), threads)
-        waiting, survived = list(jobs), set()
-        running: dict[Any, str] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    name = waiting.pop(0)
-                    running[task.remote(*arguments, jobs[name])] = name
-                [done], _ = ray.wait(list(running))
-                name = running.pop(done)
-                try:
-                    ray.get(done)
-                except ray.exceptions.RayTaskError as error:
-                    raise JobError(name, error.cause) from error
-                except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-                    continue
-                survived.add(name)
-                bar.update()
-        finally:
-            for task_of_job in running:
-                ray.cancel(task_of_job, force=True)
-        return [name for name in jobs if name not in survived]
+        begin = partial(task.remote, uuid4().hex, ray.put(sent), os.getcwd(), threads)
+        yield partial(_run_on_cluster, begin, self.workers)
+
+
+def _run_on_cluster(
+    begin: Callable[[Any], Any], workers: int, jobs: Mapping[str, Any], bar: tqdm, alone: bool
+) -> list[str]:
+    import ray
+
+    waiting, survived = list(jobs), set()
+    running: dict[Any, str] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < (1 if alone else workers):
+                name = waiting.pop(0)
+                running[begin(jobs[name])] = name
+            [done], _ = ray.wait(list(running))
+            name = running.pop(done)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise JobError(name, error.cause) from error
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError):
+                continue
+            survived.add(name)
+            bar.update()
+    finally:
+        for task in running:
+            ray.cancel(task, force=True)
+    return [name for name in jobs if name not in survived]
 
 
 def share_of_job(machines: Sequence[Mapping[str, float]], workers: int) -> dict[str, float]:

@@ -71,7 +71,9 @@ def left(folder, name):
 def test_jobs_run_at_once_in_processes_that_keep_what_they_have(executor, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jobs = named("meets 1", "meets 2", *(f"job {i}" for i in range(6)))
-    assert executor.run(Work(tmp_path), jobs) == []
+    assert executor.run(Work(tmp_path), {"Working": jobs, "Ending": named("last")}) == []
+    assert (tmp_path / "last").stat().st_mtime_ns > max((tmp_path / name).stat().st_mtime_ns for name in jobs)
+    jobs |= named("last")
     processes, threads, done, folders = zip(*(left(tmp_path, name) for name in jobs), strict=True)
     assert len(set(processes)) == 2 and str(os.getpid()) not in processes
     assert set(threads) == {"1"} and set(folders) == {str(tmp_path)}
@@ -83,7 +85,7 @@ def test_jobs_run_at_once_in_processes_that_keep_what_they_have(executor, tmp_pa
 def test_an_error_names_its_job_and_ends_the_others(executor, tmp_path):
     jobs = named("endless", "raises", "waiting")
     with pytest.raises(JobError, match=r"^raises: ValueError: there is no data$") as error:
-        executor.run(Work(tmp_path), jobs)
+        executor.run(Work(tmp_path), {"Working": jobs})
     assert isinstance(error.value.__cause__, ValueError)
     assert not (tmp_path / "waiting").exists()
     wait_for_the_end_of(int(left(tmp_path, "endless")[0]))
@@ -99,7 +101,7 @@ def wait_for_the_end_of(process, seconds=20):
 
 def test_a_job_whose_process_dies_runs_once_more_and_stops_no_other(executor, tmp_path):
     jobs = named("dies", "stumbles", "job 1", "job 2", "job 3")
-    assert executor.run(Work(tmp_path), jobs) == ["dies"]
+    assert executor.run(Work(tmp_path), {"Working": jobs}) == ["dies"]
     for name in set(jobs) - {"dies"}:
         assert left(tmp_path, name)[1] == "1"
 
@@ -108,7 +110,7 @@ def test_work_that_cannot_be_sent_to_another_process_is_refused(executor, tmp_pa
     work = Work(tmp_path)
     work.lock = threading.Lock()
     with pytest.raises(TypeError, match=r"^executor: the work cannot be sent to another process \(cannot pickle"):
-        executor.run(work, named("job"))
+        executor.run(work, {"Working": named("job")})
 
 
 HERE = Path(__file__).parents[1]
@@ -177,13 +179,13 @@ def test_both_machines_of_a_cluster_have_jobs(ray_cluster, tmp_path):
         Work(tmp_path)(name)
         (tmp_path / f"machine of {name}").write_text(ray.get_runtime_context().get_node_id())
 
-    make_executor("ray", workers=2).run(note_machine, named("meets 1", "meets 2"))
+    make_executor("ray", workers=2).run(note_machine, {"Working": named("meets 1", "meets 2")})
     machines = {path.read_text() for path in tmp_path.glob("machine*")}
     assert machines == {node["NodeID"] for node in ray.nodes()} and len(machines) == 2
 
 
 def test_one_worker_is_this_process(tmp_path):
-    assert make_executor("local").run(Work(tmp_path), named("job 1", "job 2")) == []
+    assert make_executor("local").run(Work(tmp_path), {"Working": named("job 1", "job 2")}) == []
     assert [left(tmp_path, f"job {i}")[::2] for i in (1, 2)] == [[str(os.getpid()), str(i)] for i in (1, 2)]
 
 
@@ -191,7 +193,7 @@ def test_one_worker_is_this_process(tmp_path):
 def test_no_jobs_start_nothing(name, tmp_path, capfd):
     if name == "ray" and importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed")
-    assert make_executor(name, workers=2).run(Work(tmp_path), {}, "Nothing") == []
+    assert make_executor(name, workers=2).run(Work(tmp_path), {"Nothing": {}}) == []
     assert capfd.readouterr() == ("", "")
 
 
