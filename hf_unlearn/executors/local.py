@@ -85,11 +85,15 @@ def _run_in_processes(
     idle: SimpleQueue[_WorkerProcess] = SimpleQueue()
     for process in processes[:1] if alone else processes:
         idle.put(process)
+    has_failed = threading.Event()
 
     def run(job: Any) -> bool:
         process = idle.get()
         try:
-            return process.run(job)
+            return not has_failed.is_set() and process.run(job)
+        except Exception:
+            has_failed.set()  # this thread would begin the next job before the error is seen
+            raise
         finally:
             idle.put(process)
 
