@@ -37,6 +37,7 @@ from hf_unlearn.data.splitting import column_of, resolve_request
 from hf_unlearn.data.types import AnyDataset, RequestKind
 from hf_unlearn.losses import head_of
 from hf_unlearn.models.quantization import check_not_quantized
+from hf_unlearn.models.sharding import plain_class
 from hf_unlearn.models.types import Model, inner_model
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.report.audit_result import is_retrained
@@ -339,7 +340,7 @@ def _report(
         training=report_parts.training_curve(training),
         notes=[*judgement.notes, *estimated.notes],
         about={
-            "model": type(inner_model(model)).__name__,
+            "model": plain_class(inner_model(model)).__name__,
             "head": subject.kind,
             "request": subject.request,
             **{f"{name}_samples": len(dataset) for name, dataset in subject.datasets_by_name.items()},

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_unlearn.data.files import replacing
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.types import AnyDataset
+from hf_unlearn.models.sharding import plain_class, whole_state
 from hf_unlearn.models.types import Model, inner_model
 
 
@@ -57,7 +58,7 @@ def cached(
 
 def fingerprint(model: Model) -> bytes:
     """A hash of a model's weights and buffers, by name, and of its active adapters: 16 bytes."""
-    digest = hashlib.blake2b(weights_hash(model.state_dict()).encode(), digest_size=16)
+    digest = hashlib.blake2b(weights_hash(whole_state(model)).encode(), digest_size=16)
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
             scaling = sorted(getattr(module, "scaling", {}).items())
@@ -70,7 +71,7 @@ def _cache_key(model: Model, datasets: Sequence[AnyDataset], settings: tuple) ->
     for dataset in datasets:
         for part in (len(dataset).to_bytes(8, "big"), *sample_hashes(dataset)):
             digest.update(part)
-    digest.update(repr((type(model).__name__, *settings)).encode())
+    digest.update(repr((plain_class(model).__name__, *settings)).encode())
     return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.models.adapters import merged
+from hf_unlearn.models.sharding import whole_copy
 from hf_unlearn.models.types import Model
 
 BITS = (4, 8)
@@ -35,7 +35,7 @@ def plain_copy(model: Model) -> PreTrainedModel:
     if any(not weight.is_floating_point() for weight in model.parameters()):
         raise ValueError(f"model: this {type(model).__name__} has quantised weights; load it without quantisation")
     if not isinstance(model, PeftModel):
-        return copy.deepcopy(model)
+        return cast(PreTrainedModel, whole_copy(model))
     if not isinstance(model.base_model, BaseTuner):
         kind = model.active_peft_config.peft_type
         raise ValueError(f"model: an adapter of type {kind} cannot be merged into the weights; audit its base model")
@@ -138,9 +138,10 @@ def quantised_by_kernels(model: Model, bits: int) -> PreTrainedModel:
     return rounded.requires_grad_(False)
 
 
-def quantisation_kernel() -> str:
-    """What quantises: the package with its version, or "simulated" where none is installed."""
-    return f"bitsandbytes {version('bitsandbytes')}" if find_spec("bitsandbytes") else SIMULATED
+def quantisation_kernel(dtype: torch.dtype = torch.float32) -> str:
+    """What quantises weights of a dtype: the package with its version, or "simulated" where there is none for it."""
+    can_round = find_spec("bitsandbytes") is not None and dtype != torch.float64
+    return f"bitsandbytes {version('bitsandbytes')}" if can_round else SIMULATED
 
 
 def _copy_to_round(model: Model, bits: int) -> PreTrainedModel:
@@ -176,7 +177,7 @@ def without_adapter(model: Model) -> PreTrainedModel:
     for name, config in model.peft_config.items():
         if (bias := getattr(config, "bias", "none")) != "none":
             raise ValueError(f"model: adapter {name!r} has bias={bias!r} and changed the base itself; load the base")
-    clone = copy.deepcopy(model)
+    clone = whole_copy(model)
     tuner: Any = clone.base_model
     if not isinstance(tuner, BaseTuner):
         return tuner.requires_grad_(True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from peft import PeftModel
 
 from hf_unlearn.auditing.budget import MEASURE_EVERY, RELEARNING_STEPS, RETAIN_PER_RELEARNED, Budget
@@ -91,8 +92,9 @@ def robustness(
         seed: of the samples that are trained on.
         cache_dir: where the results are kept, as in `statistics_of`.
     """
-    result = RobustnessResult(kernel=quantisation_kernel())
-    if result.kernel == SIMULATED:
+    dtype = models["audited"].dtype
+    result = RobustnessResult(kernel=quantisation_kernel(dtype))
+    if result.kernel == SIMULATED and dtype != torch.float64:
         result.notes.append(
             "Rounding to 8 and 4 bits is simulated: weights are rounded and multiplied out again. "
             "With bitsandbytes (pip install 'hf-unlearn[quantization]') models compute with integers."
@@ -196,7 +198,7 @@ class _Attempts:
 
     def _copy_metrics(self, model: Model) -> dict[str, float]:
         """Forget metrics of copies with rounded weights, and of one without the adapter."""
-        rounded = quantised if quantisation_kernel() == SIMULATED else quantised_by_kernels
+        rounded = quantised if quantisation_kernel(model.dtype) == SIMULATED else quantised_by_kernels
         copies = {f"int{bits}": rounded(model, bits) for bits in BITS}
         if isinstance(model, PeftModel):
             copies["without_adapter"] = without_adapter(model)

@@ -20,6 +20,7 @@ from hf_unlearn.data.types import AnyDataset
 from hf_unlearn.executors import DIED, ExecutorName, make_executor
 from hf_unlearn.models.head_trainer import HeadTrainer
 from hf_unlearn.models.loading import load_model
+from hf_unlearn.models.sharding import unpartitioned
 from hf_unlearn.models.types import Model
 
 # Model, forget samples, retain samples to the unlearned model.
@@ -53,7 +54,9 @@ class Shadows:
     def models(self) -> Iterator[PreTrainedModel]:
         """The models, one after the other: only one is in memory."""
         for folder in self.folders:
-            yield load_model(str(folder))
+            with unpartitioned():
+                model = load_model(str(folder))
+            yield model
 
 
 def train_shadows(

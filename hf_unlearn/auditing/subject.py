@@ -19,6 +19,7 @@ from hf_unlearn.data.splitting import subsample
 from hf_unlearn.data.types import AnyDataset, check_request
 from hf_unlearn.data.validation import check_datasets
 from hf_unlearn.losses.head import LANGUAGE_KINDS
+from hf_unlearn.models.sharding import plain_class
 from hf_unlearn.models.types import Model, inner_model
 
 # Samples of the retain dataset that are measured: enough for half a point of accuracy.
@@ -99,9 +100,9 @@ def _check_models(models: Mapping[str, Model]) -> None:
     audited = inner_model(models["audited"])
     for name, model in models.items():
         compared = inner_model(model)
-        if type(compared) is not type(audited):
+        if (given := plain_class(compared)) is not (expected_class := plain_class(audited)):
             raise ValueError(
-                f"{name}: is a {type(compared).__name__}, the model a {type(audited).__name__}; use one class"
+                f"{name}: is a {given.__name__}, the model a {expected_class.__name__}; use one class"
             )
         for setting in ("num_labels", "vocab_size"):
             value, expected = (getattr(m.config, setting, None) for m in (compared, audited))

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.models.adapter_checks import check_config, check_untied, gradient_flags, remove_adapter
 from hf_unlearn.models.adapter_targets import norms, target_modules
+from hf_unlearn.models.sharding import whole_copy
 
 # Classes with one of these in their name predict labels that are the task's own: their heads train with the adapter.
 _HEAD_TASKS = ("Classification", "QuestionAnswering", "MultipleChoice")
@@ -168,7 +169,7 @@ def merged(model: PeftModel) -> PreTrainedModel:
     Raises:
         ValueError: a merged weight is not finite.
     """
-    clone = copy.deepcopy(model)
+    clone: Any = whole_copy(model)
     adapted: dict[str, Any] = {
         n: module for n, module in clone.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)
     }

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
@@ -18,6 +18,7 @@ from typing_extensions import override
 from hf_unlearn.hub.release_files import ADAPTER_CONFIG
 from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.loading import load_whole
+from hf_unlearn.models.sharding import from_state
 from hf_unlearn.targets import ForgetTarget, restore_target
 from hf_unlearn.trainer.evaluation import EvaluationMixin
 from hf_unlearn.trainer.manifest import STATE_FILE
@@ -117,29 +118,32 @@ class CheckpointingMixin(EvaluationMixin):
         output_dir = output_dir or str(self.args.output_dir)
         if self._saves_checkpoint:
             super().save_model(output_dir, _internal_call=True)
-        elif not self.added_adapter:
+        elif not (self.added_adapter or self._is_sharded):
             super().save_model(output_dir, _internal_call)
         else:
-            self._save_merged(output_dir)
+            self._save_whole(output_dir)
             if self.args.push_to_hub and not _internal_call:
                 self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def _save_merged(self, output_dir: str) -> None:
-        if os.path.isfile(os.path.join(output_dir, ADAPTER_CONFIG)):
+    def _save_whole(self, output_dir: str) -> None:
+        """Save what is trained as one process has it: the adapter merged, weights of all processes put together."""
+        if self.added_adapter and os.path.isfile(os.path.join(output_dir, ADAPTER_CONFIG)):
             raise ValueError(
                 f"output_dir: {str(output_dir)!r} has an adapter ({ADAPTER_CONFIG}), which would be added to the "
                 "merged model again; use another folder, or remove it"
             )
-        adapted = cast(PeftModel, self.model)
-        # Of sharded weights `Trainer` would write the old ones and the adapter beside them. All processes gather.
-        gathered = self.accelerator.get_state_dict(self.model_wrapped) if self._is_sharded else None
-        whole = unsharded(adapted, gathered)
+        # All processes gather; of sharded weights `Trainer` would write the base and the adapter apart, and names that
+        # the model has while it trains.
+        state = self.accelerator.get_state_dict(self.model_wrapped) if self._is_sharded else None
         if self.args.should_save:
-            self.model = self._merged(whole)
+            model: Any = self.model
+            whole = model if state is None else from_state(model, state)
+            self.model = self._merged(whole) if self.added_adapter else whole
             try:
                 self._save(output_dir)
             finally:
-                self.model = adapted
+                self.model = model
+        self.accelerator.wait_for_everyone()
 
     def _merged(self, adapted: PeftModel) -> PreTrainedModel:
         return merged(adapted)
@@ -189,16 +193,6 @@ class CheckpointingMixin(EvaluationMixin):
         """Whether a checkpoint is a model as `save_pretrained` writes it, rather than an adapter or shards."""
         is_plain = isinstance(self.model, transformers.PreTrainedModel) and not self._is_sharded
         return is_plain and os.path.isfile(os.path.join(checkpoint, "config.json"))
-
-
-def unsharded(model: PeftModel, state: Mapping[str, Tensor] | None) -> PeftModel:
-    """A copy of an adapted model whose weights are sharded over processes; `model` where there is no state to load."""
-    if not state:
-        return model
-    base = model.get_base_model()
-    copy = get_peft_model(type(base)(base.config), model.active_peft_config)
-    copy.load_state_dict(state, strict=True)
-    return copy.to(base.dtype)
 
 
 def load_weights(model: PreTrainedModel, checkpoint: str) -> None:

@@ -30,6 +30,7 @@ from hf_unlearn.hub.record import adapter_state, make_record
 from hf_unlearn.hub.release import anonymise_groups, write_release_files
 from hf_unlearn.hub.upload import check_revision, create_repo, upload
 from hf_unlearn.methods import METHODS
+from hf_unlearn.models.sharding import plain_class
 from hf_unlearn.models.types import Model
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
@@ -265,7 +266,7 @@ class HubMixin(WeightsMixin):
         base, base_revision = self._hub_origin()
         return CardFacts(
             name=name, kind="adapter_alone" if release.adapter_alone else self._weights_kind,
-            architecture=type(self._inner_model).__name__, base=metadata.pop("finetuned_from", None) or base,
+            architecture=plain_class(self._inner_model).__name__, base=metadata.pop("finetuned_from", None) or base,
             base_revision=base_revision, method={"name": method.name, "title": method.title, "paper": method.paper},
             settings=settings_of(self.args, self.state.global_step, self.model, self._hyperparameters),
             request=self.request,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hf_unlearn.auditing.budget import PASSES_WITH_GRADIENT
 from hf_unlearn.losses import Head
 from hf_unlearn.methods import Method
+from hf_unlearn.models.sharding import local_part
 from hf_unlearn.per_sample.loop import batch_size
 from hf_unlearn.targets import DistributionTarget, Objective
 from hf_unlearn.trainer.cost import CostCounter
@@ -31,8 +32,8 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the parameters that train, by name, in the memory of the CPU."""
-    return {name: p.detach().to("cpu", copy=True) for name, p in trainable_parameters(model).items()}
+    """A copy of what this process has of the parameters that train, by name, in the memory of the CPU."""
+    return {name: local_part(p.detach()).to("cpu", copy=True) for name, p in trainable_parameters(model).items()}
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Set parameters to copies of them, by name."""
     named = dict(model.named_parameters())
     for name, weight in weights.items():
-        named[name].copy_(weight)
+        local_part(named[name]).copy_(weight)
 
 
 def others_by_now(latest: Tensor, ages: Tensor, scores: Tensor, numbers: Tensor) -> Tensor:

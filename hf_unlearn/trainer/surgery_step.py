@@ -64,9 +64,6 @@ class SurgeryStep(LossStep):
         self._forget_gradient: dict[str, Tensor] = {}
         self._weights_before: dict[str, Tensor] = {}
         self._gramians: dict[str, Tensor] = {}
-        # Not before training starts: until then FSDP2 has not replaced the parameters.
-        if self.per_sample.sharded and method.corrects_step:
-            raise ValueError('projection: "update" does not work on sharded parameters; use "gradient"')
 
     def loss(self, model: nn.Module, inputs: Batch, retain_weight: float, is_last: bool) -> Tensor:
         """Take in one batch of the step; with the last one, write the step's gradient to `p.grad`.

@@ -50,6 +50,7 @@ from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.loss_step import LossStep, copy_weights, trainable_parameters
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
+from hf_unlearn.trainer.processes import check_processes
 from hf_unlearn.trainer.searching import SearchingMixin
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, check_sharpness, resolve_setup
 from hf_unlearn.trainer.smoothed_step import SmoothedStep
@@ -201,7 +202,10 @@ class UnlearningTrainer(SearchingMixin):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )  # fmt: skip
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs  # `Seq2SeqTrainer` does not pass it on
-        self.method.check_weights(adapter=adds_adapter, sharded=self._is_sharded)
+        check_processes(
+            self.accelerator, self.method, sharded=self._is_sharded, adds_adapter=adds_adapter,
+            goes_back=bool(self._reset_share),
+        )  # fmt: skip
         check_sharpness(args, self.method, self._is_sharded)
         # A batch of pairs carries no top-level labels, and compute_loss gives means over the step.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
@@ -368,7 +372,8 @@ class UnlearningTrainer(SearchingMixin):
             if self.model_init is None:
                 # The weights of a checkpoint come later, and are not those of the original.
                 self._init_method(self.model)
-                self._keep_original_weights()
+                if not self._is_sharded:  # those are not in their place yet
+                    self._keep_original_weights()
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._eval_mode.restore()
@@ -433,6 +438,8 @@ class UnlearningTrainer(SearchingMixin):
         self._read_hyperparameters()  # a search over them has set the arguments
         self.guard.begin(self.state.global_step)
         if resume_from_checkpoint is None:
+            if self._is_sharded and self.model_init is None:
+                self._keep_original_weights()
             self._unlearning_state = self._measure_original()
         else:
             self._unlearning_state = UnlearningState.load(resume_from_checkpoint)

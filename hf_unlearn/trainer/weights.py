@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import send_to_device
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
@@ -20,6 +21,7 @@ from hf_unlearn.data.hashing import weights_hash
 from hf_unlearn.hub.record import adapter_state, base_state
 from hf_unlearn.hub.release_files import ADAPTER_WEIGHTS, is_weight_file
 from hf_unlearn.models.rehearsal import check_outputs, rehearse
+from hf_unlearn.models.sharding import is_partitioned, load_plain
 from hf_unlearn.models.types import inner_model
 from hf_unlearn.trainer.checkpointing import CheckpointingMixin
 from hf_unlearn.trainer.loss_step import copy_weights, put_weights
@@ -48,19 +50,19 @@ class WeightsMixin(CheckpointingMixin):
         return "adapter" if self._trains_users_adapter else "merged"
 
     def _hash_original_weights(self) -> str | None:
-        """The hash of the original weights; None where DeepSpeed or FSDP have sharded them.
+        """The hash of the original weights; None where ZeRO-3 has them. All processes call it.
 
         A second run of the same trainer goes on from the weights of the first; the original stays what it was.
         """
         if self._unlearning_state is not None and self.model_init is None:
             return self._unlearning_state.original_hash
-        if self._is_sharded:
+        if is_partitioned(self.model):
             return None
         return weights_hash(adapter_state(self.model) if self._trains_users_adapter else base_state(self.model))  # type: ignore[arg-type]
 
     def _keep_original_weights(self) -> None:
         """Copy what will train: an audit measures the original model when it is asked for."""
-        if not self._original_weights and not self._is_sharded:
+        if not self._original_weights and not is_partitioned(self.model):
             self._original_weights = copy_weights(self.model)
 
     def _original_statistics(self) -> dict[str, SampleStatistics] | None:
@@ -77,8 +79,8 @@ class WeightsMixin(CheckpointingMixin):
     def _saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
         """The weights that a user will load: read back from the folder, which shows that they can be."""
         if isinstance(self.model, PeftModel) and self._trains_users_adapter:
-            return adapter_state(self.model)
-        saved = type(self._inner_model).from_pretrained(folder, dtype=self._inner_model.dtype)
+            return load_file(folder / ADAPTER_WEIGHTS) if self._is_sharded else adapter_state(self.model)
+        saved = load_plain(self._inner_model, str(folder))
         if not self._is_sharded:
             check_outputs(saved, self.model, self._first_outputs, "saved and loaded")
         return saved.state_dict()

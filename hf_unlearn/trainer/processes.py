@@ -1,0 +1,66 @@
+"""What the engine of a run on several processes cannot do: refused by name, before any work is done."""
+
+from __future__ import annotations
+
+import os
+
+from accelerate import Accelerator, DistributedType
+
+from hf_unlearn.methods import Method, SurgeryMethod
+
+
+def check_processes(
+    accelerator: Accelerator, method: Method, *, sharded: bool, adds_adapter: bool, goes_back: bool
+) -> None:
+    """Refuse what would be wrong, or would not end, on the processes and with the engine of a run.
+
+    Args:
+        accelerator: of the run.
+        method: of the run.
+        sharded: whether FSDP or DeepSpeed hold the weights.
+        adds_adapter: whether the trainer adds the adapter that it trains.
+        goes_back: whether the weights go back before the first step.
+
+    Raises:
+        ValueError: one line that names what was found and what to do.
+    """
+    check_launched(accelerator.num_processes)
+    is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if is_deepspeed and method.is_gradient_surgery:
+        raise ValueError(
+            f"deepspeed: {method.name} writes the gradients itself, which ZeRO does not allow; use DDP or FSDP2, or a "
+            "method that descends a loss"
+        )
+    if is_deepspeed and not _gathers_to_save(accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]):
+        raise ValueError(
+            "deepspeed: ZeRO-3 saves no model that loads without stage3_gather_16bit_weights_on_model_save; set it to "
+            "true, in a configuration of accelerate zero3_save_16bit_model"
+        )
+    method.check_weights(adapter=adds_adapter, sharded=sharded)
+    if sharded and isinstance(method, SurgeryMethod) and method.corrects_step:
+        raise ValueError('projection: "update" is not supported for weights spread over processes; use "gradient"')
+    if sharded and goes_back:
+        raise ValueError(
+            "reset: is not supported for weights spread over processes (FSDP, DeepSpeed); use DDP, or reset=0"
+        )
+
+
+def check_launched(num_processes: int) -> None:
+    """Refuse processes that were started together and do not know of each other: each would train alone.
+
+    Args:
+        num_processes: that this process knows of.
+
+    Raises:
+        ValueError: more were started.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if started != num_processes:
+        raise ValueError(
+            f"processes: {started} were started, and each knows of {num_processes} alone; on CPUs give use_cpu=True, "
+            'or set ACCELERATE_USE_CPU=true, and under DeepSpeed ddp_backend="gloo" in their place'
+        )
+
+
+def _gathers_to_save(zero: dict) -> bool:
+    return zero.get("stage") != 3 or bool(zero.get("stage3_gather_16bit_weights_on_model_save"))
