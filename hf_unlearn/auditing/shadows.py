@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,11 +110,17 @@ def train_shadows(
         The shadow models that are finished: all of them, unless other processes are still training theirs.
 
     Raises:
-        ValueError: `count` is odd or below 2, with `unlearn` too few models would forget a sample for U-LiRA to
-            compare (two are the least), or the folder holds shadow models of other samples or settings.
+        ValueError: the processes are those of a distributed run, `count` is odd or below 2, with `unlearn` too few
+            models would forget a sample for U-LiRA to compare (two are the least), or the folder holds shadow models
+            of other samples or settings.
         TypeError: a function cannot be sent to another process.
         JobError: a model could not be trained; the error names it.
     """
+    if "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            f"train_shadows: is called by {os.environ['WORLD_SIZE']} processes that were started together, and would "
+            "train every model on all of them; call it on one, with workers="
+        )
     jobs = make_executor(executor, workers)
     if count < 2 or count % 2:
         raise ValueError(

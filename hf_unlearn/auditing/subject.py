@@ -101,9 +101,7 @@ def _check_models(models: Mapping[str, Model]) -> None:
     for name, model in models.items():
         compared = inner_model(model)
         if (given := plain_class(compared)) is not (expected_class := plain_class(audited)):
-            raise ValueError(
-                f"{name}: is a {given.__name__}, the model a {expected_class.__name__}; use one class"
-            )
+            raise ValueError(f"{name}: is a {given.__name__}, the model a {expected_class.__name__}; use one class")
         for setting in ("num_labels", "vocab_size"):
             value, expected = (getattr(m.config, setting, None) for m in (compared, audited))
             if value != expected:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hf_unlearn.cli import UsageError, before_work
+from hf_unlearn.cli.launched import workers_of_launcher
 from hf_unlearn.cli.settings import check_at_least, parse, setting
 from hf_unlearn.comparing import Comparison, compare
 from hf_unlearn.report.comparison import print_lines
@@ -37,9 +38,12 @@ def main(argv: list[str]) -> int:
     with before_work():
         config = Comparison.from_yaml(file)
         config.load_task_class()  # a task that does not exist is bad usage, too
+    if not (started := workers_of_launcher()):
+        return 0
     quiet()
     with before_work():  # errors of runs are in the results
-        results = compare(config, settings.output_dir, workers=settings.workers, executor=settings.executor)
+        workers = max(settings.workers, started)
+        results = compare(config, settings.output_dir, workers=workers, executor=settings.executor)
     print_lines(results)
     print(f"Table, picture and results: {settings.output_dir}")
     return int(any(run["status"] == "failed" for run in results["runs"]))

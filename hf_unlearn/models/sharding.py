@@ -1,4 +1,4 @@
-"""Models whose weights are spread over processes (FSDP2, DeepSpeed ZeRO-3): their class, their whole weights, a copy."""
+"""Models whose weights are spread over processes (FSDP2, ZeRO-3): their class, their whole weights, a copy."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _whole(tensor: Tensor) -> Tensor:
         return tensor.full_tensor().to("cpu", copy=True)
     if not _is_partitioned(tensor):
         return tensor.detach().to("cpu", copy=True)
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters([tensor]):  # one after the other: all together may not fit
         return tensor.detach().to("cpu", copy=True)

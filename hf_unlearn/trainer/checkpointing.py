@@ -143,7 +143,6 @@ class CheckpointingMixin(EvaluationMixin):
                 self._save(output_dir)
             finally:
                 self.model = model
-        self.accelerator.wait_for_everyone()
 
     def _merged(self, adapted: PeftModel) -> PreTrainedModel:
         return merged(adapted)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from accelerate.utils import send_to_device
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -38,6 +39,7 @@ from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.precision import train_in_float32
 from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.models.types import Model, ProcessingClass
+from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.graph_parameters import reachable_parameters
 from hf_unlearn.report.tables import print_metrics
 from hf_unlearn.targets import Objective, make_target
@@ -50,7 +52,7 @@ from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.loss_step import LossStep, copy_weights, trainable_parameters
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
-from hf_unlearn.trainer.processes import check_processes
+from hf_unlearn.trainer.processes import check_processes, check_rules
 from hf_unlearn.trainer.searching import SearchingMixin
 from hf_unlearn.trainer.setup import PerSampleLoss, check_arguments, check_sharpness, resolve_setup
 from hf_unlearn.trainer.smoothed_step import SmoothedStep
@@ -203,10 +205,12 @@ class UnlearningTrainer(SearchingMixin):
         )  # fmt: skip
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs  # `Seq2SeqTrainer` does not pass it on
         check_processes(
-            self.accelerator, self.method, sharded=self._is_sharded, adds_adapter=adds_adapter,
+            self.accelerator, first_model, self.method, sharded=self._is_sharded, adds_adapter=adds_adapter,
             goes_back=bool(self._reset_share),
         )  # fmt: skip
         check_sharpness(args, self.method, self._is_sharded)
+        if self._is_sharded and self.method.is_gradient_surgery:
+            self._check_rules(first_model)
         # A batch of pairs carries no top-level labels, and compute_loss gives means over the step.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
         # The default adapter has no need of it.
@@ -252,6 +256,17 @@ class UnlearningTrainer(SearchingMixin):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """None for gradient surgery: weight decay would undo the projection."""
         return [] if self.method.is_gradient_surgery else super().get_decay_parameter_names(model)
+
+    def _check_rules(self, model: Any) -> None:
+        """Refuse gradient surgery on weights that are about to be spread, where it would not be exact."""
+
+        def losses(batch: Any) -> Tensor:
+            return self.head.losses(self.head.run(model, batch), batch)
+
+        samples = self._readable(self.forget_ds)
+        batch = self._flat_collator()([samples[i] for i in range(min(2, len(samples)))])
+        batch = send_to_device(batch, next(model.parameters()).device)
+        check_rules(self.method, PerSampleGradients(model.eval(), losses, "hooks"), batch)
 
     # ---- data ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ from hf_unlearn.models.sharding import is_partitioned, load_plain
 from hf_unlearn.models.types import inner_model
 from hf_unlearn.trainer.checkpointing import CheckpointingMixin
 from hf_unlearn.trainer.loss_step import copy_weights, put_weights
+
+
+logger = logging.getLogger(__name__)
 
 
 class WeightsMixin(CheckpointingMixin):
@@ -68,6 +72,8 @@ class WeightsMixin(CheckpointingMixin):
     def _original_statistics(self) -> dict[str, SampleStatistics] | None:
         """What an audit compares with, of the original model; None where its weights are not known."""
         if not self._original_weights:
+            if is_partitioned(self.model):
+                logger.warning("audit: does not compare with the original model, whose weights ZeRO-3 has not kept")
             return None
         now = copy_weights(self.model)
         try:
