@@ -230,10 +230,10 @@ def compare(case: str, one: Path, other: Path, said: str) -> dict[str, Any]:
 
 def run_engines(engines: list[str], cases: list[str], folder: Path, timeout: float = 3000) -> dict[str, Any]:
     """Engine to case to what came of it."""
-    one = folder / "one"
-    if said := start("one", one, cases, timeout):
+    one, results = folder / "one", {}
+    alone = [case for case in cases if not (one / f"{case}.json").exists()]
+    if alone and (said := start("one", one, alone, timeout)):
         raise RuntimeError(said)
-    results = {}
     for engine in engines:
         began = time.monotonic()
         said = start(engine, folder / engine, cases, timeout)
@@ -260,13 +260,12 @@ def main() -> None:
         work(options.worker, Path(options.folder), options.cases)
         return
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for engine in options.engines:
-        missing = [case for case in options.cases if case not in kept.get(engine, {})]
-        if not missing:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            kept.setdefault(engine, {}).update(run_engines([engine], missing, Path(folder))[engine])
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for engine in options.engines:
+            missing = [case for case in options.cases if case not in kept.get(engine, {})]
+            if missing:
+                kept.setdefault(engine, {}).update(run_engines([engine], missing, Path(folder))[engine])
+                RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def whole_copy(model: Model) -> Model:
     """A copy of a model whose weights are whole on every process; all processes call it."""
     if not is_sharded(model):
         return copy.deepcopy(model)
-    return cast(Model, from_state(model, whole_state(model)).to(model.device))
+    whole: Any = from_state(model, whole_state(model))
+    return cast(Model, whole.to(model.device))
 
 
 def from_state(model: Model, state: Mapping[str, Tensor]) -> Model:
@@ -99,16 +100,15 @@ def from_state(model: Model, state: Mapping[str, Tensor]) -> Model:
 @contextmanager
 def unpartitioned() -> Iterator[None]:
     """Within it a model that is made or loaded is whole, under ZeRO-3 too, which else waits for all processes."""
-    config = deepspeed.deepspeed_config() if deepspeed.is_deepspeed_zero3_enabled() else None
-    if config is None:
+    held: Any = deepspeed._hf_deepspeed_config_weak_ref
+    if not deepspeed.is_deepspeed_zero3_enabled():
         yield
         return
-    held = deepspeed._hf_deepspeed_config_weak_ref()
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        deepspeed.set_hf_deepspeed_config(held)
+        deepspeed.set_hf_deepspeed_config(held())
 
 
 def load_plain(model: PreTrainedModel, folder: str) -> PreTrainedModel:

@@ -137,7 +137,7 @@ class CheckpointingMixin(EvaluationMixin):
         state = self.accelerator.get_state_dict(self.model_wrapped) if self._is_sharded else None
         if self.args.should_save:
             model: Any = self.model
-            whole = model if state is None else from_state(model, state)
+            whole: Any = model if state is None else from_state(model, state)
             self.model = self._merged(whole) if self.added_adapter else whole
             try:
                 self._save(output_dir)

@@ -27,7 +27,6 @@ from hf_unlearn.models.types import inner_model
 from hf_unlearn.trainer.checkpointing import CheckpointingMixin
 from hf_unlearn.trainer.loss_step import copy_weights, put_weights
 
-
 logger = logging.getLogger(__name__)
 
 

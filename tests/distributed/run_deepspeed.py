@@ -9,9 +9,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from peft import LoraConfig
 from safetensors.torch import load_file
 from tiny import make, samples
+from transformers import TrainerCallback
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer
+from hf_unlearn.auditing.caching import fingerprint
 from hf_unlearn.methods import METHODS
+
+
+class Fingerprints(TrainerCallback):
+    """Takes the fingerprint of the model after every step."""
+
+    def __init__(self, prints):
+        self.prints = prints
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.prints.append(fingerprint(model))
 
 
 def run(folder, method, stage, adapter):
@@ -29,8 +41,11 @@ def run(folder, method, stage, adapter):
     )  # fmt: skip
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if adapter else None
     trainer = UnlearningTrainer(model, data[:6], data[6:16], args, unseen_ds=data[16:], peft_config=lora)
+    prints = []
+    trainer.add_callback(Fingerprints(prints))
     trainer.train()
     assert trainer.is_deepspeed_enabled == bool(stage)
+    assert len(set(prints)) == 3  # what an audit has measured is kept under another one after every step
     trainer.save_model()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"losses": torch.tensor(losses), **load_file(f"{folder}/model.safetensors")}

@@ -1,6 +1,6 @@
 """Loss methods under DeepSpeed's ZeRO, where DeepSpeed is installed: `DS_ACCELERATOR=cpu` takes no GPU.
 
-One process: accelerate does not start several under DeepSpeed without a GPU.
+One process; two are in test_launch.py.
 """
 
 import os

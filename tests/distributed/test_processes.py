@@ -68,7 +68,7 @@ def sharded(tmp_path_factory):
 
 @pytest.mark.parametrize("name", run_sharded.LAYERS)
 def test_fsdp2_gives_the_gradient_of_the_whole_model(sharded, name):
-    """torch's `fully_shard` on gloo; accelerate's own FSDP needs a GPU, and has not been run."""
+    """torch's `fully_shard` on gloo; accelerate's own FSDP is in test_launch.py."""
     gradients = torch.load(sharded / f"{name}.pt", weights_only=True)
     scale = max(float(g.norm()) for g in gradients["whole"].values())
     assert scale > 0 and gradients["sharded"].keys() == gradients["whole"].keys()
