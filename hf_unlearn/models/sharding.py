@@ -32,6 +32,13 @@ def _is_partitioned(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_id")
 
 
+def spread_again(model: nn.Module) -> None:
+    """Give FSDP2's modules their parts back: some keep the whole weights of a forward pass."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def local_part(parameter: Tensor) -> Tensor:
     """What this process has of a parameter, as a plain tensor with the same memory; of all but ZeRO-3's."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter

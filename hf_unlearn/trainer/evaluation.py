@@ -44,6 +44,7 @@ from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.cost import CostCounter, RunCost, training_epochs
 from hf_unlearn.trainer.draws import TAKEN, Draw, draw_counts, draw_samples
 from hf_unlearn.trainer.pace import Pace, planned_steps
+from hf_unlearn.trainer.processes import zero_stage
 from hf_unlearn.trainer.setup import RunSetup
 
 
@@ -425,6 +426,11 @@ class EvaluationMixin(Seq2SeqTrainer):
     def _is_sharded(self) -> bool:
         """Whether the weights are spread over processes."""
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    @property
+    def _is_partitioned(self) -> bool:
+        """Whether the weights are, or will be, those of ZeRO-3: empty but when they are used."""
+        return self.is_deepspeed_enabled and zero_stage(self.accelerator) == 3
 
     @property
     def _forward_model(self) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hf_unlearn.auditing.budget import PASSES_WITH_GRADIENT
 from hf_unlearn.losses import Head
 from hf_unlearn.methods import Method
-from hf_unlearn.models.sharding import local_part
+from hf_unlearn.models.sharding import local_part, spread_again
 from hf_unlearn.per_sample.loop import batch_size
 from hf_unlearn.targets import DistributionTarget, Objective
 from hf_unlearn.trainer.cost import CostCounter
@@ -33,12 +33,14 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:
     """A copy of what this process has of the parameters that train, by name, in the memory of the CPU."""
+    spread_again(model)
     return {name: local_part(p.detach()).to("cpu", copy=True) for name, p in trainable_parameters(model).items()}
 
 
 @torch.no_grad()
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Set parameters to copies of them, by name."""
+    spread_again(model)
     named = dict(model.named_parameters())
     for name, weight in weights.items():
         local_part(named[name]).copy_(weight)

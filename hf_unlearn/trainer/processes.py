@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -13,6 +14,8 @@ from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.layers import NotCovered
 from hf_unlearn.per_sample.loop import Batch
 from hf_unlearn.per_sample.plan import GradientMismatch, Way
+
+GATHERS = "stage3_gather_16bit_weights_on_model_save"
 
 
 def check_processes(
@@ -38,10 +41,10 @@ def check_processes(
             f"deepspeed: {method.name} writes the gradients itself, which ZeRO does not allow; use DDP or FSDP2, or a "
             "method that descends a loss"
         )
-    if is_deepspeed and not _gathers_to_save(accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]):
+    if is_deepspeed and zero_stage(accelerator) == 3 and not _zero(accelerator).get(GATHERS):
         raise ValueError(
-            "deepspeed: ZeRO-3 saves no model that loads without stage3_gather_16bit_weights_on_model_save; set it to "
-            "true, in a configuration of accelerate zero3_save_16bit_model"
+            f"deepspeed: ZeRO-3 saves no model that loads without {GATHERS}; set it to true, in a configuration of "
+            "accelerate zero3_save_16bit_model"
         )
     if is_deepspeed and any(p.dtype == torch.float64 for p in model.parameters()):
         raise ValueError("deepspeed: trains in float32 at most, and the model is float64; give model.float()")
@@ -95,5 +98,10 @@ def check_launched(num_processes: int) -> None:
         )
 
 
-def _gathers_to_save(zero: dict) -> bool:
-    return zero.get("stage") != 3 or bool(zero.get("stage3_gather_16bit_weights_on_model_save"))
+def zero_stage(accelerator: Accelerator) -> int:
+    """Of DeepSpeed: which parts of a training run it spreads over processes; with 3 the weights, too."""
+    return int(_zero(accelerator).get("stage", 0))
+
+
+def _zero(accelerator: Accelerator) -> dict[str, Any]:
+    return accelerator.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})

@@ -22,7 +22,7 @@ from hf_unlearn.data.hashing import weights_hash
 from hf_unlearn.hub.record import adapter_state, base_state
 from hf_unlearn.hub.release_files import ADAPTER_WEIGHTS, is_weight_file
 from hf_unlearn.models.rehearsal import check_outputs, rehearse
-from hf_unlearn.models.sharding import is_partitioned, load_plain
+from hf_unlearn.models.sharding import load_plain
 from hf_unlearn.models.types import inner_model
 from hf_unlearn.trainer.checkpointing import CheckpointingMixin
 from hf_unlearn.trainer.loss_step import copy_weights, put_weights
@@ -59,19 +59,19 @@ class WeightsMixin(CheckpointingMixin):
         """
         if self._unlearning_state is not None and self.model_init is None:
             return self._unlearning_state.original_hash
-        if is_partitioned(self.model):
+        if self._is_partitioned:
             return None
         return weights_hash(adapter_state(self.model) if self._trains_users_adapter else base_state(self.model))  # type: ignore[arg-type]
 
     def _keep_original_weights(self) -> None:
         """Copy what will train: an audit measures the original model when it is asked for."""
-        if not self._original_weights and not is_partitioned(self.model):
+        if not self._original_weights and not self._is_partitioned:
             self._original_weights = copy_weights(self.model)
 
     def _original_statistics(self) -> dict[str, SampleStatistics] | None:
         """What an audit compares with, of the original model; None where its weights are not known."""
         if not self._original_weights:
-            if is_partitioned(self.model):
+            if self._is_partitioned:
                 logger.warning("audit: does not compare with the original model, whose weights ZeRO-3 has not kept")
             return None
         now = copy_weights(self.model)

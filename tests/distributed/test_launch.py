@@ -12,11 +12,15 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import launch
+from accelerate import Accelerator
+from tiny import make
 
+from hf_unlearn import UnlearningArguments
 from hf_unlearn.auditing.shadows import train_shadows
 from hf_unlearn.cli import main
 from hf_unlearn.cli.launched import ENGINE, PROCESS, workers_of_launcher
-from hf_unlearn.trainer.processes import check_launched
+from hf_unlearn.methods import METHODS, RunInfo
+from hf_unlearn.trainer.processes import check_launched, check_processes
 
 ROOT = launch.ROOT
 CASES = {
@@ -106,3 +110,21 @@ def test_a_comparison_has_the_numbers_of_one_process(tmp_path):
     assert done.stdout.count("Table, picture and results") == 1
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["runs"] for name in ("one", "two"))
     assert [run["metrics"] for run in two] == [run["metrics"] for run in one] and len(one) > 2
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "goes_back", "message"),
+    [
+        ("nabla_tau", {}, True, "reset: is not supported for weights spread over processes"),
+        ("orthograd", {"projection": "update"}, False, 'projection: "update" is not supported for weights spread'),
+        ("salun", {}, False, "method: salun changes the weights itself"),
+    ],
+)
+def test_what_spread_weights_do_not_allow_is_refused(tmp_path, method, settings, goes_back, message):
+    args = UnlearningArguments(str(tmp_path), method=method, use_cpu=True, **settings)
+    made, accelerator = METHODS[method](args, RunInfo(4, 8)), Accelerator(cpu=True)
+    model, _ = make("vit")
+    with pytest.raises(ValueError, match=message):
+        check_processes(accelerator, model, made, sharded=True, adds_adapter=False, goes_back=goes_back)
+    if method != "salun":
+        check_processes(accelerator, model, made, sharded=False, adds_adapter=False, goes_back=goes_back)
