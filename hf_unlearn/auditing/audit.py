@@ -37,8 +37,8 @@ from hf_unlearn.data.splitting import column_of, resolve_request
 from hf_unlearn.data.types import AnyDataset, RequestKind
 from hf_unlearn.losses import head_of
 from hf_unlearn.models.quantization import check_not_quantized
-from hf_unlearn.models.sharding import plain_class
 from hf_unlearn.models.types import Model, inner_model
+from hf_unlearn.per_sample.layers import plain_class
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.report.audit_result import is_retrained
 

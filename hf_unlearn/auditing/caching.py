@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from hf_unlearn.data.files import replacing
 from hf_unlearn.data.hashing import sample_hashes, weights_hash
 from hf_unlearn.data.types import AnyDataset
-from hf_unlearn.models.sharding import plain_class, whole_state
+from hf_unlearn.models.sharding import whole_state
 from hf_unlearn.models.types import Model, inner_model
+from hf_unlearn.per_sample.layers import plain_class
 
 
 def cached(

@@ -19,8 +19,8 @@ from hf_unlearn.data.splitting import subsample
 from hf_unlearn.data.types import AnyDataset, check_request
 from hf_unlearn.data.validation import check_datasets
 from hf_unlearn.losses.head import LANGUAGE_KINDS
-from hf_unlearn.models.sharding import plain_class
 from hf_unlearn.models.types import Model, inner_model
+from hf_unlearn.per_sample.layers import plain_class
 
 # Samples of the retain dataset that are measured: enough for half a point of accuracy.
 RETAIN_SAMPLES = 2000

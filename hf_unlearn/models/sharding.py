@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 from transformers.integrations import deepspeed
 
 from hf_unlearn.models.types import Model, inner_model
+from hf_unlearn.per_sample.layers import plain_class
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a process has only a part of some weight: not under DDP, nor under ZeRO-1 and ZeRO-2."""
-    return is_partitioned(model) or any(isinstance(p, DTensor) for p in model.parameters())
+    return is_partitioned(model) or any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def is_partitioned(model: nn.Module) -> bool:
@@ -44,16 +45,6 @@ def local_part(parameter: Tensor) -> Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-def plain_class(model: nn.Module) -> type[Any]:
-    """The class of a model; FSDP2 gives a model a class of its own, which saves and compares as another one.
-
-    Examples:
-        >>> plain_class(nn.Linear(2, 2)).__name__
-        'Linear'
-    """
-    return next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
-
-
 @torch.no_grad()
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a model with whole tensors, on every process; all processes call it.
@@ -62,6 +53,7 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """
     if not is_sharded(model):
         return model.state_dict()
+    spread_again(model)
     return {name: _whole(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call, vjp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
@@ -40,10 +41,20 @@ def rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     return register
 
 
+def plain_class(module: nn.Module) -> type[Any]:
+    """The class of a module; FSDP2 gives modules classes of their own, children of theirs.
+
+    Examples:
+        >>> plain_class(nn.Linear(2, 2)).__name__
+        'Linear'
+    """
+    return next(base for base in type(module).__mro__ if not issubclass(base, FSDPModule))
+
+
 def rule_of(module: nn.Module) -> Rule | None:
     """The rule of a module: that of its type, or `leaf` for a small module without children that has none."""
     # Weight normalisation swaps a module's class for a child of it, with the weight computed on the way.
-    kind = type(module).__base__ if is_parametrized(module) else type(module)
+    kind = type(module).__base__ if is_parametrized(module) else plain_class(module)
     if kind in RULES:
         return RULES[kind]
     if isinstance(module, nn.Embedding) and hasattr(module, "embed_scale"):

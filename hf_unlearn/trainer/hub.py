@@ -30,8 +30,8 @@ from hf_unlearn.hub.record import adapter_state, make_record
 from hf_unlearn.hub.release import anonymise_groups, write_release_files
 from hf_unlearn.hub.upload import check_revision, create_repo, upload
 from hf_unlearn.methods import METHODS
-from hf_unlearn.models.sharding import plain_class
 from hf_unlearn.models.types import Model
+from hf_unlearn.per_sample.layers import plain_class
 from hf_unlearn.report.audit_report import AuditReport
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.outcome import Outcome
