@@ -126,7 +126,7 @@ def _without_adapter(model: PeftModel, forward: Forward) -> Tensor:
 
 
 def _resolution(model: nn.Module) -> float:
-    """The relative step of the coarsest dtype among the weights; of float32, in which outputs are compared, at least."""
+    """The relative step of the coarsest dtype among the weights, and of float32, in which outputs are compared."""
     dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()} | {torch.float32}
     return max(torch.finfo(dtype).eps for dtype in dtypes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call, vjp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
@@ -168,7 +170,8 @@ def leaf(module: nn.Module, activations: Tensor, backprops: Tensor) -> dict[str,
 
     RMSNorm under its many class names, layer scale, and the like.
     """
-    parameters = {name: p.detach() for name, p in module.named_parameters(recurse=False)}
+    parameters = {name: _whole(p.detach()) for name, p in module.named_parameters(recurse=False)}
+    module = _without_hooks(module)
 
     def gradients(x: Tensor, g: Tensor) -> dict[str, Tensor]:
         output, backward, *_ = vjp(lambda values: functional_call(module, values, (x[None],)), parameters)
@@ -176,6 +179,20 @@ def leaf(module: nn.Module, activations: Tensor, backprops: Tensor) -> dict[str,
 
     with unchanged_state(module):
         return {name: Dense(g) for name, g in vmap(gradients)(activations, backprops).items()}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 has spread, on every process: all of them come here with the same layer."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """The module, or of FSDP2's one that shares all with it and gathers no weights when it is called."""
+    if not isinstance(module, FSDPModule):
+        return module
+    bare = object.__new__(plain_class(module))
+    bare.__dict__ = {**vars(module), "_forward_pre_hooks": OrderedDict(), "_forward_hooks": OrderedDict()}
+    return bare
 
 
 def _as_sequence(values: Tensor) -> Tensor:
