@@ -14,6 +14,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 import transformers
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from hf_unlearn.auditing import report_parts
@@ -128,7 +129,7 @@ def audit(
         raise ValueError(
             "unseen_ds: is missing; forgotten samples are compared with samples that were never trained on"
         )
-    if relearning:
+    if relearning and not isinstance(model, PeftModel):  # with its adapter merged it is quantised no more
         check_not_quantized(model, "relearning", "cannot be trained")
     head_kind = head_of(model).kind
     measured_original = original if isinstance(original, Mapping) else None

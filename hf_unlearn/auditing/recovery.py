@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn.models.adapters import merged
+from hf_unlearn.models.adapters import dequantized_copy, merged
 from hf_unlearn.models.sharding import whole_copy
 from hf_unlearn.models.types import Model
 
@@ -29,12 +29,14 @@ NF4_BLOCK = 64
 def plain_copy(model: Model) -> PreTrainedModel:
     """A copy of a model, the active adapter of a `PeftModel` merged into it; `model` stays as it is.
 
+    The quantised base of an adapter is dequantised, as when it is saved.
+
     Raises:
         ValueError: an adapter that cannot be merged (prompt tuning), or a weight that is not a floating point number.
     """
-    if any(not weight.is_floating_point() for weight in model.parameters()):
-        raise ValueError(f"model: this {type(model).__name__} has quantised weights; load it without quantisation")
     if not isinstance(model, PeftModel):
+        if any(not weight.is_floating_point() for weight in model.parameters()):
+            raise ValueError(f"model: this {type(model).__name__} has quantised weights; load it without quantisation")
         return cast(PreTrainedModel, whole_copy(model))
     if not isinstance(model.base_model, BaseTuner):
         kind = model.active_peft_config.peft_type
@@ -177,7 +179,7 @@ def without_adapter(model: Model) -> PreTrainedModel:
     for name, config in model.peft_config.items():
         if (bias := getattr(config, "bias", "none")) != "none":
             raise ValueError(f"model: adapter {name!r} has bias={bias!r} and changed the base itself; load the base")
-    clone = whole_copy(model)
+    clone = dequantized_copy(model)
     tuner: Any = clone.base_model
     if not isinstance(tuner, BaseTuner):
         return tuner.requires_grad_(True)

@@ -24,7 +24,6 @@ from hf_unlearn.methods import METHODS
 from hf_unlearn.models.adapters import lora_config, wants_adapter
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.precision import DType, train_in_float32
-from hf_unlearn.models.quantization import check_not_quantized
 from hf_unlearn.trainer.arguments import UnlearningArguments
 from hf_unlearn.trainer.manifest import checkpoints
 from hf_unlearn.trainer.outcome import Outcome
@@ -111,7 +110,6 @@ def unlearn(
     with before_work():
         quiet()
         model = load_model(str(settings.model), settings.dtype)
-        check_not_quantized(model, "model", "cannot be trained, nor take a merged adapter")
         peft_config = _peft_config(settings.peft_config, model)
         if settings.dtype == "auto" and not wants_adapter(model, peft_config, METHODS[args.method].lora_by_default):
             train_in_float32(model, str(settings.model))

@@ -216,8 +216,19 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in tqdm(sorted(state), desc="Hashing weights", delay=1.0, leave=False):
-        tensor = state[name].detach()
-        tensor = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for part, tensor in _plain_tensors(name, state[name].detach()):
+            tensor = tensor.cpu().contiguous()
+            digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor whole, or those that one of a quantisation library (torchao) is made of."""
+    if isinstance(tensor, DTensor):
+        yield name, tensor.full_tensor()
+    elif hasattr(tensor, "__tensor_flatten__"):
+        for attribute in tensor.__tensor_flatten__()[0]:
+            yield from _plain_tensors(f"{name}.{attribute}", getattr(tensor, attribute))
+    else:
+        yield name, tensor

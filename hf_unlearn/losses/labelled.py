@@ -19,7 +19,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hf_unlearn.losses.cross_entropy import linear_cross_entropy
 from hf_unlearn.losses.functional import IGNORED, position_losses
@@ -209,7 +208,7 @@ def _is_plain(layer: Any) -> bool:
     return (
         type(layer) is nn.Linear
         and "forward" not in vars(layer)
-        and not isinstance(layer.weight, DTensor)
+        and type(layer.weight.data) is Tensor  # not sharded, not quantised
         and not hasattr(layer.weight, "ds_id")
     )
 

@@ -4,7 +4,15 @@ import copy
 from typing import Any, Literal
 
 from accelerate.utils import recursively_apply
-from peft import LNTuningConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    LNTuningConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -13,6 +21,13 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.models.adapter_checks import check_config, check_untied, gradient_flags, remove_adapter
 from hf_unlearn.models.adapter_targets import norms, target_modules
+from hf_unlearn.models.quantization import (
+    check_layers,
+    dequantize,
+    pass_gradients,
+    quantization_of,
+    quantized_layers,
+)
 from hf_unlearn.models.sharding import whole_copy
 
 # Classes with one of these in their name predict labels that are the task's own: their heads train with the adapter.
@@ -132,9 +147,13 @@ def _apply(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
 
 
 def wants_adapter(model: nn.Module, peft_config: PeftConfig | Literal["auto"] | None, by_default: bool) -> bool:
-    """Whether a model gets a new adapter: by default or asked for, and without one so far."""
-    is_wanted = by_default if peft_config == "auto" else peft_config is not None
-    return is_wanted and not isinstance(model, PeftModel)
+    """Whether a model gets a new adapter: by default or asked for, and without one so far.
+
+    By default a quantised model does, whose own weights cannot train.
+    """
+    if isinstance(model, PeftModel):
+        return False
+    return by_default or quantization_of(model) is not None if peft_config == "auto" else peft_config is not None
 
 
 def adapted(
@@ -143,11 +162,15 @@ def adapted(
     """The model that is trained: with a new adapter where `wants_adapter` says so, otherwise as it is.
 
     Raises:
-        ValueError: a configuration for a model that already has an adapter; nothing of the model trains.
+        ValueError: a configuration for a model that already has an adapter; nothing of the model trains; quantised
+            layers that do not compute here.
     """
     has_adapter = isinstance(model, PeftModel)
     if has_adapter and peft_config not in ("auto", None):
         raise ValueError("peft_config: the model already has an adapter; merge it first, or leave peft_config out")
+    pass_gradients(model)
+    if has_adapter:
+        check_layers(model)
     if wants_adapter(model, peft_config, by_default):
         model = add_adapter(model, peft_config or "auto")  # type: ignore[arg-type]
     if not any(p.requires_grad for p in model.parameters()):
@@ -164,12 +187,14 @@ def merged(model: PeftModel) -> PreTrainedModel:
     that trained with the adapter (`modules_to_save`) replace the original ones. All weights require gradients: PEFT
     froze them and does not store whether they did before.
 
+    A quantised base is dequantised first, to its own dtype: the model that is returned is quantised no more.
+
     Takes the memory of a second model, plus float32 copies of the adapted layers while merging.
 
     Raises:
         ValueError: a merged weight is not finite.
     """
-    clone: Any = whole_copy(model)
+    clone = dequantized_copy(model)
     adapted: dict[str, Any] = {
         n: module for n, module in clone.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)
     }
@@ -191,6 +216,24 @@ def merged(model: PeftModel) -> PreTrainedModel:
     for name, tensor in plain.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
     return plain.requires_grad_(True)
+
+
+def dequantized_copy(model: PeftModel) -> PeftModel:
+    """A copy of a model with its active adapter; a quantised base is dequantised, to its own dtype.
+
+    PEFT itself would round the weights that it merges again.
+    """
+    if quantization_of(model) is None:
+        return cast(PeftModel, whole_copy(model))
+    name: Any = model.active_adapter
+    # What is in the memo is not copied: the quantised weights, which optimum-quanto could not copy.
+    shared = {id(layer.weight): layer.weight for layer in quantized_layers(model).values()}
+    base: Any = copy.deepcopy(model.get_base_model(), shared)
+    remove_adapter(base, {})
+    dequantize(base)
+    plain = get_peft_model(base, copy.deepcopy(model.active_peft_config), adapter_name=name)
+    set_peft_model_state_dict(plain, get_peft_model_state_dict(model, adapter_name=name), adapter_name=name)
+    return plain
 
 
 def outside_body(model: PreTrainedModel) -> list[str]:

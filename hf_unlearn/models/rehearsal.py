@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_unlearn.models.adapter_checks import kind_of
 from hf_unlearn.models.adapters import merged
+from hf_unlearn.models.quantization import quantization_of
 
 # The outputs of a model on a fixed batch, flat, in eval mode and without gradient.
 Forward = Callable[[nn.Module], Tensor]
@@ -19,6 +20,8 @@ Forward = Callable[[nn.Module], Tensor]
 STEP = 0.05
 # Outputs beyond are masks (float32's lowest, -infinity), not logits.
 LARGEST_OUTPUT = 1e6
+# LLM.int8() multiplies with activations of 8 bits; once merged, the model does not.
+INT8_RESOLUTION = 2**-7
 
 
 def rehearse(model: PeftModel, forward: Forward, *, added: bool) -> None:
@@ -126,9 +129,10 @@ def _without_adapter(model: PeftModel, forward: Forward) -> Tensor:
 
 
 def _resolution(model: nn.Module) -> float:
-    """The relative step of the coarsest dtype among the weights, and of float32, in which outputs are compared."""
+    """The relative step of the coarsest dtype among the weights, of float32, or of activations that layers round."""
     dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()} | {torch.float32}
-    return max(torch.finfo(dtype).eps for dtype in dtypes)
+    steps = [torch.finfo(dtype).eps for dtype in dtypes]
+    return max(*steps, INT8_RESOLUTION if quantization_of(model) is not None else 0.0)
 
 
 def _scale(outputs: Tensor) -> float:

@@ -37,7 +37,7 @@ from hf_unlearn.models.eval_mode import EvalMode
 from hf_unlearn.models.finite import check_finite_weights
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.precision import train_in_float32
-from hf_unlearn.models.quantization import check_not_quantized
+from hf_unlearn.models.quantization import check_not_quantized, check_takes_adapter
 from hf_unlearn.models.types import Model, ProcessingClass
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.graph_parameters import reachable_parameters
@@ -76,8 +76,8 @@ class UnlearningTrainer(SearchingMixin):
 
     Args:
         model: a model of transformers, a `PeftModel`, or the name of a checkpoint, which trains in float32 where all
-            of its weights train. A model that you have loaded keeps its dtype. Quantised ones only train adapters that
-            you have put on them.
+            of its weights train. A model that you have loaded keeps its dtype. A quantised one gets an adapter, and is
+            dequantised when it is saved.
         forget_ds: the samples to forget, ready for the model, as `Trainer` wants them.
         retain_ds: the samples to keep, or a part of them; also a stream, a `datasets.IterableDataset` of any length.
         args: `hf_unlearn.UnlearningArguments`.
@@ -158,7 +158,7 @@ class UnlearningTrainer(SearchingMixin):
         # Everything is checked before the model is touched; with model_init, on a model that is dropped afterwards.
         first_model = self._first_model(model)
         if not isinstance(first_model, PeftModel):
-            check_not_quantized(first_model, "model", "cannot be trained, nor take a merged adapter")
+            check_takes_adapter(first_model)
         check_finite_weights(first_model)
         if self.after is not None:
             check_goes_on(self.after, first_model)
@@ -170,6 +170,10 @@ class UnlearningTrainer(SearchingMixin):
         )  # fmt: skip
         self.method, self.target_kind = setup.method, setup.target_kind
         adds_adapter = wants_adapter(first_model, peft_config, self.method.lora_by_default)
+        if not isinstance(first_model, PeftModel) and self.method.needs_full_weights:
+            check_not_quantized(first_model, "model", f"cannot be trained, which {args.method} does")
+        if not isinstance(first_model, PeftModel) and not adds_adapter:
+            check_not_quantized(first_model, "model", "cannot be trained", "leave peft_config out, for an adapter")
         if isinstance(model, str) and not adds_adapter:
             train_in_float32(cast(PreTrainedModel, first_model), model)
         # Before the model gets its adapter: a refused model is left as it was.

@@ -69,25 +69,33 @@ def bitsandbytes(model):
         return tf.AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
 
 
-MADE = {
+REFUSED = {
     dynamic: r"torch\.ao\.quantization", integers: "weights of int8", float8: "weights of float8_e4m3fn",
-    packed: "PackedTensor", said: "gptq", torchao: "Int8Tensor", quanto: "WeightQBytesTensor|weights of int8",
-    bitsandbytes: "bitsandbytes",
+    packed: "PackedTensor", said: "gptq",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("quantise", MADE)
-def test_quantised_models_are_refused_before_the_run(quantise, tmp_path):
+@pytest.mark.parametrize("quantise", REFUSED)
+def test_quantised_models_that_take_no_merged_adapter_are_refused_before_the_run(quantise, tmp_path):
     model = quantise(tiny.make("llama")[0])
     samples = tiny.Samples(tiny.samples(tiny.make("llama")[1](8)))
-    quantised = rf"the model is quantised \(({MADE[quantise]})\), and its weights"
+    quantised = rf"the model is quantised \(({REFUSED[quantise]})\)"
     for method in ("nabla_tau", "orthograd"):
         args = UnlearningArguments(str(tmp_path / "out"), method=method, use_cpu=True)
-        with pytest.raises(ValueError, match=rf"^model: {quantised} cannot be trained, nor take a merged adapter"):
+        with pytest.raises(ValueError, match=rf"^model: {quantised}, .*; use bitsandbytes, optimum-quanto or"):
             UnlearningTrainer(model, samples, samples, args)
-    with pytest.raises(ValueError, match=rf"^relearning: {quantised} cannot be trained"):
+    with pytest.raises(ValueError, match=rf"^relearning: {quantised}, and its weights cannot be trained"):
         audit(model, forget_ds=samples, retain_ds=samples, unseen_ds=samples, relearning=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("quantise", [torchao, quanto, bitsandbytes])
+def test_all_weights_of_a_quantised_model_do_not_train(quantise, unlearn):
+    model = quantise(tiny.make("llama")[0])
+    with pytest.raises(ValueError, match=r"^model: .* quantised .* cannot be trained; leave peft_config out"):
+        unlearn("llama", model=model, method="nabla_tau", peft_config=None)
+    with pytest.raises(ValueError, match=r"cannot be trained, which l1_sparse does; load it without quantisation"):
+        unlearn("llama", model=model, method="l1_sparse")
 
 
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
