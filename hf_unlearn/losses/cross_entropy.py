@@ -100,6 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grads is not None:
                 probs.div_(total).scatter_add_(1, targets, torch.full_like(total, -1))
                 grads[part] = probs.to(weight.dtype) @ weight
+            del logits, probs  # before the next chunk's are formed
         ctx.at_once = at_once
         ctx.save_for_backward(*((grads,) if at_once else (hidden, weight, bias, labels, normalizers)))
         ctx.mark_non_differentiable(normalizers, correct)
@@ -127,6 +128,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(scaled.T, hidden[part])
             elif grad_weight is not None:
                 grad_weight += scaled.T @ hidden[part]
+            del scaled
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),

@@ -1,4 +1,4 @@
-"""Weights that are no numbers."""
+"""Weights that are no numbers, or not there."""
 
 from __future__ import annotations
 
@@ -19,4 +19,21 @@ def check_finite_weights(model: nn.Module) -> None:
         raise ValueError(
             f"model: {len(broken)} of its {len(weights)} weight tensors hold nan or infinity, {broken[0]!r} first; "
             "load weights that are whole"
+        )
+
+
+def check_not_offloaded(model: nn.Module) -> None:
+    """Refuse a model whose weights accelerate keeps elsewhere between calls (`device_map` with "cpu" or "disk").
+
+    They can be run, not hashed, compared or merged with an adapter.
+
+    Raises:
+        ValueError: how many tensors are elsewhere.
+    """
+    hooked = [module for module in model.modules() if hasattr(module, "_hf_hook")]
+    away = sum(p.is_meta for module in hooked for p in module.parameters(recurse=False))
+    if away:
+        raise ValueError(
+            f"model: {away} of its weight tensors are offloaded (device_map with 'cpu' or 'disk'), and could be "
+            "neither hashed nor merged with an adapter; load it in 4 or 8 bits, or use FSDP and its CPU offload"
         )

@@ -20,6 +20,7 @@ from hf_unlearn.models.sharding import local_part, spread_again
 from hf_unlearn.per_sample.loop import batch_size
 from hf_unlearn.targets import DistributionTarget, Objective
 from hf_unlearn.trainer.cost import CostCounter
+from hf_unlearn.trainer.memory import Footprint, MemoryPrediction, footprint, predict
 from hf_unlearn.trainer.pace import MIN_WINDOW, Observation
 
 Batch = Mapping[str, Any]
@@ -251,9 +252,28 @@ class LossStep:
         means = self.accelerator.gather(means).view(-1, len(names)).mean(0) if names else means
         return dict(zip(names, means.tolist(), strict=True))
 
-    def _scores(self, objective: Objective, model: nn.Module, batch: Batch, index: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_memory(self, model: Any, inputs: Batch, optimizer: Any, copies: int) -> MemoryPrediction:
+        """The peak memory of the step of which `inputs` is a batch; see `hf_unlearn.trainer.memory.predict`."""
+        forget = self._footprint(self.objective, model, inputs["forget"], inputs["index"])
+        retain = self._footprint(self.retain_objective, model, inputs["retain"], NO_INDEX)
+        return predict(model, optimizer, forget, retain, copies=copies)
+
+    def _footprint(
+        self, objective: Objective, model: nn.Module, batch: Batch, index: Tensor, samples: int | None = None
+    ) -> Footprint:
+        def run(part: Batch) -> tuple[Any, Tensor]:
+            self.cost.add("measuring", batch_size(part) * (1 + objective.teacher_passes))
+            outputs = self._run(objective, model, part)
+            return outputs, objective.scores(outputs, part, self.head, index[: batch_size(part)])[0]
+
+        return footprint(model, run, batch, batch_size(batch) if samples is None else samples)
+
+    def _run(self, objective: Objective, model: nn.Module, batch: Batch) -> Any:
         extra = {"output_hidden_states": True} if objective.hidden_states else {}
-        outputs = self.head.run(model, batch, logits=objective.logits, **extra)
+        return self.head.run(model, batch, logits=objective.logits, **extra)
+
+    def _scores(self, objective: Objective, model: nn.Module, batch: Batch, index: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self._run(objective, model, batch)
         scores, losses = objective.scores(outputs, batch, self.head, index)
         self.cost.add("steps", batch_size(batch), gradient=torch.is_grad_enabled())
         self.cost.add("steps", batch_size(batch) * objective.teacher_passes)

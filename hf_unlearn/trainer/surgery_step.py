@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +20,8 @@ from hf_unlearn.per_sample.loop import Batch, batch_size
 from hf_unlearn.per_sample.projection import cone_coefficients
 from hf_unlearn.targets import Objective
 from hf_unlearn.trainer.cost import CostCounter
-from hf_unlearn.trainer.loss_step import LossStep
+from hf_unlearn.trainer.loss_step import NO_INDEX, LossStep
+from hf_unlearn.trainer.memory import MemoryPrediction, Surgery, predict
 
 # Retain samples recorded at once, unless the forget batch is larger: the memory that it needs is there.
 CHUNK = 32
@@ -73,14 +75,38 @@ class SurgeryStep(LossStep):
             `Trainer` makes of it ends there, and what else `Trainer` does around a batch goes on as for any method.
         """
         share = self._add_forget_gradient(inputs)
-        chunk_size = max(CHUNK, batch_size(inputs["forget"]))
-        self.retain_losses.append(self.basis.add(inputs["retain"], chunk_size, self.num_batches) / self.loss_scale)
+        recorded = self.basis.add(inputs["retain"], self._chunk_size(inputs), self.num_batches)
+        self.retain_losses.append(recorded / self.loss_scale)
         retain_loss = self.retain_losses[-1].mean()
         self.record(retain_loss=retain_loss, retain_weight=retain_weight)
         if is_last:
             self._write_gradient(retain_weight)
         forget_loss = share * self.num_batches * self.accelerator.num_processes
         return ((1 - retain_weight) * forget_loss + retain_weight * retain_loss).detach().requires_grad_()
+
+    def _chunk_size(self, inputs: Batch) -> int:
+        """How many retain samples of a batch are recorded at once, at most."""
+        return max(CHUNK, batch_size(inputs["forget"]))
+
+    def predict_memory(self, model: nn.Module, inputs: Batch, optimizer: Any, copies: int) -> MemoryPrediction:
+        """As `LossStep.predict_memory`."""
+        size = batch_size(inputs["retain"])
+        at_once = min(size, self._chunk_size(inputs))
+        # A sample alone, and all of them by the loop, have a backward pass each, of which the gradient is kept.
+        is_alone = at_once == 1 or (self.per_sample.engine == "loop" and not self.per_sample.sharded)
+        at_once = 1 if is_alone else at_once
+        chunks = -(-size // at_once) * self.num_batches
+        forget = self._footprint(self.objective, model, inputs["forget"], inputs["index"])
+        retain = self._footprint(self.retain_objective, model, inputs["retain"], NO_INDEX, at_once)
+        if is_alone:
+            trained = sum(p.numel() * p.element_size() for p in self.per_sample.parameters.values())
+            retain = replace(retain, backprops=0.0, factors=float(trained), formed=0.0)
+        surgery = Surgery(
+            chunks=min(chunks, 2) if self.basis.cache == "recompute" else chunks,
+            samples=size * self.num_batches * self.accelerator.num_processes,
+            geometries=len(self.per_sample.parameters) if self.per_tensor else 1,
+        )
+        return predict(model, optimizer, forget, retain, copies=copies, surgery=surgery)
 
     def _add_forget_gradient(self, inputs: Batch) -> Tensor:
         """Add the gradient of the batch's share of the forgetting objective to the step's; returns the share."""

@@ -34,7 +34,7 @@ from hf_unlearn.methods import SurgeryMethod
 from hf_unlearn.models.adapter_checks import gradient_flags, remove_adapter
 from hf_unlearn.models.adapters import adapted, wants_adapter
 from hf_unlearn.models.eval_mode import EvalMode
-from hf_unlearn.models.finite import check_finite_weights
+from hf_unlearn.models.finite import check_finite_weights, check_not_offloaded
 from hf_unlearn.models.loading import load_model
 from hf_unlearn.models.precision import train_in_float32
 from hf_unlearn.models.quantization import check_not_quantized, check_takes_adapter
@@ -51,6 +51,7 @@ from hf_unlearn.trainer.cost import CostCounter, warn_of_cost
 from hf_unlearn.trainer.defaults import resolve_defaults
 from hf_unlearn.trainer.guard import DivergenceGuard
 from hf_unlearn.trainer.loss_step import LossStep, copy_weights, trainable_parameters
+from hf_unlearn.trainer.memory import MemoryPrediction, warn_of_memory
 from hf_unlearn.trainer.outcome import Outcome, outcome_of
 from hf_unlearn.trainer.processes import check_processes, check_rules
 from hf_unlearn.trainer.searching import SearchingMixin
@@ -107,9 +108,14 @@ class UnlearningTrainer(SearchingMixin):
         optimizer_cls_and_kwargs: class and arguments of the optimizer.
         preprocess_logits_for_metrics: what `compute_metrics` gets of the logits.
 
+    Attributes:
+        memory: what the first step of the last run was predicted to take; None before it, and of sharded weights.
+
     Raises:
         ValueError: one line that names the argument, what was found and what to do.
     """
+
+    memory: MemoryPrediction | None = None
 
     def __init__(
         self,
@@ -157,6 +163,7 @@ class UnlearningTrainer(SearchingMixin):
         self.peft_config, self.model_init = peft_config, model_init  # type: ignore[assignment]
         # Everything is checked before the model is touched; with model_init, on a model that is dropped afterwards.
         first_model = self._first_model(model)
+        check_not_offloaded(first_model)
         if not isinstance(first_model, PeftModel):
             check_takes_adapter(first_model)
         check_finite_weights(first_model)
@@ -315,6 +322,8 @@ class UnlearningTrainer(SearchingMixin):
             self._set_mode()
             with self.compute_loss_context_manager():
                 on_device = [self._prepare_inputs(batch) for batch in batches]
+                if self.memory is None and not self._is_sharded:
+                    self.memory = self._predict_memory(on_device[0], len(on_device))
                 self.step.prepare_step(self._forward_model, on_device, self._retain_weight())
         return batches, None
 
@@ -339,6 +348,17 @@ class UnlearningTrainer(SearchingMixin):
             self.guard.check_step(parameters, self.step.retain_losses, self.state.global_step)
             self._observe_step()
         return loss
+
+    def _predict_memory(self, inputs: Any, num_batches: int) -> MemoryPrediction:
+        """What the first step will take, said before it is taken; all processes call it."""
+        self.step.num_batches = num_batches
+        # Of weights that train the audit has the original ones, and the guard the last good ones.
+        copies = 2 + (self.method.original_model is not None and not self.added_adapter)
+        prediction = self.step.predict_memory(self.model, inputs, self.optimizer, copies)
+        if self.is_world_process_zero():
+            logger.info(prediction.sentence)
+            warn_of_memory(prediction, self.args.device)
+        return prediction
 
     def _set_mode(self) -> None:
         if self.method.trains_in_eval_mode:
@@ -384,7 +404,7 @@ class UnlearningTrainer(SearchingMixin):
         if resume_from_checkpoint and not self.method.is_iterative:
             raise ValueError(f"resume_from_checkpoint: {self.args.method} takes no steps, there is nothing to resume")
         self._read_hyperparameters()
-        self.pace, self._has_begun = None, False
+        self.pace, self._has_begun, self.memory = None, False, None
         checkpoint = self._resolve_checkpoint(resume_from_checkpoint)
         self.cost = CostCounter()
         try:
