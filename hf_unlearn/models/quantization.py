@@ -133,7 +133,7 @@ def dequantized(layer: nn.Linear) -> Tensor:
         import bitsandbytes
 
         return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
-    if kind == "Int8Params":  # the largest of each row is 127
+    if kind == "Int8Params":  # the largest of each output is 127
         state: Any = layer.state
         largest = weight.SCB if state.SCB is None else state.SCB
         return weight.data * (largest / 127)[:, None]

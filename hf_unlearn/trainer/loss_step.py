@@ -262,8 +262,9 @@ class LossStep:
         self, objective: Objective, model: nn.Module, batch: Batch, index: Tensor, samples: int | None = None
     ) -> Footprint:
         def run(part: Batch) -> tuple[Any, Tensor]:
-            self.cost.add("measuring", batch_size(part) * (1 + objective.teacher_passes))
             outputs = self._run(objective, model, part)
+            if len(index) not in (0, batch_size(batch)):  # other answers follow the forget samples
+                return outputs, self.head.losses(outputs, part)
             return outputs, objective.scores(outputs, part, self.head, index[: batch_size(part)])[0]
 
         return footprint(model, run, batch, batch_size(batch) if samples is None else samples)

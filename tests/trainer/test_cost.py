@@ -85,7 +85,9 @@ def test_the_count_is_that_of_the_samples_that_went_through_the_model(unlearn, m
     trainer.train()
     # A language model shows once, with two samples, that its logits at some positions are those at all of them.
     shown = 4 if settings.get("name") == "gpt2" else 0
-    assert trainer.outcome.cost.sample_passes == sum(seen) - shown
+    # Nor is it counted that the memory of one and two samples of each dataset is traced: forward alone, with a graph.
+    traced = 2 * (1 + 2) * (4 if method in ("scrub", "rmu") else 3)
+    assert trainer.outcome.cost.sample_passes == sum(seen) - shown - traced
 
 
 def test_planned_steps_are_those_that_are_counted(unlearn):
