@@ -63,7 +63,10 @@ def build(size: str, nf4: bool, tokens: int) -> LlamaForCausalLM:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-        return AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantization)
+        quantised = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantization)
+    for p in quantised.parameters():  # or the file of the weights before they were quantised stays in memory
+        p.data = p.data.clone() if p.is_floating_point() else p.data
+    return quantised
 
 
 class Peak(TrainerCallback):
