@@ -44,9 +44,9 @@ class Footprint:
     """What a forward pass of some samples leaves in memory until its backward pass, in bytes.
 
     Attributes:
-        saved: tensors that autograd saved, without weights; with activation checkpointing also those of the one layer
-            that runs again.
-        widest: the largest of them.
+        saved: tensors that autograd saved, without weights.
+        again: with activation checkpointing, those of the one layer that runs again in the backward pass.
+        widest: the largest of all these.
         backprops: outputs of layers that train; their gradients take as much.
         factors: activations and backprops of layers that train, or their gradients where those are smaller.
         formed: gradients of the samples by layers of which the factors are kept.
@@ -55,6 +55,7 @@ class Footprint:
     """
 
     saved: float
+    again: float
     widest: float
     backprops: float
     factors: float
@@ -161,9 +162,9 @@ def predict(
         a pass that records gradients            F + L + A + the larger of logits and work + B
         the geometry, of methods that combine    F + formed + 3 T + 4 L + 8 k^2
 
-    The work is on the gradients of the widest activations; 3 T are the step, and the weights on either side of it, of
-    which a log of its angle to the retain gradients is made, 4 L a tensor of it in float64 and its squares; formed are
-    gradients of samples, as many numbers as F has at most.
+    The work is the gradients of the widest activations, and with checkpointing the activations of one layer; 3 T are
+    the step, and the weights on either side of it, of which a log of its angle to the retain gradients is made, 4 L a
+    tensor of it in float64 and its squares; formed are gradients of samples, as many numbers as F has at most.
 
     Args:
         model: whose weights are there.
@@ -194,7 +195,7 @@ def predict(
 
 def _pass(base: MemoryPrediction, largest: float, footprint: Footprint, records: bool = False) -> MemoryPrediction:
     """The backward pass of some samples: logits are gone when the gradients of activations come."""
-    work, backprops = WORKING * footprint.widest, footprint.backprops if records else 0.0
+    work, backprops = footprint.again + WORKING * footprint.widest, footprint.backprops if records else 0.0
     phase = replace(base, gradients=base.gradients + largest, activations=footprint.saved)
     if footprint.logits_at_once >= work + backprops:
         return replace(phase, logits=footprint.logits_at_once)
@@ -218,15 +219,15 @@ def _traced(model: nn.Module, run: Run, batch: Batch) -> Footprint:
     weights, calls, checkpointed = _storages(model), _Calls(), _Checkpointed()
     with calls.watch(model), checkpointed.watch(model), _saved_tensors(weights) as saved:
         outputs, scores = run(batch)
-    sizes = list(saved.values())
+    again: dict[int, float] = {}
     if checkpointed.again is not None:
-        with _saved_tensors(weights) as of_layer:
+        with _saved_tensors(weights) as again:
             checkpointed.again()
-        sizes += of_layer.values()
     del scores
     factors, formed = calls.factors(batch_size(batch))
+    widest = max((*saved.values(), *again.values()), default=0.0)
     return Footprint(
-        sum(sizes), max(sizes, default=0.0), calls.outputs, factors, formed, *_logits(outputs)
+        sum(saved.values()), sum(again.values()), widest, calls.outputs, factors, formed, *_logits(outputs)
     )  # fmt: skip
 
 

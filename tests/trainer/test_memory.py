@@ -54,8 +54,8 @@ def test_the_terms_of_a_prediction():
     model.first.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     weights, trained, largest = 4 * (6 * 8 + 8 + 8 * 4 + 4), 4 * (8 * 4 + 4), 4 * 8 * 4
-    forget = Footprint(100, 10, 0, 0, 0, 0, 0)
-    retain = Footprint(1000, 10, 50, 400, 900, 20, 0)
+    forget = Footprint(100, 0, 10, 0, 0, 0, 0, 0)
+    retain = Footprint(1000, 0, 10, 50, 400, 900, 20, 0)
     loss = predict(model, optimizer, forget, retain, copies=2)
     assert loss == MemoryPrediction(weights, 2 * trained, 2 * trained, trained + largest, 1000, 0, 0, 40)
     surgery = Surgery(chunks=5, samples=10, geometries=2)
