@@ -1,7 +1,7 @@
 """LoRA adapters: the default for each architecture, adding an adapter, and merging it into a plain model."""
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from accelerate.utils import recursively_apply
 from peft import (
