@@ -34,6 +34,10 @@ class PacingMixin(ResumingMixin):
 
             self.lr_scheduler = LambdaLR(cast(torch.optim.Optimizer, optimizer or self.optimizer), rate)
             self._created_lr_scheduler = True
+        if self.is_deepspeed_enabled:
+            zero: Any = getattr(optimizer or self.optimizer, "optimizer", None)  # within accelerate's wrapper
+            if zero is not None and not hasattr(zero, "defaults"):  # which falling rates are read from
+                zero.defaults = zero.optimizer.defaults
         return super().create_scheduler(num_training_steps, optimizer)
 
     @property
