@@ -14,10 +14,13 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +28,6 @@ import torch
 import transformers as tf
 from accelerate import Accelerator
 
-import hf_unlearn
 from hf_unlearn.losses import head_of
 from hf_unlearn.methods import METHODS, RunInfo
 from hf_unlearn.methods.surgery import Geometry
@@ -39,6 +41,7 @@ from hf_unlearn.trainer.surgery_step import SurgeryStep, combined_gradient
 RESULTS = Path(__file__).parent / "results" / "per_sample"
 VIT = {"num_labels": 10, "image_size": 224, "patch_size": 16}
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+SEED = 0
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -54,9 +57,9 @@ def speech(k, seed):
     return {"input_features": features, "labels": torch.randint(10, 50000, (k, 24), generator=generator)}
 
 
-def text(tokens):
+def text(tokens, vocabulary=49152):
     def batch(k, seed):
-        ids = torch.randint(10, 50000, (k, tokens), generator=torch.Generator().manual_seed(seed))
+        ids = torch.randint(10, vocabulary, (k, tokens), generator=torch.Generator().manual_seed(seed))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
     return batch
@@ -73,8 +76,26 @@ def whisper():
     ))  # fmt: skip
 
 
-def gpt2():
-    return tf.GPT2LMHeadModel(tf.GPT2Config())
+def gpt2(**size):
+    return lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**size))
+
+
+# A decoder whose output layer is most of its work, as in language models of a hundred million weights.
+DECODER = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 3, "num_key_value_heads": 3}
+
+
+def llama():
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**DECODER, vocab_size=49152, num_hidden_layers=4))
+
+
+def mixtral():
+    return tf.MixtralForCausalLM(
+        tf.MixtralConfig(**DECODER, vocab_size=4096, num_hidden_layers=2, num_local_experts=8, num_experts_per_tok=2)
+    )
+
+
+def mamba():
+    return tf.MambaForCausalLM(tf.MambaConfig(hidden_size=192, vocab_size=4096, num_hidden_layers=2))
 
 
 # name: (description, model, batch, with adapters)
@@ -84,9 +105,19 @@ CASES = {
     "whisper-lora": ("Whisper-tiny, LoRA, 500 frames", whisper, speech, True),
     "vit-all": ("ViT of 11 M weights, all of them, 197 tokens", vit(6, **SMALL), images, False),
     "vit-all-2": ("ViT of 11 M weights, 2 of its 6 layers, all of them, 197 tokens", vit(2, **SMALL), images, False),
-    "gpt2-lora": ("GPT-2 of 124 M weights, LoRA, 512 tokens", gpt2, text(512), True),
-    "gpt2-all": ("GPT-2 of 124 M weights, all of them, 512 tokens", gpt2, text(512), False),
-}
+    "vit-lora-1": ("ViT-base, 1 of its 12 layers, LoRA, 197 tokens", vit(1), images, True),
+    "gpt2-lora": ("GPT-2 of 124 M weights, LoRA, 512 tokens", gpt2(), text(512), True),
+    "gpt2-all": ("GPT-2 of 124 M weights, all of them, 512 tokens", gpt2(), text(512), False),
+    "gpt2-small": (
+        "GPT-2 of 3 M weights, all of them, 64 tokens", gpt2(n_layer=2, n_embd=256, n_head=4, vocab_size=4096),
+        text(64, 4096), False,
+    ),
+    "llama-lora": ("Llama of 4 layers, width 192, 49 k words, LoRA, 48 tokens", llama, text(48), True),
+    "mixtral-all": (
+        "Mixtral of 2 layers, width 192, 8 experts, all weights, 64 tokens", mixtral, text(64, 4096), False
+    ),
+    "mamba-all": ("Mamba of 2 layers, width 192, all weights, 64 tokens", mamba, text(64, 4096), False),
+}  # fmt: skip
 
 
 class Setup:
@@ -94,7 +125,7 @@ class Setup:
 
     def __init__(self, case, k):
         _, build, batch, adapters = CASES[case]
-        torch.manual_seed(0)
+        torch.manual_seed(SEED)
         model = build()
         if adapters:
             model = add_adapter(model)
@@ -121,6 +152,8 @@ class Setup:
     def descend(self, name, target=None):
         method = self.method(name)
         step = LossStep(method, self.head, self.accelerator, method.objective(target, None))
+        # As in a first step whose samples are all there are.
+        step.latest_scores, step.score_ages = torch.full((self.k,), torch.nan), torch.full((self.k,), -1.0)
         step.prepare_step(self.model, [self.pairs], 0.5)
         step.loss(self.model, self.pairs, 0.5, is_last=True).backward()
         return self.take_gradients()
@@ -170,7 +203,7 @@ class Setup:
             self.wrapped = GradSampleModule(self.model.train(), strict=False, loss_reduction="sum")
         self.wrapped.enable_hooks()
         self.losses(self.retain).sum().backward()
-        # Parameters outside of layers (class tokens) have no per-sample gradients here: zeros, which the error shows.
+        # Parameters that it has no per-sample gradients of: zeros, which the error shows.
         gradients = {
             n: p.new_zeros(self.k, *p.shape) if getattr(p, "grad_sample", None) is None else p.grad_sample
             for n, p in self.parameters.items()
@@ -178,6 +211,9 @@ class Setup:
         for p in self.parameters.values():
             p.grad = p.grad_sample = None
         self.wrapped.disable_hooks()
+        for name, g in gradients.items():
+            if len(g) != self.k:
+                raise ValueError(f"{name} has gradients of {len(g)} of {self.k} samples")
         return self.from_per_sample(gradients)
 
     def torchjd(self):
@@ -287,14 +323,20 @@ def resident(name):
     return int(line.split()[1]) * 1024
 
 
-def save(results):
+def save(results, command):
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
     path = RESULTS / f"{device.lower().replace(' ', '-')}.json"
     report = json.loads(path.read_text()) if path.exists() else {"results": []}
-    versions = {m.__name__: m.__version__ for m in (hf_unlearn, torch, tf)}
-    report |= {"device": device if DEVICE == "cuda" else platform.machine(), "versions": versions}
+    names = [
+        name
+        for name in ("hf-unlearn", "torch", "transformers", "opacus", "torchjd")
+        if find_spec(name.replace("-", "_"))
+    ]
+    report |= {"device": device if DEVICE == "cuda" else platform.machine(), "seed": SEED}
+    report["versions"] = {name: version(name) for name in names}
     report["threads"] = torch.get_num_threads()
     for result in results:
+        result["command"] = command
         key = (result["case"], result["k"])
         report["results"] = [other for other in report["results"] if (other["case"], other["k"]) != key] + [result]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,14 +350,17 @@ def main():
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gigabytes", type=int, default=14, help="address space of a process, on a CPU")
     parser.add_argument("--peak-of", choices=ENGINES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if DEVICE == "cpu":  # an engine that needs more fails, instead of all that runs on this machine
+        resource.setrlimit(resource.RLIMIT_AS, (options.gigabytes * 2**30,) * 2)
     if options.peak_of:
         return peak_of_this_process(options.case, options.k[0], options.peak_of)
     for k in options.k:
         result = run(options.case, k, options.engines, options.repeats)
-        save([result])
+        save([result], "python benchmarks/per_sample.py " + " ".join(sys.argv[1:]))
         print(json.dumps(result, indent=1), flush=True)
 
 

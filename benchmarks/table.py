@@ -21,6 +21,8 @@ FILES = {
 }
 # Keys of the files in results/compare and results/per_sample.
 RUNS, ENGINE = "runs", "hooks"
+# An update that differs by more than this, of its norm, is not the same one.
+WRONG = 1e-3
 ENGINES = {
     "nabla_tau": "∇τ step",
     ENGINE: "OrthoGrad step",
@@ -195,21 +197,28 @@ def per_sample_table():
     lines = []
     for path in sorted((RESULTS / "per_sample").glob("*.json")):
         report = json.loads(path.read_text())
-        engines = list(max((r["engines"] for r in report["results"]), key=len))[1:]
-        headings = " | ".join(ENGINES[engine] for engine in engines)
-        lines.append(f"| model | k | {headings} | error, OrthoGrad step against the loop |")
-        lines.append("|---" * (len(engines) + 3) + "|")
+        headings = " | ".join(ENGINES.values())
+        lines.append(f"| model | k | plain step | {headings} | error, OrthoGrad step against the loop |")
+        lines.append("|---" * (len(ENGINES) + 4) + "|")
+        reasons = {}
         for result in sorted(report["results"], key=lambda r: (r["case"], r["k"])):
-            shown = []
-            for engine in engines:
+            plain, shown = result["engines"]["grad_diff"], []
+            for engine, title in ENGINES.items():
                 measured = result["engines"].get(engine, {})
                 ran = f"{measured['time']:.2f}, {measured['memory']:.2f}" if "time" in measured else "-"
-                shown.append("cannot" if "failed" in measured else ran)
+                if measured.get("error", 0) > WRONG:
+                    ran += f", wrong by {measured['error']:.0%}"
+                if "failed" in measured:
+                    ran = "cannot"
+                    reasons[title, result["case"]] = measured["failed"]
+                shown.append(ran)
             error = result["engines"][ENGINE].get("error")
             error = "-" if error is None else f"{error:.0e}"
-            lines.append(f"| {result['case']} | {result['k']} | {' | '.join(shown)} | {error} |")
+            absolute = f"{plain['seconds']:.2g} s, {plain['peak_bytes'] / 2**20:.0f} MiB"
+            lines.append(f"| {result['case']} | {result['k']} | {absolute} | {' | '.join(shown)} | {error} |")
         versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-        lines.append(f"\nDevice: {report['device']}, {report['threads']} thread; {versions}.")
+        lines.append(f"\nDevice: {report['device']}, {report['threads']} thread; {versions}. What cannot be run:\n")
+        lines += [f"- {title}: {case} (`{reason[:100]}`)" for (title, case), reason in reasons.items()]
     return "\n".join(lines)
 
 
