@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from hf_unlearn.per_sample.factors import Dense, Factors, Outer, Scatter, rows_of
+from hf_unlearn.per_sample.experts import GroupedProduct
+from hf_unlearn.per_sample.factors import Dense, Factors, rows_of
+from hf_unlearn.per_sample.operations import BatchOperation, batch_operation, signed
 from hf_unlearn.per_sample.plan import GradientMismatch
 
 # Operations whose output has no batch axis when their inputs have none.
@@ -29,55 +31,6 @@ BATCH_FREE = {
 BROADCASTING = {"Expand", "Add", "Sub", "Mul", "Div", "Where"}
 # Operations whose result comes from parameters alone where their operands do.
 COMBINING = {"Add", "Sub", "Mul", "Div", "Cat"}
-
-
-@dataclass(frozen=True)
-class Broadcast:
-    """An operand that is broadcast over the batch; the gradient of the result is multiplied with `factor`."""
-
-    factor: Any
-
-    def factors(self, backprops: Tensor, shape: torch.Size, size: int) -> Factors:
-        """The per-sample gradients with respect to the operand.
-
-        Args:
-            backprops: gradient of the operation's result.
-            shape: of the operand.
-            size: samples in the batch.
-        """
-        grads = (backprops * self.factor).unflatten(0, (size, -1)).sum(1)  # shape: [k, ...]
-        padded = (1,) * (grads.dim() - len(shape)) + tuple(shape)
-        broadcast = [d for d in range(1, grads.dim()) if padded[d] == 1 and grads.shape[d] > 1]
-        return Dense((grads.sum(broadcast, keepdim=True) if broadcast else grads).reshape(size, *shape))
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """A table whose rows are looked up by the samples' ids [size, ...]; the row of `ignored` has no gradient."""
-
-    ids: Tensor
-    ignored: int
-
-    def factors(self, backprops: Tensor, shape: torch.Size, size: int) -> Factors:
-        """As `Broadcast.factors`."""
-        ids = self.ids.reshape(size, -1)
-        grads = backprops.reshape(*ids.shape, -1)
-        return Scatter(ids.masked_fill(ids == self.ignored, -1), grads, shape[0], backprops.dtype)
-
-
-@dataclass(frozen=True)
-class MatrixProduct:
-    """A matrix [in, out] that the samples' activations [size * t, in] are multiplied with."""
-
-    activations: Tensor
-
-    def factors(self, backprops: Tensor, shape: torch.Size, size: int) -> Factors:
-        """As `Broadcast.factors`."""
-        activations, grads = (v.unflatten(0, (size, -1)).unsqueeze(1) for v in (self.activations, backprops))
-        return Outer(activations, grads, backprops.dtype)  # shape: [k, 1, t, in], [k, 1, t, out]
-
-
-BatchOperation: TypeAlias = Broadcast | Lookup | MatrixProduct
 
 
 @dataclass(frozen=True)
@@ -194,9 +147,12 @@ class Graph:
                     kind, shape = _kind(consumer), _shape(node, output)
                     operation = None
                     if consumer not in batch_free:
-                        operation = _batch_operation(consumer, kind, slot, shape, size, name in tables)
+                        result = _shape(consumer, 0)
+                        operation = batch_operation(consumer, kind, slot, shape, result, size, name in tables)
                     if operation is not None:
                         edge, source = GradientEdge(consumer, 0), GradientEdge(node, output)
+                        if isinstance(operation, GroupedProduct) and _is_matrix_transpose(node):
+                            operation, source = operation.transposed(), GradientEdge(leaf, 0)
                         uses.append(ParameterUse(name, operation, edge, source, shape, _shape(consumer, 0), path))
                     elif kind in BATCH_FREE | BROADCASTING:
                         queue.append((consumer, 0, (*path, kind)))
@@ -217,54 +173,14 @@ class Graph:
         return found
 
 
-def _batch_operation(
-    node: Any, kind: str, slot: int, shape: torch.Size, size: int, is_table: bool
-) -> BatchOperation | None:
-    """How an operand meets the batch in this operation; None when it does not, or not in a known way.
-
-    Args:
-        node: of the operation in the graph.
-        kind: its name.
-        slot: number of the operand among its inputs.
-        shape: of the operand.
-        size: samples in the batch.
-        is_table: whether the operand is looked up by positions.
-    """
-    result = _shape(node, 0)
-    if not result or result[0] % size:
-        return None
-    if kind in ("Mm", "Addmm") and slot == (1 if kind == "Mm" else 2):
-        return MatrixProduct(node._saved_self if kind == "Mm" else node._saved_mat1)
-    if kind in ("Embedding", "Index") and not is_table:
-        return _lookup(node, kind, size, shape[0])
-    if len(shape) == len(result) and (shape[0] != 1 or result[0] == 1):
-        return None
-    if kind in ("Expand", "Add", "Addmm"):
-        return Broadcast(node._saved_alpha if kind == "Add" and slot == 1 else 1)
-    if kind == "Sub":
-        return Broadcast(1 if slot == 0 else -node._saved_alpha)
-    if kind == "Mul":
-        return Broadcast((node._saved_other if slot == 0 else node._saved_self).detach())
-    if kind == "Div":
-        other = node._saved_other.detach()
-        return Broadcast(1 / other if slot == 0 else -node._saved_self.detach() / other.square())
-    if kind == "Where":
-        return Broadcast(node._saved_condition if slot == 0 else ~node._saved_condition)
-    return None
-
-
-def _lookup(node: Any, kind: str, size: int, rows: int) -> Lookup | None:
-    """`weight[ids]` or an embedding called as a function, with ids that have the batch axis."""
-    if kind == "Embedding" and not node._saved_scale_grad_by_freq:
-        ids, ignored = node._saved_indices, node._saved_padding_idx
-    elif kind == "Index" and len(node._saved_indices) == 1:
-        ids, ignored = node._saved_indices[0], -1
-        ids = torch.where(ids < 0, ids + rows, ids)  # counted from the end
-    else:
-        return None
-    # Unsigned in the graph: -1 comes back as 2^64 - 1.
-    ignored = ignored if 0 <= ignored < 2**63 else -1
-    return Lookup(ids, ignored) if ids.dim() > 1 and ids.shape[0] % size == 0 else None
+def _is_matrix_transpose(node: Any) -> bool:
+    """Whether an operation swaps the last two axes of a parameter that has three."""
+    axes = {-2, -1}, {1, 2}
+    return (
+        _kind(node) == "Transpose"
+        and hasattr(node.next_functions[0][0], "variable")
+        and {signed(node._saved_dim0), signed(node._saved_dim1)} in axes
+    )
 
 
 def _kind(node: Node) -> str:

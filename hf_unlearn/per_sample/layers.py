@@ -94,15 +94,28 @@ def convolution(
     def weight() -> Factors:
         # What the layer itself pads with, also where its padding is "same".
         padded = F.pad(activations.to(dtype), module._reversed_padding_repeated_twice, mode)
-        columns = _patches(padded, module.kernel_size, module.dilation, module.stride)
-        columns = columns.unflatten(2, (groups, -1)).transpose(1, 2)  # shape: [k, groups, t, in / groups * kernel]
-        rows = backprops.flatten(2).unflatten(1, (groups, -1)).mT  # shape: [k, groups, t, out / groups]
-        return Outer(rows, columns, dtype)
+        return kernel_factors(padded, backprops, module.kernel_size, module.dilation, module.stride, groups, dtype)
 
     return {
         "weight": Lazy(weight, len(activations), activations.numel() + backprops.numel()),
         "bias": Dense(backprops.to(dtype).flatten(2).sum(2)),
     }
+
+
+def kernel_factors(
+    padded: Tensor,
+    backprops: Tensor,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    groups: int,
+    dtype: torch.dtype,
+) -> Outer:
+    """Of a convolution's weight, from its padded input [k, in, ...] and the gradient of its output [k, out, ...]."""
+    columns = _patches(padded, kernel, dilation, stride)
+    columns = columns.unflatten(2, (groups, -1)).transpose(1, 2)  # shape: [k, groups, t, in / groups * kernel]
+    rows = backprops.flatten(2).unflatten(1, (groups, -1)).mT  # shape: [k, groups, t, out / groups]
+    return Outer(rows, columns, dtype)
 
 
 def _patches(x: Tensor, kernel: Sequence[int], dilation: Sequence[int], stride: Sequence[int]) -> Tensor:

@@ -18,8 +18,11 @@ PHRASES = (
 )  # fmt: skip
 PER_SAMPLE = tuple(
     f"hf_unlearn/per_sample/{name}.py"
-    for name in ("factors", "fisher", "gram", "graph_parameters", "layers", "moves", "recorder", "verification")
-)
+    for name in (
+        "experts", "factors", "fisher", "gram", "graph_parameters", "layers", "moves", "operations", "recorder",
+        "verification",
+    )
+)  # fmt: skip
 REPORT_NAMES = ("charts.py", "comparison.py", "dashboard.py", "html_report.py", "tables.py")
 TEMPLATES = ("templates/audit.html", "templates/dashboard.html")
 REPORT = tuple(f"hf_unlearn/report/{name}" for name in (*REPORT_NAMES, *TEMPLATES))
