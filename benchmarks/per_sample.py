@@ -11,12 +11,13 @@ included where they are installed and can run the model.
 """
 
 import argparse
+import ctypes
 import json
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -42,6 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "per_sample"
 VIT = {"num_labels": 10, "image_size": 224, "patch_size": 16}
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 SEED = 0
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -105,14 +107,15 @@ CASES = {
     "whisper-lora": ("Whisper-tiny, LoRA, 500 frames", whisper, speech, True),
     "vit-all": ("ViT of 11 M weights, all of them, 197 tokens", vit(6, **SMALL), images, False),
     "vit-all-2": ("ViT of 11 M weights, 2 of its 6 layers, all of them, 197 tokens", vit(2, **SMALL), images, False),
-    "vit-lora-1": ("ViT-base, 1 of its 12 layers, LoRA, 197 tokens", vit(1), images, True),
+    "vit-all-1": ("ViT of 11 M weights, 1 of its 6 layers, all of them, 197 tokens", vit(1, **SMALL), images, False),
+    "vit-lora-1": ("ViT of 11 M weights, 1 of its 6 layers, LoRA, 197 tokens", vit(1, **SMALL), images, True),
     "gpt2-lora": ("GPT-2 of 124 M weights, LoRA, 512 tokens", gpt2(), text(512), True),
     "gpt2-all": ("GPT-2 of 124 M weights, all of them, 512 tokens", gpt2(), text(512), False),
     "gpt2-small": (
         "GPT-2 of 3 M weights, all of them, 64 tokens", gpt2(n_layer=2, n_embd=256, n_head=4, vocab_size=4096),
         text(64, 4096), False,
     ),
-    "llama-lora": ("Llama of 4 layers, width 192, 49 k words, LoRA, 48 tokens", llama, text(48), True),
+    "llama-lora": ("Llama of 4 layers, width 192, 49 k words, LoRA, 16 tokens", llama, text(16), True),
     "mixtral-all": (
         "Mixtral of 2 layers, width 192, 8 experts, all weights, 64 tokens", mixtral, text(64, 4096), False
     ),
@@ -253,6 +256,7 @@ ENGINES = ("grad_diff", "nabla_tau", "hooks", "loop", "vmap", "opacus", "torchjd
 
 
 def run(case, k, engines, repeats):
+    peaks = {engine: peak(case, k, engine) for engine in engines}
     setup, steps, expected = Setup(case, k), {}, None
     results = {engine: {} for engine in engines}
     for engine, result in results.items():
@@ -276,7 +280,7 @@ def run(case, k, engines, repeats):
             seconds[engine].append(timed(step))
     for engine, values in seconds.items():
         results[engine]["seconds"] = statistics.median(values)
-        results[engine]["peak_bytes"] = peak(case, k, engine, steps[engine])
+        results[engine]["peak_bytes"] = peaks[engine]
     for result in results.values():
         if "seconds" in result:
             for name, key in (("time", "seconds"), ("memory", "peak_bytes")):
@@ -297,25 +301,40 @@ def timed(step):
     return time.perf_counter() - started
 
 
-def peak(case, k, engine, step):
+def peak(case, k, engine):
+    """Peak memory of a step above what was there before it; on a CPU in a process of its own, which is forked."""
     if DEVICE == "cuda":
+        step = getattr(Setup(case, k), engine)
+        step()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=send_peak, args=(sender, case, k, engine))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:  # it has failed, as it will in this process, which says why
+        return None
+    finally:
+        process.join()
+
+
+def send_peak(sender, case, k, engine):
     # Freed memory must be returned at once, or the peak would be that of an earlier step.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, "--case", case, "--k", str(k), "--peak-of", engine]
-    return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1])
-
-
-def peak_of_this_process(case, k, engine):
+    libc = ctypes.CDLL(None)
+    for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        libc.mallopt(option, 2**16)
+    libc.malloc_trim(0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     step = getattr(Setup(case, k), engine)
     step()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     step()
-    print(resident("VmHWM") - before)
+    sender.send(resident("VmHWM") - before)
 
 
 def resident(name):
@@ -345,23 +364,21 @@ def save(results, command):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--case", choices=CASES, nargs="+", required=True)
     parser.add_argument("--k", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gigabytes", type=int, default=14, help="address space of a process, on a CPU")
-    parser.add_argument("--peak-of", choices=ENGINES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if DEVICE == "cpu":  # an engine that needs more fails, instead of all that runs on this machine
         resource.setrlimit(resource.RLIMIT_AS, (options.gigabytes * 2**30,) * 2)
-    if options.peak_of:
-        return peak_of_this_process(options.case, options.k[0], options.peak_of)
-    for k in options.k:
-        result = run(options.case, k, options.engines, options.repeats)
-        save([result], "python benchmarks/per_sample.py " + " ".join(sys.argv[1:]))
-        print(json.dumps(result, indent=1), flush=True)
+    for case in options.case:
+        for k in options.k:
+            result = run(case, k, options.engines, options.repeats)
+            save([result], "python benchmarks/per_sample.py " + " ".join(sys.argv[1:]))
+            print(json.dumps(result, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class GroupedProduct:
         return replace(self, is_transposed=True)
 
     def factors(self, backprops: Tensor, shape: torch.Size, size: int) -> GroupedOuter:
-        """As `hf_unlearn.per_sample.graph_parameters.Broadcast.factors`, of the parameter itself."""
+        """As `hf_unlearn.per_sample.operations.Broadcast.factors`, of the parameter itself."""
         count = int(self.ends[-1])  # rows after the last expert's take no part
         counts = self.ends.diff(prepend=self.ends.new_zeros(1))
         places = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
