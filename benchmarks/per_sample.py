@@ -255,8 +255,7 @@ class Setup:
 ENGINES = ("grad_diff", "nabla_tau", "hooks", "loop", "vmap", "opacus", "torchjd")
 
 
-def run(case, k, engines, repeats):
-    peaks = {engine: peak(case, k, engine) for engine in engines}
+def run(case, k, engines, repeats, peaks):
     setup, steps, expected = Setup(case, k), {}, None
     results = {engine: {} for engine in engines}
     for engine, result in results.items():
@@ -280,7 +279,7 @@ def run(case, k, engines, repeats):
             seconds[engine].append(timed(step))
     for engine, values in seconds.items():
         results[engine]["seconds"] = statistics.median(values)
-        results[engine]["peak_bytes"] = peaks[engine]
+        results[engine]["peak_bytes"] = peaks[case, k, engine]
     for result in results.values():
         if "seconds" in result:
             for name, key in (("time", "seconds"), ("memory", "peak_bytes")):
@@ -327,7 +326,6 @@ def send_peak(sender, case, k, engine):
     libc = ctypes.CDLL(None)
     for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
         libc.mallopt(option, 2**16)
-    libc.malloc_trim(0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     step = getattr(Setup(case, k), engine)
     step()
@@ -374,11 +372,13 @@ def main():
     torch.set_num_threads(options.threads)
     if DEVICE == "cpu":  # an engine that needs more fails, instead of all that runs on this machine
         resource.setrlimit(resource.RLIMIT_AS, (options.gigabytes * 2**30,) * 2)
-    for case in options.case:
-        for k in options.k:
-            result = run(case, k, options.engines, options.repeats)
-            save([result], "python benchmarks/per_sample.py " + " ".join(sys.argv[1:]))
-            print(json.dumps(result, indent=1), flush=True)
+    rows = [(case, k) for case in options.case for k in options.k]
+    # Before this process has made any model, or it would have memory to give to a process that it forks.
+    peaks = {(*row, engine): peak(*row, engine) for row in rows for engine in options.engines}
+    for case, k in rows:
+        result = run(case, k, options.engines, options.repeats, peaks)
+        save([result], "python benchmarks/per_sample.py " + " ".join(sys.argv[1:]))
+        print(json.dumps(result, indent=1), flush=True)
 
 
 if __name__ == "__main__":

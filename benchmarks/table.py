@@ -195,7 +195,7 @@ def heads_table():
 def per_sample_table():
     """Time and memory of every way to exact gradient surgery, relative to the plain gradient-difference step."""
     lines = []
-    for path in sorted((RESULTS / "per_sample").glob("*.json")):
+    for path in sorted((RESULTS / "per_sample").glob("*.json"), reverse=True):
         report = json.loads(path.read_text())
         headings = " | ".join(ENGINES.values())
         lines.append(f"| model | k | plain step | {headings} | error, OrthoGrad step against the loop |")
@@ -217,9 +217,11 @@ def per_sample_table():
             absolute = f"{plain['seconds']:.2g} s, {plain['peak_bytes'] / 2**20:.0f} MiB"
             lines.append(f"| {result['case']} | {result['k']} | {absolute} | {' | '.join(shown)} | {error} |")
         versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-        lines.append(f"\nDevice: {report['device']}, {report['threads']} thread; {versions}. What cannot be run:\n")
+        lines.append(f"\nDevice: {report['device']}, {report['threads']} thread; {versions}.")
+        lines += ["\nWhat cannot be run:\n"] if reasons else []
         lines += [f"- {title}: {case} (`{reason[:100]}`)" for (title, case), reason in reasons.items()]
-    return "\n".join(lines)
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
 TABLES = {
