@@ -260,8 +260,12 @@ def _saved_tensors(weights: Mapping[int, int]) -> Iterator[dict[int, float]]:
     sizes: dict[int, float] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if type(tensor) in (Tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return tensor.detach()
+        # A sparse tensor, as some adapters make, has no memory but that of its parts.
+        is_sparse = tensor.layout == torch.sparse_coo
+        for part in (tensor._indices(), tensor._values()) if is_sparse else (tensor,):
+            storage = part.untyped_storage()
             if storage.data_ptr() not in weights:
                 sizes[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # an output that its own operation held would never be freed

@@ -63,6 +63,9 @@ def check(words: list[str]) -> str:
     Recipes and scripts are those of the repository, configurations stand in the working directory.
     """
     if words[:2] == ["accelerate", "launch"]:
+        if words[2] == "--config_file":
+            assert (ROOT / words[3]).is_file(), words
+            words = [*words[:2], *words[4:]]
         assert words[2] == "my_script.py" or words[2:4] == ["-m", "hf_unlearn.cli"], words
         words = ["hf-unlearn", *words[4:]] if words[2] == "-m" else ["accelerate"]
     program, *rest = words
