@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_unlearn.models.adapter_checks import kind_of
 from hf_unlearn.models.adapters import merged
-from hf_unlearn.models.quantization import quantization_of
+from hf_unlearn.models.quantization import quantized_layers
 
 # The outputs of a model on a fixed batch, flat, in eval mode and without gradient.
 Forward = Callable[[nn.Module], Tensor]
@@ -63,7 +64,7 @@ def rehearse(model: PeftModel, forward: Forward, *, added: bool) -> None:
         ) from error
     finally:
         _put_back(trainable, weights)
-    noise = 32 * _resolution(model)
+    noise = 32 * resolution(model)
     if not _difference(original_again, original) <= noise * _scale(original):
         raise ValueError(
             f"{argument}: {kind} trains weights of the model itself, which with the adapter off is no longer the "
@@ -90,7 +91,7 @@ def check_outputs(saved: PreTrainedModel, trained: nn.Module, forward: Forward, 
     """
     expected = forward(trained)
     difference, scale = _difference(forward(saved), expected), _scale(expected)
-    if not difference <= 2 * _resolution(trained) ** 0.5 * scale:
+    if not difference <= 2 * resolution(trained) ** 0.5 * scale:
         raise ValueError(
             f"model: {description}, its outputs differ by up to {difference:.3g} from those of the model that was "
             f"trained (up to {scale:.3g}), so it is not released; trainer.model still has what was trained, "
@@ -128,11 +129,13 @@ def _without_adapter(model: PeftModel, forward: Forward) -> Tensor:
     return outputs
 
 
-def _resolution(model: nn.Module) -> float:
-    """The relative step of the coarsest dtype among the weights, of float32, or of activations that layers round."""
+def resolution(model: nn.Module) -> float:
+    """The relative step of the coarsest dtype in which a model computes, float32 at least, or rounds activations."""
+    layers: Any = quantized_layers(model).values()
     dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()} | {torch.float32}
-    steps = [torch.finfo(dtype).eps for dtype in dtypes]
-    return max(*steps, INT8_RESOLUTION if quantization_of(model) is not None else 0.0)
+    dtypes |= {layer.compute_dtype for layer in layers if getattr(layer, "compute_dtype", None)}  # of 4-bit layers
+    rounds = any(type(layer.weight).__name__ == "Int8Params" for layer in layers)
+    return max(INT8_RESOLUTION if rounds else 0.0, *(torch.finfo(dtype).eps for dtype in dtypes))
 
 
 def _scale(outputs: Tensor) -> float:

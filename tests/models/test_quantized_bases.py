@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from hf_unlearn.hub.record import verify
 from hf_unlearn.models.adapters import lora_config, merged
 from hf_unlearn.models.quantization import dequantized, pass_gradients, quantized_layers
+from hf_unlearn.models.rehearsal import resolution
 from hf_unlearn.per_sample import PerSampleGradients
 from hf_unlearn.per_sample.loop import loop_gradients
 
@@ -23,6 +24,10 @@ pytestmark = [
 
 def nf4():
     return tf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+def nf4_in_bfloat16():
+    return tf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def nested_nf4():
@@ -54,10 +59,11 @@ def quanto_int4():
 
 
 PACKAGES = {
-    nf4: "bitsandbytes", nested_nf4: "bitsandbytes", int8: "bitsandbytes", torchao_int8: "torchao",
+    nf4: "bitsandbytes", nf4_in_bfloat16: "bitsandbytes", nested_nf4: "bitsandbytes", int8: "bitsandbytes",
+    torchao_int8: "torchao",
     torchao_int8_activations: "torchao", quanto_int8: "optimum.quanto", quanto_int4: "optimum.quanto",
 }  # fmt: skip
-TRAINED = [config for config in PACKAGES if config is not torchao_int8_activations]
+TRAINED = [config for config in PACKAGES if config not in (torchao_int8_activations, nf4_in_bfloat16)]
 
 
 @pytest.fixture
@@ -89,7 +95,16 @@ def logits(model):
 
 
 @pytest.mark.parametrize(
-    ("config", "method"), [(nf4, "nabla_tau"), (nf4, "npo"), *((config, "orthograd") for config in TRAINED)]
+    ("config", "expected"),
+    [(nf4, torch.finfo(torch.float32).eps), (nf4_in_bfloat16, torch.finfo(torch.bfloat16).eps), (int8, 2**-7)],
+)
+def test_what_is_released_is_compared_as_exactly_as_the_layers_compute(config, expected, load):
+    assert resolution(load(config)) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [(nf4, "nabla_tau"), (nf4, "npo"), (nf4_in_bfloat16, "nabla_tau"), *((config, "orthograd") for config in TRAINED)],
 )
 def test_an_adapter_is_trained_and_what_is_released_is_a_plain_model(config, method, load, unlearn, tmp_path):
     model = load(config)
@@ -103,8 +118,8 @@ def test_an_adapter_is_trained_and_what_is_released_is_a_plain_model(config, met
     assert not quantized_layers(released) and "quantization_config" not in released.config.to_dict()
     trained, saved = logits(trainer.model), logits(released)
     assert (trained - logits(load(config))).norm() > 0.05 * trained.norm()
-    # LLM.int8() rounds activations; the merged model does not.
-    assert (trained - saved).norm() <= (1e-2 if config is int8 else 1e-6) * trained.norm()
+    # LLM.int8() rounds activations, bfloat16 as well; the merged model does not.
+    assert (trained - saved).norm() <= (1e-2 if config in (int8, nf4_in_bfloat16) else 1e-6) * trained.norm()
     assert verify(tmp_path / "released" / "unlearning.json", tmp_path / "released").matches
     inner = trainer.model.get_base_model()
     after = {name.removesuffix(".base_layer"): dequantized(layer) for name, layer in quantized_layers(inner).items()}
